@@ -38,7 +38,7 @@ def label(task: str, row: tuple[Scene, str, str, list[int], str | None]) -> int:
     text, answer = row[1:3]
     if task == "faster":
         return int(answer in text.split(" or ")[0])
-    return int(answer in ("left", "top", "yes"))
+    return int(answer in ("left", "top", "yes", "up"))
 
 
 def places(row: tuple[Scene, str, str, list[int], str | None], task: str, frame: float) -> list[float]:
@@ -49,8 +49,8 @@ def places(row: tuple[Scene, str, str, list[int], str | None], task: str, frame:
     angles = [2 * np.pi * c / side for i in asked for c, side in zip(scene.centre(scene.objects[i], frame), (32, 32), strict=True)]
     if task == "touch":
         angles = [angles[0] - angles[2], angles[1] - angles[3]]
-    if task == "where":
-        down = "top" in text
+    if task in ("where", "direction"):
+        down = "top" in text or "down" in text
         angles = [angles[down]]
     return [f(angle) for angle in angles for f in (np.cos, np.sin)]
 
@@ -92,6 +92,10 @@ def test_answers_agree_with_a_step_by_step_simulation(task: str) -> None:
         if task == "where":
             x, y = scene.centre(objects[0], SHOWN - 1 + AHEAD)
             assert answer in (("left" if x < 16 else "right"), ("top" if y < 16 else "bottom"))
+        elif task == "direction":
+            across, down = objects[0].vx, objects[0].vy
+            assert answer in (("left" if across < 0 else "right"), ("up" if down < 0 else "down"))
+            assert abs(down if answer in ("up", "down") else across) > 0.4 * np.hypot(across, down)
         elif task == "touch":
             times = np.linspace(SHOWN - 1, SHOWN - 1 + AHEAD, 8 * 40 + 1)
             ways = [np.abs(np.subtract(*(scene.centre(obj, t) for obj in objects))) for t in times]
@@ -152,6 +156,8 @@ def test_free_answers_about_motion_are_scored() -> None:
     touch: dict[str, Any] = {"task": "touch", "truth": "no", "objects": []}
     assert all(answers.score(text, touch) for text in ("no", "No, they will not touch.", "They never meet"))
     assert not any(answers.score(text, touch) for text in ("yes", "They will touch", "", "yes and no"))
+    way: dict[str, Any] = {"task": "direction", "truth": "up", "objects": []}
+    assert answers.score("It moves up.", way) and not any(answers.score(text, way) for text in ("down", "up or down", "", "left"))
     faster: dict[str, Any] = {"task": "faster", "truth": ["red circle", "blue shape"], "objects": []}
     assert all(answers.score(text, faster) for text in ("red circle", "The red circle is faster."))
     assert not any(answers.score(text, faster) for text in ("blue", "the blue shape", "red circle or blue shape", "", "circle"))

@@ -11,6 +11,7 @@ from plait.config.resolved import StageView, folder
 from plait.config.schema import RunConfig, SourceEntry
 from plait.data.buckets import BucketOrder
 from plait.data.order import BatchChanges, Order
+from plait.data.rollouts import stored
 from plait.data.sources.bucketing import order_of
 from plait.data.sources.contract import Absent, Source
 from plait.data.sources.open import KINDS, open_all
@@ -60,7 +61,9 @@ def open_data(config: RunConfig, entries: Sequence[SourceEntry], split: str) -> 
         opened: Source = registry.datasets(config.family).open_dataset(entry, wanted, root=root, cache=cache)
         return opened
 
-    return open_all(entries, seed=config.seed, split=split, cache=cache, open_named=named)
+    sources = open_all(entries, seed=config.seed, split=split, cache=cache, open_named=named)
+    pairs = zip(sources, entries, strict=True)
+    return [stored.open_rolled(source, entry.rollout, config.seed) if entry.rollout else source for source, entry in pairs]
 
 
 def open_training(config: RunConfig) -> TrainingData:

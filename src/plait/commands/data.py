@@ -1,4 +1,4 @@
-"""The commands `plait data ...`: draw samples as the model sees them, build indexes of data files, encode pictures into latent shards.
+"""The commands `plait data ...`: draw samples as the model sees them, index data files, encode pictures, predict their futures.
 
 For each, a `declare_...` adds its arguments to a parser, and a `run_...` does its work with what was parsed.
 """
@@ -84,6 +84,43 @@ def run_shard(arguments: Arguments) -> None:
     shard_data.shard(arguments.source, arguments.out, shard_data.ShardOptions(**given), arguments.overrides)
 
 
+def declare_rollout(parser: Parser) -> None:
+    """Add the arguments of `plait data rollout` to its parser."""
+    parser.add_argument("source", help="a configuration, whose data it is; or a folder of pictures, a .jsonl, tar shards, or `scenes`")
+    parser.add_argument("out", type=path, help="folder of the futures; the same command finishes what was stopped")
+    parser.add_argument(
+        "--with",
+        dest="predictor",
+        required=True,
+        metavar="NAME|DIR|scenes|copy",
+        help="scenes: their exact motion; copy: the picture repeated (the control); or a Cosmos-Predict2 or 2.5 pipeline",
+    )
+    parser.add_argument("--model", type=path, help="configuration with the world encoder and the seed, where SOURCE is none")
+    parser.add_argument("--split", choices=("train", "validation"), default="train")
+    parser.add_argument("--number", type=int, default=0, help="which entry of data.train or data.validation, counted from 0")
+    parser.add_argument("--steps", type=positive, help="latent frames after the first, four frames each (default: model.world.steps)")
+    parser.add_argument("--limit", type=positive, help="the first so many samples; the entry then needs the same limit")
+    parser.add_argument("--batch", type=positive, default=16, help="samples per call of the encoder")
+    parser.add_argument("--per-part", type=positive, default=256, help="samples per file")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="of latents and predictor")
+    parser.add_argument("--prompt", default="", help="text for a video world model")
+    parser.add_argument("--inference-steps", type=positive, default=35, help="steps of a video world model's sampler")
+    parser.add_argument("--guidance", type=float, default=7.0, help="guidance of a video world model by the prompt")
+    parser.add_argument("--revision", help="commit or tag of a video world model on the Hub")
+    parser.add_argument("--device", default="cpu", help="where encoder and model compute, such as cuda")
+
+
+def run_rollout(arguments: Arguments) -> None:
+    """Predict the futures of the samples of the argument `source` into the folder `out`, or finish a folder that was begun.
+
+    Raises PlaitError for a wrong argument, source or setting, and for a video world model that cannot be loaded or does not fit.
+    """
+    from plait.commands.actions import rollout_data
+
+    given = {name: value for name, value in vars(arguments).items() if name in rollout_data.OPTIONS and value is not None}
+    rollout_data.roll_out(arguments.source, arguments.out, rollout_data.RolloutOptions(**given), arguments.overrides)
+
+
 _SHARD_SETTINGS = "Settings of the source are given as --name=value: --template.assistant='a photo of a {label}', --options.size=[64,64]."
 
 COMMANDS = (
@@ -96,5 +133,12 @@ COMMANDS = (
         scripts=True,
     ),
     Command(("data", "index"), "make and check the offset index of tar shards and files of records", declare_index, run_index),
+    Command(
+        ("data", "rollout"),
+        "predict the futures of pictures, for a model with world steps",
+        declare_rollout,
+        run_rollout,
+        "Settings of the configuration, or of the source, are given as --name=value: --seed=1, --options.size=[64,64].",
+    ),
     Command(("data", "shard"), "encode pictures with captions into bucketed latent shards", declare_shard, run_shard, _SHARD_SETTINGS),
 )

@@ -100,6 +100,7 @@ class SourceEntry(Section):
     split: str | None = Field(default=None, description="part of the source; without it `train` or `validation`, by the list it stands in")
     weight: Rate = Field(default=1.0, description="share in the mixture, relative to the other sources")
     limit: Count | None = Field(default=None, description="at most so many samples, the first ones")
+    rollout: Folder | None = Field(default=None, description="folder of predicted futures of its samples, made by `plait data rollout`")
     columns: dict[str, str] = Field(default={}, description="our name of a field: the record's name of it")
     template: Template | None = None
     allow_blank: bool = Field(

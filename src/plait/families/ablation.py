@@ -50,8 +50,8 @@ Ablations = Mapping[str, Ablation]
 
 
 def _without_pictures(sample: Sample) -> Sample:
-    """Return a sample without images and frames, and without the marks in its text that say where they stand."""
-    without = {name: value for name, value in sample.items() if name != "frames"} | {
+    """Return a sample without images, frames and predicted futures, and without the marks in its text that say where they stand."""
+    without = {name: value for name, value in sample.items() if name not in ("frames", "rollout")} | {
         "images": [],
         "messages": _unmarked(sample["messages"]),
     }
@@ -64,9 +64,9 @@ def _unmarked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _with_pictures_of(sample: Sample, other: Sample) -> Sample:
-    """Return a sample with as many images as it has, taken from the other (from the first again if it has fewer), and its frames."""
+    """Return a sample with as many images as it has, the other's (again from its first, if it has fewer), and its frames or future."""
     images = [other["images"][number % len(other["images"])] for number in range(len(sample["images"]))]
-    return {**sample, "images": images} | ({"frames": other["frames"]} if sample.get("frames") and other.get("frames") else {})
+    return {**sample, "images": images} | {name: other[name] for name in ("frames", "rollout") if sample.get(name) and other.get(name)}
 
 
 PICTURES = Ablation(lambda sample: tuple(sample["images"]) or None, _without_pictures, _with_pictures_of)

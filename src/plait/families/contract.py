@@ -8,6 +8,7 @@ A family is one kind of model with its data preparation. It is a package of thes
     family.py              what trains: the members of `Family` below, by these names
     evaluate.py            benches (evaluations of generated output): name to plait.engine.evaluation.Bench
     export.py              exports and imported: weights in the layouts of other software (module_contracts.py)
+    futures.py             open_futures: what predicts futures of samples, for `plait data rollout` (futures.py)
     catalogue/datasets.py  public datasets that are known by name (module_contracts.py)
     presets/, mixtures/    YAML files: whole configurations, and lists of datasets with their sampling rates
 

@@ -186,9 +186,10 @@ def test_training_sees_what_inference_sees(make):
 
 @torch.no_grad()
 def test_each_row_sees_its_own_world(make):
-    _, model, inputs = make(world={"steps": 1})
+    _, model, inputs = make(world={"steps": 2})
     clip = [sample(number)["images"][0] for number in range(10, 15)]
-    samples = [sample(1), sample(), sample(2, frames=clip), sample(3)]
+    longer = clip + [sample(number)["images"][0] for number in range(20, 24)]
+    samples = [sample(1, frames=clip[::-1]), sample(), sample(2, frames=longer), sample(3, frames=clip)]
     together = inputs.collate([inputs.encode(given, 0) for given in samples], left=True)
     hidden = model.hidden(model.embed(together), together)
     for i, given in enumerate(samples):

@@ -90,7 +90,7 @@ def shard(what: str, out: Path | None, options: ShardOptions, settings: Sequence
     wanted = entry(what, [*settings, "allow_blank=true"] if options.uncaptioned else settings)
     source = open_source(wanted, seed=options.seed, split=options.split)
     if options.dry_run:
-        with _progress() as report:
+        with show_progress() as report:
             planned = plan(source, request, workers=options.workers, report=report)
         log.info("\n".join(_planned(planned)))
         return
@@ -99,7 +99,7 @@ def shard(what: str, out: Path | None, options: ShardOptions, settings: Sequence
     chosen = _encoders(options)
     like = read_metadata(options.like) if options.like else None
     log.info(f"{source.name}: {len(source)} samples; encoders: " + ", ".join(f"{k} {v['name']}" for k, v in chosen.facts().items()))
-    with _progress() as report:
+    with show_progress() as report:
         metadata = write.build(source, chosen, out, request, like=like, workers=options.workers, report=report)
     log.info("\n".join([*_made(metadata), str(out)]))
 
@@ -124,7 +124,7 @@ def measure(path: Path) -> None:
 
     Raises PlaitError for a folder without shards.
     """
-    with _progress() as report:
+    with show_progress() as report:
         metadata = statistics.measure(path, report)
     counts = metadata["counts"]
     log.info(
@@ -192,7 +192,7 @@ def _made(metadata: Mapping[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Report]:
+def show_progress() -> Iterator[Report]:
     """Yield a progress callback: a bar on a terminal, elsewhere one line per tenth."""
     if not sys.stderr.isatty():
         yield _Lines()

@@ -102,6 +102,12 @@ def _future(answer: str, fields: Fields) -> bool:
     return {_HALF_OF[word] for word in _words(answer) if word in _HALF_OF} == set(truth.split())
 
 
+def _direction(answer: str, fields: Fields) -> bool:
+    """Score which way an object moves: exactly one of left, right, up and down, the true one."""
+    names = {"left": "left", "right": "right", "up": "up", "upwards": "up", "down": "down", "downwards": "down"}
+    return _only([names[word] for word in _words(answer) if word in names], fields["truth"])
+
+
 def _touch(answer: str, fields: Fields) -> bool:
     """Score yes or no; without either word, whether the answer says that they touch or meet, or denies it."""
     words = _words(answer)
@@ -238,6 +244,7 @@ _SCORERS: dict[str, Callable[[str, Fields], bool]] = {
     "statement": _verdict,
     "future": _future,
     "where": _future,
+    "direction": _direction,
     "touch": _touch,
     "faster": _faster,
 }

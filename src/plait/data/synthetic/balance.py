@@ -17,6 +17,8 @@ from plait.errors import PlaitError
 
 Array = NDArray[np.float64]
 
+ALONG = 0.4
+"""Least share of a speed along the axis that is asked about."""
 FASTER_BY = 1.4
 """Least ratio of two speeds that are compared."""
 CLEAR = (0.85, 1.15)
@@ -30,7 +32,7 @@ _CHUNK = 160
 
 @dataclass(frozen=True)
 class Law:
-    """What motions are drawn for. `task`: "where", "touch" or "faster"; `frames` are shown, and the answer is about `ahead` more.
+    """What motions are drawn for. `task`: one of motion.TASKS; `frames` are shown, and the answer is about `ahead` more.
 
     `extent`: lengths of the torus, that of the asked axis first; `radius`: of every object; `speed`: slowest and fastest, per frame.
     `kept_out`: "speed", "direction" or both are kept out of training: the middle fifth of speeds, and directions within 15 degrees of a
@@ -51,7 +53,8 @@ class Law:
 class Motions:
     """Motions of pairs: `places` and `velocities` (n, 2 objects, 2 axes) at frame 0, and `answers` (n,), 0 or 1.
 
-    Answer 1 is: the first object will be in the first half of the asked axis; the pair will touch; the first object is the faster one.
+    Answer 1 is: the first object will be in the first half of the asked axis, or moves towards it; the pair will touch; the first object is
+    the faster one.
     """
 
     places: Array
@@ -116,7 +119,7 @@ def _candidates(law: Law, n: int, rng: np.random.Generator) -> Motions:
     """Draw up to n motions with an answer beyond doubt, before they are balanced."""
     places = rng.random((n, 2, 2)) * np.array(law.extent)
     moving = np.stack([velocities(law, n, rng), velocities(replace(law, only=None), n, rng)], 1)
-    if law.task != "where":
+    if law.task in ("touch", "faster"):
         moving = np.where((rng.random(n) < 0.5)[:, None, None], moving[:, ::-1], moving)
     motions = Motions(places, moving, np.zeros(n, dtype=np.int64))
     last = law.frames - 1
@@ -125,6 +128,9 @@ def _candidates(law: Law, n: int, rng: np.random.Generator) -> Motions:
         then = motions.at(last + law.ahead, law)[:, 0, 0]
         margin = max(0.08 * length, law.radius)
         clear, answers = np.abs(then % (length / 2) - length / 4) < length / 4 - margin, then < length / 2
+    elif law.task == "direction":
+        along, speeds = moving[:, 0, 0], np.hypot(moving[:, 0, 0], moving[:, 0, 1])
+        clear, answers = np.abs(along) > ALONG * speeds, along < 0
     elif law.task == "faster":
         speeds = np.hypot(moving[..., 0], moving[..., 1])
         clear, answers = speeds.max(1) > FASTER_BY * speeds.min(1), speeds[:, 0] > speeds[:, 1]
@@ -162,7 +168,7 @@ def _apart(places: Array, law: Law) -> Array:
 
 def _cells(motions: Motions, law: Law) -> NDArray[np.int64]:
     """Return the cell (frames, n) of each frame: what it tells of the answer. One cell for all where a frame tells nothing."""
-    if law.task == "faster":
+    if law.task in ("faster", "direction"):
         return np.zeros((law.frames, len(motions)), dtype=np.int64)
     rows = []
     for frame in range(law.frames):

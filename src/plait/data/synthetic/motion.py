@@ -1,4 +1,6 @@
-"""Make scenes with questions that need several frames: where will it be, will they touch, which is faster?
+"""Make scenes with questions that need several frames.
+
+Which way does it move, where will it be, will they touch, which is faster?
 
 No words and no single frame give the answer away (balance.py). Objects have one size, wrap around at the edges, pass before each other and
 behind a bar, the screen, that is a little narrower than they are and stands anywhere: something of each stays to be seen.
@@ -21,6 +23,7 @@ KeptOut = Literal["speed", "direction", "count"]
 """What can be kept out of training besides pairs of colour and shape."""
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
+    "direction": ("Is the {a} moving {either}?", "Which way does the {a} move, {either}?", "Does the {a} move {either}?"),
     "touch": (
         "Will the {a} and the {b} touch in the {k} frames after the last one?",
         "Will the {a} touch the {b} within {k} frames after the last one?",
@@ -151,7 +154,7 @@ class Setting:
 
 
 def _asked(task: str) -> int:
-    return 1 if task == "where" else 2
+    return 1 if task in ("where", "direction") else 2
 
 
 def _question(law: Law, axis: int, names: list[str], answer: int, speech: Speech, rng: np.random.Generator) -> Question:
@@ -162,6 +165,11 @@ def _question(law: Law, axis: int, names: list[str], answer: int, speech: Speech
         text = pick(rng, PROMPTS["future down" if axis else "future across"]).format(a=first, when=WHEN[1].format(k=law.ahead))
         sentence = f"The {first} will be {'at' if axis else 'on'} the {word}."
         return Question(text, sentence if speech.sentences else word, word)
+    if law.task == "direction":
+        words = (("right", "left"), ("down", "up"))[axis]
+        either = " or ".join(words if rng.random() < 0.5 else words[::-1])
+        text = pick(rng, QUESTIONS["direction"]).format(a=first, either=either)
+        return Question(text, f"It moves {words[answer]}." if speech.sentences else words[answer], words[answer])
     ordered = names if rng.random() < 0.5 else names[::-1]
     text = pick(rng, QUESTIONS[law.task]).format(a=ordered[0], b=ordered[1], k=law.ahead)
     if law.task == "touch":

@@ -29,7 +29,8 @@ def _images(batch: Mapping[str, Any]) -> Sequence[Tensor]:
 
 
 def _clips(batch: Mapping[str, Any]) -> Sequence[Tensor]:
-    return torch.split(batch["frames"], batch["frame_counts"].tolist()) if len(batch["frames"]) else []
+    clips = torch.split(batch["frames"], batch["frame_counts"].tolist()) if len(batch["frames"]) else ()
+    return [clip for clip in clips if len(clip)]  # a row with a stored future has none
 
 
 def _vision(model: nn.Module) -> Sequence[nn.Module]:

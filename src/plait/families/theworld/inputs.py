@@ -15,7 +15,8 @@ from torch import Tensor
 
 from plait.data import cropping, images
 from plait.data.field_names import no_answer
-from plait.errors import BadSample
+from plait.data.rollouts import stored
+from plait.errors import BadSample, PlaitError
 from plait.families import limits
 from plait.families.theworld import towers
 from plait.families.theworld.chat import Chat
@@ -32,16 +33,22 @@ WORLD_OF = "world_of"
 """Key of a sample: another sample, whose frames the world encoder is given, or None for no world. Without it, it is given its own."""
 
 
+NO_LATENTS = torch.empty(0, 1, 1, 1)
+"""In place of the latents of a predicted future, where a sample has none."""
+
+
 @dataclass(frozen=True)
 class Example:
     """One encoded sample: `row`, its tokens with labels, and its images, uint8.
 
     `pixels` (n, 3, S, S): n images for the vision tower; `frames` (F, 3, W, W): F frames for the world encoder. S, W: sides in pixels.
+    `latents` (T, C, h, h): the predicted future that takes the place of frames, already encoded; else empty.
     """
 
     row: Row
     pixels: Tensor
     frames: Tensor
+    latents: Tensor = NO_LATENTS
 
     @property
     def world_tokens(self) -> int:
@@ -95,15 +102,17 @@ class Inputs:
         """Pad examples to a batch of B rows and L positions; return tensors by name.
 
         `ids`, `kinds`, `labels`, `attention_mask`, `token_types`, `positions` (B, L): as of `pad_rows`. `pixels` (n, 3, S, S) and `frames`
-        (F, 3, W, W): those of all rows, concatenated; `frame_counts`: the frames of each row that has any. `cut` (B,): supervised tokens
-        cut off. `left`: pad on the left.
+        (F, 3, W, W): those of all rows, concatenated; `latents` (T, C, h, h): those of predicted futures. `frame_counts`,
+        `latent_counts`: frames and latents of each row with a world block. `cut` (B,): supervised tokens cut off. `left`: pad on the left.
         """
         pad = "longest" if left else self.pad
         batch = pad_rows([example.row for example in examples], pad_id=self.chat.pad, pad=pad, max_tokens=self.max_tokens, left=left)
-        counts = [len(example.frames) for example in examples if len(example.frames)]
+        worlds = [example for example in examples if len(example.frames) or len(example.latents)]
         batch["pixels"] = torch.cat([example.pixels for example in examples])
         batch["frames"] = torch.cat([example.frames for example in examples])
-        batch["frame_counts"] = torch.tensor(counts, dtype=torch.int64)
+        batch["frame_counts"] = torch.tensor([len(example.frames) for example in worlds], dtype=torch.int64)
+        batch["latent_counts"] = torch.tensor([len(example.latents) for example in worlds], dtype=torch.int64)
+        batch["latents"] = torch.cat([example.latents for example in worlds if len(example.latents)] or [NO_LATENTS])
         batch["cut"] = torch.tensor([example.row.cut for example in examples])
         return batch
 
@@ -117,12 +126,23 @@ class Inputs:
     ) -> Example:
         pictures = [self._decode(data) for data in sample["images"]]
         source = sample.get(WORLD_OF, sample)
-        frames = self._frames(source, pictures if source is sample else None) if self.config.world and source is not None else []
-        tokens = (1 + (len(frames) - 1) // 4) * self.tokens_per_frame if frames else 0
+        sees = self.config.world is not None and source is not None
+        latents = self._latents(source) if sees else NO_LATENTS
+        frames = self._frames(source, pictures if source is sample else None) if sees and not len(latents) else []
+        tokens = (len(latents) or 1 + (len(frames) - 1) // 4) * self.tokens_per_frame if frames or len(latents) else 0
         row = fuse(spans, tokens, pad_id=self.chat.pad, max_tokens=max_tokens)
         limits.check_length(len(row), self.positions)
         side = self.config.world.image_size if self.config.world else 8
-        return Example(row, _squares(pictures, self.image_size, augmentation), _squares(frames, side, augmentation))
+        return Example(row, _squares(pictures, self.image_size, augmentation), _squares(frames, side, augmentation), latents)
+
+    def _latents(self, source: Sample) -> Tensor:
+        """Return a sample's predicted future, (T, C, h, h); NO_LATENTS where it has none."""
+        if source.get(stored.FIELD) is None:
+            return NO_LATENTS
+        assert self.config.world is not None
+        if self.train and (self.config.augment.flip or self.config.augment.shift):
+            raise PlaitError("model.augment changes pictures, and stored futures (`rollout`) are of unchanged ones: leave one of them out")
+        return stored.read(source[stored.FIELD], towers.pin(self.config.world), self.config.world.steps)
 
     def _frames(self, source: Sample, pictures: list[Tensor] | None) -> list[Tensor]:
         """Return a sample's frames for the world encoder: the first of its clip where world steps are configured, else the first image.
@@ -132,6 +152,10 @@ class Inputs:
         assert self.config.world is not None
         clip = source.get("frames") or []
         kept = frames_kept(len(clip), self.config.world.steps)
+        if kept == 1 and self.config.world.steps and (clip or source["images"]):
+            have = f"a clip of {len(clip)} frames" if clip else "a single picture"
+            takes = f"model.world.steps {self.config.world.steps} takes 1 + 4 k frames, k from 1 on"
+            raise BadSample(f"it has {have}, and {takes}: give `frames`, a future by `plait data rollout`, or set model.world.steps=0")
         if kept > 1 or not source["images"]:
             return [self._decode(data) for data in clip[:kept]]
         return pictures[:1] if pictures is not None else [self._decode(source["images"][0])]

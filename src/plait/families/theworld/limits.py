@@ -10,6 +10,6 @@ def limits(config: Config) -> Limits:
     needs = {"vision": ["images"]}
     if config.world is not None:
         needs |= {"world": ["images", "frames"], "projector": ["images", "frames"]}
-        needs |= {"model.world": ["images", "frames"]} | ({"model.world.steps": ["frames"]} if config.world.steps else {})
+        needs |= {"model.world": ["images", "frames"]} | ({"model.world.steps": ["frames", "rollout"]} if config.world.steps else {})
     idle = {"model.world": "off", "model.world.steps": "0"}
     return Limits(language_positions(towers.gemma_config(config)), towers.image_sizes(config)[0], needs, idle)

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
+from plait.errors import PlaitError
 from plait.families.theworld import towers
 from plait.families.theworld.config import FRAMES_PER_STEP, Config, WorldEncoderConfig
 from plait.families.theworld.sequence import Kind
@@ -60,7 +61,7 @@ class TheWorld(nn.Module):
         elif contains_sharded(self.gemma.model.vision_tower):
             blank = self.image_features(pixels.new_zeros(1, *pixels.shape[1:]))
             embeds_BLD = embeds_BLD + zero_from(blank).to(embeds_BLD.dtype)
-        if len(batch["frames"]):
+        if len(batch["frame_counts"]):
             blocks = self._world_blocks(batch).to(embeds_BLD.dtype)
             embeds_BLD = embeds_BLD.masked_scatter(kinds_BL1 >= Kind.WORLD, blocks)
         return embeds_BLD
@@ -100,14 +101,19 @@ class TheWorld(nn.Module):
     def _world_blocks(self, batch: Batch) -> Tensor:
         """Return all world blocks, concatenated in the rows' order: (positions, D)."""
         assert self.projector is not None
-        counts = batch["frame_counts"].tolist()
+        counts, futures = batch["frame_counts"].tolist(), batch["latent_counts"].tolist()
         rows: list[Tensor] = [torch.empty(0)] * len(counts)
         stored = batch.get(WORLD_LATENTS)
         lengths = counts if stored is None else [1 + (count - 1) // FRAMES_PER_STEP for count in counts]
         for indices, group in group_by_length(batch["frames"] if stored is None else stored, lengths):
-            latents_BTChw = self.latents(group) if stored is None else group
-            for i, block in zip(indices, self.projector(latents_BTChw.transpose(1, 2)), strict=True):
-                rows[i] = block
+            if group.shape[1]:  # rows without frames have a stored future
+                latents_BTChw = self.latents(group) if stored is None else group
+                for i, block in zip(indices, self.projector(latents_BTChw.transpose(1, 2)), strict=True):
+                    rows[i] = block
+        for indices, future in group_by_length(batch["latents"], futures):
+            if future.shape[1]:
+                for i, block in zip(indices, self.projector(self._predicted(future)), strict=True):
+                    rows[i] = block
         return torch.cat(rows)
 
     def latents(self, frames_BFCSS: Tensor) -> Tensor:
@@ -116,6 +122,13 @@ class TheWorld(nn.Module):
         with _gradients_if_trained(self.world):
             latents_BCThw: Tensor = self.world(frames_BFCSS)
         return latents_BCThw.transpose(1, 2).contiguous()
+
+    def _predicted(self, latents_BTChw: Tensor) -> Tensor:
+        """Return stored futures as the world encoder puts its latents out. Raises PlaitError if it trains: they would be of another one."""
+        assert self.world is not None
+        if self.training and any(p.requires_grad for p in self.world.parameters()):
+            raise PlaitError("the world encoder trains, and stored futures (`rollout`) stay as it was: leave `world` out of trainable")
+        return latents_BTChw.transpose(1, 2).to(self.world.vae.quant_conv.weight.dtype)
 
     def _zero_of_unused(self, batch: Batch) -> Tensor:
         """Return a zero that gives a zero gradient to each trainable parameter for which this batch has no input.
@@ -126,9 +139,9 @@ class TheWorld(nn.Module):
         unused: list[nn.Module] = []
         if not len(batch["pixels"]):
             unused += [self.gemma.model.vision_tower, self.gemma.model.multi_modal_projector]
-        if self.world is not None and len(batch["frames"]) == len(batch["frame_counts"]):  # no clip: time convolutions see nothing
+        if self.world is not None and not bool((batch["frame_counts"] > 1).any()):  # no clip: time convolutions see nothing
             unused += [self.world]
-        if self.projector is not None and not len(batch["frames"]):
+        if self.projector is not None and not len(batch["frame_counts"]):
             unused += [self.projector]
         return zero_from_parameters((p for module in unused for p in module.parameters()), batch["ids"].device)
 

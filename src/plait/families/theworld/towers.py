@@ -7,6 +7,7 @@ in one line that names the setting, for a part that cannot be loaded.
 import contextlib
 import logging
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from plait.families.theworld.config import TINY, Config, WorldEncoderConfig
 from plait.keys import key
 from plait.nn import trust
 from plait.nn.connectors import seeded
+from plait.nn.pretrained import weights_hash
 from plait.nn.tokenizer import open_tokenizer
 
 log = logging.getLogger(__name__)
@@ -154,6 +156,14 @@ def _public(sizes: dict[str, Any]) -> dict[str, Any]:
 def subfolder(world: WorldEncoderConfig) -> str | None:
     """Return "vae", the folder of a pipeline with its VAE. None if `world.source` is a local directory of a VAE alone."""
     return None if (Path(world.source) / "config.json").is_file() else "vae"
+
+
+@lru_cache(maxsize=8)
+def pin(world: WorldEncoderConfig) -> dict[str, Any]:
+    """Return what identifies an encoder and its input: {"source", "revision", "image_size", "xxh3" of a local folder's weights or None}."""
+    folder = Path(world.source) / (subfolder(world) or "")
+    digest = weights_hash(folder) if folder.is_dir() else None
+    return {"source": world.source, "revision": world.revision, "image_size": world.image_size, "xxh3": digest}
 
 
 @contextlib.contextmanager
