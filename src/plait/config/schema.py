@@ -103,9 +103,7 @@ class SourceEntry(Section):
     rollout: Folder | None = Field(default=None, description="folder of predicted futures of its samples, made by `plait data rollout`")
     columns: dict[str, str] = Field(default={}, description="our name of a field: the record's name of it")
     template: Template | None = None
-    allow_blank: bool = Field(
-        default=False, description="whether empty captions, answers and template fields are trained; else they are bad samples"
-    )
+    allow_blank: bool = Field(default=False, description="train on empty captions, answers and template fields; else bad samples")
     options: dict[str, Any] = Field(default={}, description="settings of the source itself (scenes: their size, shapes, questions)")
 
 

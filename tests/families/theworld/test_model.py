@@ -202,10 +202,10 @@ def test_frozen_towers_keep_no_activations(make):
     _, model, inputs = make()
     train_only(model, ["language"])
     batch = inputs.collate([inputs.encode(sample(1), 0)])
-    assert not model._image_features(batch["pixels"]).requires_grad
+    assert not model.image_features(batch["pixels"]).requires_grad
     assert not model.world(batch["frames"][:, None]).requires_grad
     train_only(model, ["vision", "world"])
-    assert model._image_features(batch["pixels"]).requires_grad
+    assert model.image_features(batch["pixels"]).requires_grad
 
 
 @pytest.mark.parametrize("trainable", STAGES, ids=lambda stage: stage[-1])

@@ -9,13 +9,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 from safetensors import SafetensorError, safe_open
 
 from plait.data.sources.contract import Sample, Source
 from plait.errors import BadSample, PlaitError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "rollout.json"
 """The file of a folder of futures that says what they are; it is written first, and parts follow."""
@@ -118,7 +121,7 @@ def open_rolled(source: Source, folder: str, seed: int) -> Source:
     return RolledSource(source, Path(folder), seed)
 
 
-def read(rollout: Rollout, encoder: Mapping[str, Any], steps: int) -> Any:
+def read(rollout: Rollout, encoder: Mapping[str, Any], steps: int) -> "Tensor":
     """Return the first 1 + `steps` latent frames (T, C, h, w) of a sample's future, a torch tensor. `encoder`: the pin of the model's.
 
     Raises PlaitError where the future is of another encoder, or shorter; BadSample where this sample has none.
@@ -134,14 +137,15 @@ def read(rollout: Rollout, encoder: Mapping[str, Any], steps: int) -> Any:
     return read_tensor(rollout)[: 1 + steps]
 
 
-def read_tensor(rollout: Rollout) -> Any:
+def read_tensor(rollout: Rollout) -> "Tensor":
     """Return the latents (T, C, h, w) of a sample, a torch tensor. Raises BadSample where it has none, with the reason, or is damaged."""
     try:
         with safe_open(rollout.file, framework="pt") as part:
             skipped = json.loads((part.metadata() or {}).get(_SKIPPED, "{}"))
             if rollout.name in skipped:
                 raise BadSample(f"it has no future: {skipped[rollout.name]}")
-            return part.get_tensor(rollout.name)
+            latents: Tensor = part.get_tensor(rollout.name)
+            return latents
     except (OSError, SafetensorError) as error:
         raise BadSample(f"its future cannot be read from {rollout.file}: {error}; remove that file and make it again") from error
 

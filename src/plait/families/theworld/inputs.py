@@ -126,9 +126,8 @@ class Inputs:
     ) -> Example:
         pictures = [self._decode(data) for data in sample["images"]]
         source = sample.get(WORLD_OF, sample)
-        sees = self.config.world is not None and source is not None
-        latents = self._latents(source) if sees else NO_LATENTS
-        frames = self._frames(source, pictures if source is sample else None) if sees and not len(latents) else []
+        latents = self._latents(source or {})
+        frames = self._frames(source, pictures if source is sample else None) if self.config.world and source and not len(latents) else []
         tokens = (len(latents) or 1 + (len(frames) - 1) // 4) * self.tokens_per_frame if frames or len(latents) else 0
         row = fuse(spans, tokens, pad_id=self.chat.pad, max_tokens=max_tokens)
         limits.check_length(len(row), self.positions)
@@ -137,9 +136,8 @@ class Inputs:
 
     def _latents(self, source: Sample) -> Tensor:
         """Return a sample's predicted future, (T, C, h, h); NO_LATENTS where it has none."""
-        if source.get(stored.FIELD) is None:
+        if source.get(stored.FIELD) is None or self.config.world is None:
             return NO_LATENTS
-        assert self.config.world is not None
         if self.train and (self.config.augment.flip or self.config.augment.shift):
             raise PlaitError("model.augment changes pictures, and stored futures (`rollout`) are of unchanged ones: leave one of them out")
         return stored.read(source[stored.FIELD], towers.pin(self.config.world), self.config.world.steps)
