@@ -114,7 +114,7 @@ def test_file_in_the_dialect_loads_and_both_sides_are_shown(folder):
 def test_source_of_the_package_is_trained_on(here, capsys):
     source = "--data.train=[{source: poems, options: {lines: 6}}]"
     assert cli.main(["data", "inspect", "words.yaml", source, "--out=verses"]) == 0
-    assert "  poems       12 of 6 samples" in capsys.readouterr().out
+    assert "  poems       6 of 6 samples" in capsys.readouterr().out
     assert processes.codes(
         [started("train", "words.yaml", "--run=verses-run", "--optim.schedule.warmup_steps=0", "--train.steps=2", source)]
     ) == [0]
