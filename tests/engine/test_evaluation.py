@@ -22,7 +22,7 @@ from .toy import ALONE, SquaredError, examples, make_config, make_state, micro
 
 
 def batches(*groups):
-    return [SimpleNamespace(micro=[micro(group, padding) for group, padding in groups_of]) for groups_of in groups]
+    return [SimpleNamespace(micro=[micro(group, padding) for group, padding in groups_of], bad=[]) for groups_of in groups]
 
 
 def test_the_held_out_loss_is_one_sum_over_one_weight_whatever_the_batches():
@@ -48,9 +48,23 @@ class TwoTerms(SquaredError):
         return {"error": torch.tensor(8.0), "rare": 5.0 * batch["rare"]}
 
 
+def rare_batch(value):
+    return SimpleNamespace(micro=[SimpleNamespace(batch={"rare": torch.tensor(value)}, ids=[0], padding=False)], bad=[])
+
+
+def test_bad_held_out_samples_are_counted_once_and_none_but_those_is_an_error():
+    net, lost = make_state(make_config()).model, [SimpleNamespace(reason="torn", attempt=0), SimpleNamespace(reason="too", attempt=1)]
+    whole, alone = batches([(range(3), False)], [([1], True)]), batches([([1], True)])
+    expected = held_out_loss(net, SquaredError(), whole, ALONE, "fp32")
+    whole[1].bad = alone[0].bad = lost
+    assert held_out_loss(net, SquaredError(), whole, ALONE, "fp32") == {**expected, "bad_samples": 1.0}
+    with pytest.raises(evaluation.NoUsableSample, match=r"^none of 1 held-out samples can be used: torn$"):
+        held_out_loss(net, SquaredError(), alone, ALONE, "fp32")
+
+
 @pytest.mark.parametrize(("rare", "loss"), [([0.0, 0.0], {"loss": 12.0, "loss/error": 4.0}), ([0.0, 1.0], None)])
 def test_a_term_counts_by_its_coefficient_and_only_where_it_has_weight(rare, loss):
-    held = [SimpleNamespace(micro=[SimpleNamespace(batch={"rare": torch.tensor(value)}, padding=False)]) for value in rare]
+    held = [rare_batch(value) for value in rare]
     found = held_out_loss(make_state(make_config()).model, TwoTerms(), held, ALONE, "fp32")
     assert found == (loss or {"loss": 3 * 4.0 + 2 * 5.0, "loss/error": 4.0, "loss/rare": 5.0})
 
@@ -59,12 +73,12 @@ def test_held_out_samples_without_any_weight_are_an_error():
     batch = micro([1, 2])
     batch.batch["w"].zero_()
     with pytest.raises(PlaitError, match="the held-out samples have nothing to predict: every loss weight is 0"):
-        held_out_loss(make_state(make_config()).model, SquaredError(), [SimpleNamespace(micro=[batch])], ALONE, "fp32")
+        held_out_loss(make_state(make_config()).model, SquaredError(), [SimpleNamespace(micro=[batch], bad=[])], ALONE, "fp32")
 
 
 def test_a_term_that_is_only_logged_is_nothing_to_predict():
     """Families log such a term, how many samples were cut: its weight is the number of samples, and never 0."""
-    held = [SimpleNamespace(micro=[SimpleNamespace(batch={"rare": torch.tensor(0.0)}, padding=False)])]
+    held = [rare_batch(0.0)]
     loss = TwoTerms()
     loss.coefficients = {"error": 0.0, "rare": 2.0}
     assert not has_targets(loss, {"error": 2.0, "rare": 0.0}) and has_targets(loss, {"error": 0.0, "rare": 1.0})

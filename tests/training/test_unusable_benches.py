@@ -61,7 +61,7 @@ def test_a_bench_without_a_usable_sample_starts_no_run(config, capsys, family, b
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith(f"plait: bench {bench} cannot be run, and would fail during the run: ")
     assert reason in said
-    assert "none of 3 held-out samples can be used" in said or bench == "loss"
+    assert "none of 3 held-out samples can be used" in said or "sample held.jsonl:1 and 49 replacements in a row are bad" in said
     assert files.read_rows(Path("run/metrics.jsonl")) == []
 
 
@@ -90,3 +90,27 @@ def test_a_best_checkpoint_of_few_held_out_samples_is_warned_of(config, capsys, 
     assert (told in captured.err) == warned
     assert "measure      plait eval run" in captured.out
     assert "--bench loss" in captured.out
+
+
+BAD_ONES = {"theworld": {"image": "a.png", "caption": None}, "molmo": {"image": "a.png", "caption": None}, "nanodit": torn(0)}
+
+
+@pytest.mark.parametrize("family", BAD_ONES)
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_held_out_loss_leaves_bad_samples_out_and_counts_them(config, capsys, tmp_path, family, workers):
+    for name in ("red", "blue", "green"):
+        Image.new("RGB", (32, 32), name).save(tmp_path / f"{name}.png")
+    good = [{"image": f"{name}.png", "caption": f"a {name} square"} for name in ("red", "blue", "green")]
+    bad = BAD_ONES[family]
+    losses = []
+    for held_out, count in ((good, None), ([bad, good[0], bad, bad, bad, good[1], good[2], bad, bad], 6.0)):
+        config(family, "loss", held_out, samples=None)
+        assert cli.main(["train", "recipe.yaml", f"--run=run-{count}", "--train.steps=1", f"--data.workers={workers}"]) == 0
+        capsys.readouterr()
+        (row,) = [row for row in files.read_rows(tmp_path / f"run-{count}" / "metrics.jsonl") if "eval/loss" in row]
+        assert row.get("eval/loss/bad_samples") == count
+        losses.append(row["eval/loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05 if family == "nanodit" else 1e-5), "noise is drawn by the sample's place"
+    if workers == "0":
+        assert cli.main(["eval", "run-6.0", "--bench=loss"]) == 0
+        assert "bad_samples" in capsys.readouterr().out

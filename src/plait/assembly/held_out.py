@@ -168,6 +168,7 @@ def open_held_out(
             prefetch=config.data.prefetch,
             start_step=0,
             stop_step=order.steps,
+            replace=False,
             interrupted=stop,
         )
 

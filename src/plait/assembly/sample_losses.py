@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from plait.data.loading.micro_batch import collated
-from plait.engine.evaluation import Bench, NoUsableSample, Row, usable
+from plait.engine.evaluation import Bench, Row, usable
+from plait.engine.held_out_loss import NoUsableSample
 from plait.engine.loss import Batch, Loss, has_targets, sums_of, weights_of
 from plait.engine.parallel import distributed
 from plait.errors import BadSample, sample_errors

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from plait.config.schema import Evaluate
-from plait.engine.held_out_loss import held_out_loss
+from plait.engine.held_out_loss import NoUsableSample, held_out_loss
 from plait.engine.loop import StopChannel
 from plait.engine.loss import Loss, StepBatch
 from plait.engine.parallel.distributed import Ranks
@@ -35,10 +35,6 @@ FAILED = ("empty_answers", "unparsed_answers")  # counts of answers that are wro
 _COUNTS = {"samples", "bad_samples", "pictures", *FAILED}
 LOSS = "loss"
 """The bench that every family has: its loss on held-out samples."""
-
-
-class NoUsableSample(PlaitError):
-    """Raised where no sample of a bench can be used, so that there is nothing to compute figures from."""
 
 
 class _Interrupted(Exception):
@@ -310,9 +306,9 @@ class Evaluations:
         portion = _PORTION_BATCHES * entry.batch * self.ranks.size
         while True:
             short = entry.model_copy(update={"samples": min(portion, entry.samples or portion)})
-            whole = entry.title == LOSS or len(self.held_out.samples(entry)) <= portion
+            whole = len(self.held_out.samples(entry)) <= portion
             try:
-                return self.measure(short, model, step, rehearsal=not whole)[0], whole
+                return self.measure(short, model, step, rehearsal=not whole)[0], whole or entry.title == LOSS
             except NoUsableSample:
                 if whole:
                     raise

@@ -36,8 +36,9 @@ class Loader:
 
     `order`: which samples of `sources` a step holds. `inputs`: how they become tensors. `micro_batch`: samples in each; None: a step's.
     `workers`: threads or processes (`kind`); 0 builds a step only when it is requested. `prefetch`: steps built ahead, more if needed for
-    every process to have work. `pin`: copy to page-locked memory when there is a GPU. `interrupted()` is called before each step and while
-    waiting; True ends the iteration. Each iteration starts again from `start_step`. Close it, or use it in a `with`, to stop its workers.
+    every process to have work. `pin`: copy to page-locked memory when there is a GPU. `replace`: as of `MicroBatchBuilder`.
+    `interrupted()`: called before each step and while waiting; True ends the iteration. Each iteration starts again from `start_step`.
+    Close it, or use it in a `with`, to stop its workers.
     """
 
     def __init__(
@@ -56,12 +57,13 @@ class Loader:
         start_step: int = 0,
         stop_step: int | None = None,
         pin: bool = False,
+        replace: bool = True,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         assert [len(source) for source in sources] == list(order.sizes), "the order is for other sources"
         pin = pin and torch.cuda.is_available()
         self._builder = MicroBatchBuilder(
-            tuple(sources), order, inputs, seed=seed, rank=rank, world_size=world_size, micro_batch=micro_batch, pin=pin
+            tuple(sources), order, inputs, seed=seed, rank=rank, world_size=world_size, micro_batch=micro_batch, pin=pin, replace=replace
         )
         self._worker_count, self._kind, self._prefetch = workers, kind, prefetch
         self._start, self._stop, self._interrupted = start_step, stop_step, interrupted

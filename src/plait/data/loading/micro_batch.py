@@ -74,6 +74,8 @@ class MicroBatchBuilder:
     world_size: int
     micro_batch: int | None
     pin: bool = False
+    replace: bool = True
+    """Whether another sample takes the place of a bad one. Without, it is left out; a micro-batch of bad ones alone is padding."""
 
     def slices(self, step: int) -> list[tuple[list[SampleId], bool]]:
         """Return this rank's micro-batches of `step` (from 0), as (sample ids, whether it is padding)."""
@@ -96,13 +98,16 @@ class MicroBatchBuilder:
 
     def collate(self, examples: Sequence[Example], padding: bool) -> MicroBatch:
         """Collate examples to a micro-batch; raises what `Inputs.collate` raises. `padding`: they repeat a sample; no `bad` is listed."""
+        bad = [] if padding else [row for example in examples for row in example.bad]
+        if not self.replace:
+            usable = [example for example in examples if not example.bad]
+            examples, padding = usable or examples[:1], padding or not usable
         ids = [example.id for example in examples]
         try:
             batch = collated(self.inputs, [example.value for example in examples])
         except Exception as error:
             error.add_note(f"while collating the samples {[tuple(i) for i in ids]}")
             raise
-        bad = [] if padding else [row for example in examples for row in example.bad]
         return MicroBatch(pinned(batch) if self.pin else batch, ids, padding, bad)
 
     def build(self, ids: Sequence[SampleId], padding: bool) -> MicroBatch:
