@@ -28,11 +28,11 @@ LAYERS = [
     {"assembly"},
     {"training"},
     {"commands", "lmms_eval"},
-    {"cli"},
+    {"cli", "api"},
     {"__main__"},
 ]
 """Rooms of one floor that do not know each other."""
-OPTIONAL_PACKAGES = {"wandb", "datasets", "pyarrow", "httpx", "pycocoevalcap", "sacrebleu", "lmms_eval"}
+OPTIONAL_PACKAGES = {"wandb", "pandas", "datasets", "pyarrow", "httpx", "pycocoevalcap", "sacrebleu", "lmms_eval"}
 """Imported inside a function because plait runs without them."""
 
 

@@ -6,18 +6,25 @@ from pathlib import Path
 from plait.config.dialects import table
 from plait.config.dialects.wandb_sweeps import trial_folder
 from plait.config.load import load_config
+from plait.config.nodes import Node
 from plait.config.resolved import Resolved
 from plait.data.sources.open import KINDS
 from plait.families import registry
 
 
 def open_config(
-    path: str | Path, overrides: Sequence[str] = (), *, words: Sequence[str] = (), data_base: Path | None = None, trials: bool = False
+    path: str | Path | Node,
+    overrides: Sequence[str] = (),
+    *,
+    words: Sequence[str] = (),
+    data_base: Path | None = None,
+    trials: bool = False,
 ) -> Resolved:
     """Read and check the configuration at `path`: .yaml, .json, or a launch script of another trainer, called with the arguments `words`.
 
-    Returns it with each stage's (part of a run's) settings filled in. `overrides`: settings that replace the file's, as "optim.lr=1e-4".
-    `data_base`: the folder that data paths are relative to; None: the file's. `trials`: give each trial of a W&B sweep its own run folder.
+    `path` may also be the mapping itself, as a node. Returns it with each stage's (part of a run's) settings filled in. `overrides`:
+    settings that replace the file's, as "optim.lr=1e-4". `data_base`: the folder that data paths are relative to; None: the file's.
+    `trials`: give each trial of a W&B sweep its own run folder.
     Raises PlaitError, one line, for any fault.
     """
     return load_config(

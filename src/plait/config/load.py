@@ -34,7 +34,7 @@ Preset = Callable[[str, str], Path]
 
 
 def load_config(
-    path: str | Path,
+    path: str | Path | Node,
     overrides: Sequence[str] = (),
     *,
     model_config: ModelConfig,
@@ -47,14 +47,14 @@ def load_config(
 ) -> Resolved:
     """Read, translate, merge and validate the configuration at `path`. Raises PlaitError, one line, for any error in it.
 
-    `overrides`: settings such as "optim.lr=3e-6". `model_config(family)` returns the class of a family's `model:` section, `preset(family,
-    name)` the file of a preset; `sources`: the kinds of data source by name; `dialects`: those to try. `words`: arguments of a launch
-    script, if `path` is the name of one. `data_base`: the folder that paths of data are relative to; None: the file's. `run_folder`:
-    function from the run folder as written to the one of this process; None: as written.
+    `path` may be the mapping itself, as a node. `overrides`: settings such as "optim.lr=3e-6". `model_config(family)` returns the class of
+    a family's `model:` section, `preset(family, name)` the file of a preset; `sources`: the kinds of data source by name; `dialects`: those
+    to try. `words`: arguments of a launch script, if `path` is the name of one. `data_base`: the folder that paths of data are relative to;
+    None: the file's. `run_folder`: function from the run folder as written to the one of this process; None: as written.
     """
-    path = Path(path)
     typed = [Override.parse(text) for text in overrides]
-    file = _read(path, words, dialects)
+    file = path if isinstance(path, Node) else _read(Path(path), words, dialects)
+    path = Path(path.file if isinstance(path, Node) else path)
     plait_keys = tuple(field.alias or name for name, field in RunConfig.model_fields.items())
     translation = _translate(dialects, file, typed, path, plait_keys)
     family = _chosen(translation.tree, translation.overrides, "family")

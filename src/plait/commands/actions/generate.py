@@ -2,18 +2,21 @@
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from plait.assembly import saved
+from plait.assembly.model import ModelBundle
 from plait.config.messages import one_line
 from plait.engine import evaluation
 from plait.engine.parallel import distributed
 from plait.engine.precision import autocast
 from plait.errors import PlaitError, command
+from plait.families.contract import Family
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +34,32 @@ def generate(spec: str | Path, options: Sequence[str], *, averaged: bool, out: P
     with distributed.join() as ranks:
         located = saved.locate(spec)
         bundle = saved.open_checkpoint(located, ranks, averaged=averaged, length=length)
-        if bundle.family.generate is None or bundle.family.GenerateOptions is None:
-            raise PlaitError(f"family {bundle.family.name!r} generates nothing; `{command('eval', spec)}` measures it")
-        given = generate_options(bundle.family.GenerateOptions, options)
+        given = generate_options(options_class(bundle.family, spec), options)
         if not ranks.first:  # one question has one answer, however many ranks there are
             return
-        asked = [name for name in _QUESTION if name in type(given).model_fields]
-        if asked and given.model_fields_set.isdisjoint(asked):
-            log.warning(f"given neither {' nor '.join(map(_flag, asked))}: this is what the model makes of nothing")
-        with autocast(located.config.train.precision, ranks.device):
-            moment = evaluation.moment_of(located.checkpoint.step)
-            for line in bundle.family.generate(bundle.model, bundle.inputs(located.config, train=False), given, out, moment):
-                log.info(line)
+        for line in answers(bundle, located, given, out=out, device=ranks.device):
+            log.info(line)
+
+
+def options_class(family: Family, spec: str | Path) -> Any:
+    """Return the pydantic class of a family's options. Raises PlaitError if it generates nothing; `spec` names the checkpoint."""
+    if family.generate is None or family.GenerateOptions is None:
+        raise PlaitError(f"family {family.name!r} generates nothing; `{command('eval', spec)}` measures it")
+    return family.GenerateOptions
+
+
+def answers(bundle: ModelBundle, located: saved.SavedModel, given: Any, *, out: Path | None, device: torch.device) -> Iterator[str]:
+    """Yield what the opened checkpoint generates for the family's options `given`: answers, or lines with the names of files written.
+
+    `device`: where the model is. `out`: folder for files; None: the family's default.
+    """
+    assert bundle.family.generate is not None, "options_class has refused it"
+    asked = [name for name in _QUESTION if name in type(given).model_fields]
+    if asked and given.model_fields_set.isdisjoint(asked):
+        log.warning(f"given neither {' nor '.join(map(_flag, asked))}: this is what the model makes of nothing")
+    with autocast(located.config.train.precision, device):
+        moment = evaluation.moment_of(located.checkpoint.step)
+        yield from bundle.family.generate(bundle.model, bundle.inputs(located.config, train=False), given, out, moment)
 
 
 def generate_options(kind: Any, options: Sequence[str]) -> Any:
@@ -54,12 +71,18 @@ def generate_options(kind: Any, options: Sequence[str]) -> Any:
     for item in options:
         name, _, value = item.partition("=")
         name = name.replace("-", "_")
-        if name not in kind.model_fields:
-            raise PlaitError(_unknown_option(kind, name))
         if name in given:
             given[name] = [*given[name], value] if isinstance(given[name], list) else [given[name], value]
         else:
             given[name] = value
+    return checked_options(kind, given)
+
+
+def checked_options(kind: Any, given: Mapping[str, Any]) -> Any:
+    """Return an instance of the pydantic class `kind` made from options by name. Raises PlaitError for an unknown name or wrong value."""
+    for name in given:
+        if name not in kind.model_fields:
+            raise PlaitError(_unknown_option(kind, name))
     try:
         return kind.model_validate(given)
     except ValidationError as error:

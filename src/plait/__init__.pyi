@@ -1,0 +1,6 @@
+from plait.api.checkpoint import Checkpoint as Checkpoint
+from plait.api.checkpoint import open as open
+from plait.api.configuration import load_config as load_config
+from plait.errors import PlaitError as PlaitError
+
+__version__: str
