@@ -327,13 +327,13 @@ def test_a_file_whose_blocks_cannot_be_told_apart_is_still_refused():
 LINES = """
 import io, resource, sys, pathlib
 from PIL import Image
-from plait.data import cropping, images
+from plait.data import cropping, images, resizing, resizing
 from plait.errors import BadSample
 Image.MAX_IMAGE_PIXELS = None
 def used(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 def prepare(body):
     line = images.decode(body)
-    cropping.cover(line, 512, 512), cropping.resize_all([line], 512, 512)
+    cropping.cover(line, 512, 512), resizing.resize_all([line], 512, 512)
 warm = io.BytesIO()
 Image.new("1", (512, 64)).save(warm, "PNG")
 prepare(warm.getvalue())

@@ -243,7 +243,7 @@ def test_pictures_squeezed_together_equal_those_squeezed_alone():
         images.decode(encoded(noise(height, width, seed))) for seed, (height, width) in enumerate([(24, 40), (9, 9), (24, 40), (5, 7)])
     ]
     for chosen in (pictures, pictures[::2], pictures[1:2]):
-        together = cropping.resize_all(chosen, 9, 9, mode="bilinear")
+        together = resizing.resize_all(chosen, 9, 9, mode="bilinear")
         assert together.is_contiguous()
         assert torch.equal(together, torch.stack([images.resize(picture, 9, 9, mode="bilinear") for picture in chosen]))
 

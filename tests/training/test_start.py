@@ -351,7 +351,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_befo
     assert integrity.verify(parent / "stage-3-language" / "step-00000018") == []
 
 
-@pytest.mark.parametrize("loss", ["moved", "deleted", "full"])
+@pytest.mark.parametrize("loss", ["moved", "replaced", "deleted", "full"])
 def test_a_run_directory_that_is_lost_while_training_ends_the_run_in_one_line(made, tmp_path, monkeypatch, loss):
     run, phase = tmp_path / "run", Heartbeat.phase
     real = files.append_rows
@@ -361,6 +361,8 @@ def test_a_run_directory_that_is_lost_while_training_ends_the_run_in_one_line(ma
         if (name, step) == ("step", 3):
             if loss != "full":
                 run.rename(tmp_path / "elsewhere")
+            if loss == "replaced":  # as by the folder on which a disk was mounted
+                run.mkdir()
             if loss == "deleted":
                 shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
 
@@ -375,7 +377,8 @@ def test_a_run_directory_that_is_lost_while_training_ends_the_run_in_one_line(ma
     told = {"full": r"metrics\.jsonl: No space left on device; free space"}
     with pytest.raises(Stopped, match=told.get(loss, "run is gone: it was moved or deleted while the run")):
         toy.train(made[0], run, "checkpoint.async_save=true")
-    assert run.exists() is (loss == "full")
+    assert run.exists() is (loss in {"full", "replaced"})
+    assert not (loss == "replaced" and (run / "metrics.jsonl").exists())
 
 
 def test_what_a_kill_in_the_very_first_start_left_is_swept_and_the_same_command_begins(made, tmp_path):

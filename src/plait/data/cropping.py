@@ -1,9 +1,7 @@
-"""Bring pictures of any size to one size: cropped to cover it without distortion, or resized as a batch.
+"""Crop pictures of any size to one size, which they cover without distortion.
 
 Shapes: C channels = 3, H height, W width in pixels. `mode`: the interpolation, "bicubic" or "bilinear".
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,23 +11,8 @@ from plait.data.images import crop
 from plait.data.resizing import MOST_AREA, resize
 
 
-def resize_all(pictures: Sequence[torch.Tensor], height: int, width: int, *, mode: str = "bicubic") -> torch.Tensor:
-    """Resize uint8 images (3, H, W) to a batch (n, 3, height, width), antialiased, ignoring aspect. `mode`: bicubic or bilinear."""
-    by_shape: dict[torch.Size, list[int]] = {}
-    for position, image in enumerate(pictures):
-        by_shape.setdefault(image.shape, []).append(position)
-    if by_shape.keys() == {(3, height, width)}:
-        return torch.stack(list(pictures))
-    out = torch.empty(len(pictures), 3, height, width, dtype=torch.uint8)
-    for positions in by_shape.values():
-        stacked_HWC = torch.stack([pictures[position].permute(1, 2, 0) for position in positions])  # a plain copy: decoded memory is HWC
-        resized = resize(stacked_HWC.permute(0, 3, 1, 2), height, width, mode=mode)
-        out[positions if len(by_shape) > 1 else slice(None)] = resized
-    return out
-
-
 def cover(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic", at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
-    """Resize and crop uint8 (3, H, W) undistorted. `at`: share (0 to 1) of the surplus cut off (above, left). `mode`: as `resize_all`."""
+    """Resize and crop uint8 (3, H, W) undistorted. `at`: share (0 to 1) of the surplus cut off (above, left). `mode`: as `resize`."""
     h, w = image.shape[-2:]
     scale = max(height / h, width / w)
     high, wide = max(height, round(h * scale)), max(width, round(w * scale))

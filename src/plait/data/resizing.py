@@ -1,5 +1,7 @@
 """Resize images by torch's antialiased uint8 kernel: seven times Pillow's speed, within 2/255 of it. Imports nothing of plait."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -19,3 +21,18 @@ def resize(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic
         return F.interpolate(image[None], size=(height, width), mode=mode, antialias=True)[0]
     batch = image.reshape(-1, *image.shape[-3:])
     return F.interpolate(batch, size=(height, width), mode=mode, antialias=True).reshape(*image.shape[:-2], height, width)
+
+
+def resize_all(pictures: Sequence[torch.Tensor], height: int, width: int, *, mode: str = "bicubic") -> torch.Tensor:
+    """Resize uint8 images (3, H, W) to a batch (n, 3, height, width), antialiased, ignoring aspect. `mode`: bicubic or bilinear."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for position, image in enumerate(pictures):
+        by_shape.setdefault(image.shape, []).append(position)
+    if by_shape.keys() == {(3, height, width)}:
+        return torch.stack(list(pictures))
+    out = torch.empty(len(pictures), 3, height, width, dtype=torch.uint8)
+    for positions in by_shape.values():
+        stacked_HWC = torch.stack([pictures[position].permute(1, 2, 0) for position in positions])  # a plain copy: decoded memory is HWC
+        resized = resize(stacked_HWC.permute(0, 3, 1, 2), height, width, mode=mode)
+        out[positions if len(by_shape) > 1 else slice(None)] = resized
+    return out

@@ -16,7 +16,7 @@ from plait.assembly.model import ModelBundle
 from plait.data.loading.loader import Loader, StepBatch
 from plait.data.order import digest
 from plait.engine import nonfinite, optim, source_shares
-from plait.engine.checkpoints import checkpoint, failed_writes
+from plait.engine.checkpoints import checkpoint, disk_errors, failed_writes
 from plait.engine.checkpoints.saver import Saver
 from plait.engine.guards import GradientWatch, Quarantine
 from plait.engine.loop import Loop, Row
@@ -189,6 +189,7 @@ class StageRun:
             return
         self.saved = moment
         self.context.heartbeat.phase("save", state.step)
+        self._require_run()
         folder = checkpoint.folder_of(self.context.run, plan.view.index, plan.view.name, state.step)
         state.probe = self.probe.measure()
         self._require_finite(state.probe, self.updated)
@@ -197,6 +198,11 @@ class StageRun:
         manifest = {**self.manifest, **frozen, "state": state.metadata()}
         keep, config = plan.config.checkpoint.keep, self.context.config
         self.saver.save(folder, state.tensors(), manifest, keep=keep, spared=spared, config=config)
+
+    def _require_run(self) -> None:
+        """Raise FileNotFoundError where the run directory is gone, or an empty one is in its place, as after a disk is unmounted."""
+        if self.context.ranks.first:
+            (self.context.run / disk_errors.LOCK).stat()
 
     def _require_finite(self, probe: float | None, updated: int | None) -> None:
         """Raise Stopped where the weights give no finite loss. `probe`: the probe loss; `updated`: step of the last update, if any."""
@@ -269,6 +275,7 @@ class StageRun:
         if state.stage_step % every != 0 and state.step != self.stop_step:
             return
         assert self.batch is not None
+        self._require_run()
         own = sum(digest(micro.ids) for micro in self.batch.micro if not micro.padding)
         ids = int(self.context.ranks.sum(torch.tensor(float(own), dtype=torch.float64))) & 0xFFFFFFFF
         full = state.stage_step % _SHARES_EVERY < every or state.step == self.stop_step

@@ -4,6 +4,8 @@ import errno
 import os
 from pathlib import Path
 
+LOCK = "lock"
+"""The file in a run directory that its process holds locked: where it is missing, the directory is another one."""
 _DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE])
 """The errors for a disk that is full or failing."""
 _TAKEN = frozenset([errno.EEXIST, errno.ENOTDIR, errno.EISDIR])
@@ -13,9 +15,10 @@ _TAKEN = frozenset([errno.EEXIST, errno.ENOTDIR, errno.EISDIR])
 def told(error: Exception, run: Path) -> str | None:
     """Return the line for the user about an error in training; None unless the directory `run` or its disk is at fault.
 
-    They are if the directory is gone, the disk is full or failing, or a file or folder in it is of another kind than the run keeps there.
+    They are if the directory is gone or another one is in its place, the disk is full or failing, or a file or folder in it is of another
+    kind than the run keeps there.
     """
-    if not run.is_dir():
+    if not (run / LOCK).is_file():
         return f"{run} is gone: it was moved or deleted while the run was training; move it back, and the same command continues"
     if not isinstance(error, OSError):
         return None

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.data import cropping, images
+from plait.data import images, resizing
 from plait.data.field_names import no_answer
 from plait.data.rollouts import stored
 from plait.errors import BadSample, PlaitError
@@ -167,7 +167,7 @@ def _squares(pictures: Sequence[Tensor], side: int, augmentation: _Augmentation 
     """Resize images to squares without keeping their aspect ratio, as Gemma's processor does: (n, 3, side, side) uint8, augmented."""
     if not pictures:
         return torch.empty(0, 3, side, side, dtype=torch.uint8)
-    squares = cropping.resize_all(pictures, side, side, mode="bilinear")
+    squares = resizing.resize_all(pictures, side, side, mode="bilinear")
     return squares if augmentation is None else _augment(squares, augmentation)
 
 
