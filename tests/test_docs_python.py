@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from plait import cli
-
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -15,11 +13,10 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder as the page has it, with a run of a few steps."""
+    """A folder as the page has it."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", "configs")
     shutil.copytree(ROOT / "docs" / "images", "docs/images")
-    assert cli.main(["train", "configs/theworld/demo.yaml", "--train.steps=2", "--evaluate=[]", "--data.workers=0"]) == 0
     return tmp_path
 
 

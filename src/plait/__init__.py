@@ -9,8 +9,10 @@ __version__ = "0.1.0"
 _HOME = {
     "Checkpoint": "plait.api.checkpoint",
     "PlaitError": "plait.errors",
+    "Run": "plait.api.run",
     "load_config": "plait.api.configuration",
     "open": "plait.api.checkpoint",
+    "train": "plait.api.run",
 }
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 (texts)
 

@@ -29,7 +29,7 @@ CONFIG = {
     "track": {"every_steps": 1, "tensorboard": False},
 }
 NAMES = sorted(set(plait.__all__) - {"__version__"})
-MEMBERS = [f"Checkpoint.{name}" for name in vars(plait.Checkpoint) if not name.startswith("_")]
+MEMBERS = [f"{kind.__name__}.{name}" for kind in (plait.Checkpoint, plait.Run) for name in vars(kind) if not name.startswith("_")]
 
 
 @pytest.fixture(scope="module")

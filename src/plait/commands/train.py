@@ -34,12 +34,9 @@ def run(arguments: Arguments) -> None:
     from plait.training import run as training
 
     options = training.TrainOptions(
-        restart=arguments.restart or "restart" in resolved.train_options,
-        allow_inexact=arguments.allow_inexact,
-        only=arguments.stage,
-        fresh=arguments.fresh or "fresh" in resolved.train_options,
+        restart=arguments.restart, allow_inexact=arguments.allow_inexact, only=arguments.stage, fresh=arguments.fresh
     )
-    training.train(resolved, options)
+    training.train(resolved, options.with_those_of(resolved))
 
 
 COMMANDS = (Command(("train",), "start a run, or continue it: the same command does both", declare, run, OVERRIDES, scripts=True),)

@@ -1,13 +1,20 @@
 """What the stages (parts) of a run share while it runs."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.signals import Signals
 from plait.engine.monitoring.tracking import Tracker
 from plait.engine.parallel.distributed import Ranks
+
+Callback = Callable[[dict[str, Any], nn.Module], object]
+"""A caller's function between steps, of a copy of the step's metrics by name and the model; what it returns is not looked at."""
 
 
 @dataclass(frozen=True)
@@ -24,3 +31,5 @@ class RunContext:
     allow_inexact: bool
     resumed_from: Checkpoint | None
     """The checkpoint that this process continued the run from; None if it began the run."""
+    callbacks: Sequence[Callback]
+    """Called in order after each step, on every rank."""

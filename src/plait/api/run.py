@@ -1,0 +1,62 @@
+"""Train a run in Python, `plait.train`: what `plait train` does, in this process, with functions between the steps."""
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plait.api import checkpoint
+from plait.api.checkpoint import Checkpoint
+from plait.api.configuration import load_config
+from plait.api.metrics import rows, table
+from plait.config.resolved import Resolved
+from plait.errors import PlaitError
+from plait.training import run as training
+from plait.training.run_context import Callback
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    config: Resolved | str | Path | Mapping[str, Any],
+    *,
+    callbacks: Sequence[Callback] = (),
+    restart: bool = False,
+    fresh: bool = False,
+    stage: str | None = None,
+    allow_inexact: bool = False,
+) -> "Run":
+    """Start the run of a configuration, or continue it, to its last planned step; returns the run.
+
+    `config`: what `load_config` returned, or takes. `callbacks`: functions of (metrics of the step by name, model), called after each step
+    on every rank, without gradients; an error in one ends the run as a crash would, and the same call continues. `restart`: keep an old run
+    aside and begin anew; `fresh`: refuse where there is a run; `stage`: run this stage only; `allow_inexact`: go on although something
+    differs from what was saved. Raises PlaitError for what has to be mended, when the run stops itself, or when it was asked to stop, with
+    everything saved, by a signal such as Ctrl-C; also outside of the main thread, where no signal can be heard.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise PlaitError("plait.train runs in the main thread only, where a signal to stop can be heard: start a process for it")
+    resolved = config if isinstance(config, Resolved) else load_config(config)
+    for line in resolved.warnings:
+        log.warning(line)
+    options = training.TrainOptions(restart=restart, fresh=fresh, only=stage, allow_inexact=allow_inexact, callbacks=tuple(callbacks))
+    return Run(training.train(resolved, options.with_those_of(resolved)))
+
+
+class Run:
+    """A run's directory, `folder`, as `train` leaves it."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    def checkpoint(self, mark: int | str = "latest", *, stage: str | None = None) -> Checkpoint:
+        """Open a checkpoint of the run, or of one of its stages: "latest", "best" or a step. Raises PlaitError if there is none."""
+        return checkpoint.open(f"{self.folder if stage is None else self.folder / stage}@{mark}")
+
+    def metrics(self) -> Any:
+        """Return what the run recorded: a pandas DataFrame, or without pandas a list of dicts, one per row."""
+        return table(rows(self.folder))
