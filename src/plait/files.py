@@ -58,12 +58,14 @@ def expanded(path: str | Path) -> Path:
 
 
 def on_disk(path: str) -> str:
-    """Return `path` unchanged if it is on a disk. Raises ValueError for an address such as gs://bucket/run: plait writes to disks only."""
+    """Return `path`, where plait writes, unchanged. Raises ValueError for an address such as gs://bucket/run, and a name not in UTF-8."""
     scheme, mark, rest = path.partition("://")
     if mark and scheme == "file":
         raise ValueError(f"{path} is an address: write the path alone, {rest or '/'}")
     if mark:
         raise ValueError(f"{path} is an address, and files are written on disks only: name a folder, and copy it to {scheme}:// afterwards")
+    if any("\ud800" <= letter <= "\udfff" for letter in path):
+        raise ValueError(f"{path!a} is not UTF-8, in which libraries write their files: give another name")
     return path
 
 

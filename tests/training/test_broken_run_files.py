@@ -118,3 +118,12 @@ def test_a_pipe_in_place_of_a_copy_of_the_configuration_is_no_copy(run):
     os.mkfifo(copy)
     (run[1] / "config.yaml").unlink()
     assert cli.main(["stages", str(run[1])]) == 0
+
+
+def test_a_run_name_that_is_not_utf_8_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    assert cli.main(["train", str(recipe), "--run=runs/b\udcff"]) == 2
+    told = "plait: command line: run: 'runs/b\\udcff' is not UTF-8, in which libraries write their files: give another name\n"
+    assert capsys.readouterr().err == told
+    assert not (tmp_path / "runs").exists()
