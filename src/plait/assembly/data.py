@@ -62,8 +62,7 @@ def open_data(config: RunConfig, entries: Sequence[SourceEntry], split: str) -> 
         return opened
 
     sources = open_all(entries, seed=config.seed, split=split, cache=cache, open_named=named)
-    pairs = zip(sources, entries, strict=True)
-    return [stored.open_rolled(source, entry.rollout, config.seed) if entry.rollout else source for source, entry in pairs]
+    return [stored.open_rolled(one, row.rollout, config.seed) if row.rollout else one for one, row in zip(sources, entries, strict=True)]
 
 
 def open_training(config: RunConfig) -> TrainingData:

@@ -129,3 +129,19 @@ def test_an_export_keeps_the_ends_of_its_base_and_adds_plaits(make, directory, t
 def test_family_exports_the_contract():
     names = ("Config", "Inputs", "Loss", "GenerateOptions", "base", "blocks", "build", "components", "generate", "inspect")
     assert all(name in family.__all__ for name in (*names, "never_trained", "prepare"))
+
+
+def test_a_clip_is_shown_to_a_model_with_world_steps(make, tmp_path):
+    _, model, inputs = make(world={"steps": 1})
+    (tmp_path / "clip").mkdir()
+    for number in range(6):
+        (tmp_path / "clip" / f"{number}.png").write_bytes(photo(number))
+    files = [tmp_path / "clip" / f"{number}.png" for number in range(6)]
+    for number, frames in enumerate((tmp_path / "clip", files)):
+        generate(model, inputs, GenerateOptions(image=files[0], frames=frames, max_new_tokens=2), tmp_path / str(number), "")
+    shown = [json.loads((tmp_path / str(number) / "answer.json").read_text()) for number in range(2)]
+    assert [one["world_tokens"] for one in shown] == [32, 32] and shown[0]["answer"] == shown[1]["answer"]
+    with pytest.raises(PlaitError, match=r"it has a single picture, and model.world.steps 1 takes"):
+        generate(model, inputs, GenerateOptions(image=files[0]), None, "")
+    with pytest.raises(PlaitError, match=r"generate: --frames: no file .*absent"):
+        generate(model, inputs, GenerateOptions(frames=tmp_path / "absent"), None, "")

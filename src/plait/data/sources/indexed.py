@@ -18,11 +18,11 @@ import numpy as np
 import xxhash
 
 from plait.data import paths
-from plait.data.formats import csv_spans, index, json_spans
+from plait.data.formats import clips, csv_spans, index, json_spans
 from plait.data.formats.open_file import OpenFile
 from plait.data.formats.spans import Facts, RecordLayout
 from plait.data.paths import read_regular
-from plait.data.records import PATH_FIELDS, Record, is_absent, parse_json, picture_cells
+from plait.data.records import IMAGE_KINDS, PATH_FIELDS, Record, is_absent, parse_json, picture_cells
 from plait.data.sources.contract import Reader
 from plait.data.text import image_parts, kind_of, rename
 from plait.errors import BadSample
@@ -110,9 +110,8 @@ class IndexedRecords:
 
     def _read(self, i: int) -> Record:
         fields = self.fields(i)
-        images, frames = (
-            [self._image(value) for value in values] for values in (self.image_values(fields), picture_cells(fields.get("frames")))
-        )
+        images = [self._image(value) for value in self.image_values(fields)]
+        frames = self._frames(fields.get("frames"))
         name = fields.get("id")
         return Record(self._name(i) if name is None else str(name), fields, images, frames)
 
@@ -162,6 +161,15 @@ class IndexedRecords:
             if self._file is None:
                 self._spans, self._file = index.map_arrays(self.head), OpenFile(self.path)
             return self._spans, self._file
+
+    def _frames(self, value: object) -> list[bytes]:
+        """Return the encoded frames of a clip: the pictures of a list, or those of a folder or video that one path names."""
+        cells = picture_cells(value)
+        if len(cells) == 1 and isinstance(cells[0], str) and self.root is not None and "://" not in cells[0]:
+            clip = paths.inside(self.root, cells[0], anywhere=self.outside)
+            if clips.is_clip(clip):
+                return clips.read_clip(clip, IMAGE_KINDS)
+        return [self._image(cell) for cell in cells]
 
     def _image(self, value: object) -> bytes:
         """Return the encoded image that a record's value names: a path, a `data:` address, or a mapping with `path` or `url`."""

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 from transformers import DynamicCache
 
+from plait.data.formats.clips import is_clip, read_clip
+from plait.data.records import IMAGE_KINDS
 from plait.errors import PlaitError
 from plait.families.theworld.inputs import WORLD_OF, Example, Inputs
 from plait.families.theworld.model import Batch, TheWorld
@@ -30,6 +32,7 @@ class GenerateOptions(BaseModel):
 
     prompt: str = Field(default="", description="the user's text; <image> marks the place of the next image, else images come first")
     image: list[Path] = Field(default=[], description="image files; the world encoder sees the first")
+    frames: list[Path] = Field(default=[], description="a clip for the world encoder: its pictures in order, a folder of them, or a video")
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
     temperature: Annotated[float, Field(ge=0.0)] = Field(default=0.0, description="0: always the likeliest token")
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
@@ -38,7 +41,7 @@ class GenerateOptions(BaseModel):
     seed: int = 0
     world: bool = Field(default=True, description="off: leave out the world encoder's tokens; this model's Gemma answers without them")
 
-    @field_validator("image", mode="before")
+    @field_validator("image", "frames", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str | Path) else value
@@ -47,16 +50,17 @@ class GenerateOptions(BaseModel):
 def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Path | None, moment: str) -> list[str]:
     """Answer the prompt of `options`; return [answer], and write it to `out`/answer.json unless `out` is None.
 
-    `moment`: name of the checkpoint's step, such as step-00000100. Raises PlaitError if an image file is missing.
+    `moment`: name of the checkpoint's step, such as step-00000100. Raises PlaitError if a file is missing or no clip.
     """
-    missing = [str(path) for path in options.image if not path.is_file()]
-    if missing:
-        raise PlaitError(f"generate: --image: no file {missing[0]}")
+    for name, given in (("image", options.image), ("frames", options.frames)):
+        if missing := [str(path) for path in given if not (path.is_file() or (name == "frames" and path.is_dir()))]:
+            raise PlaitError(f"generate: --{name}: no file {missing[0]}")
     sample = {
         "id": "prompt",
         "images": [path.read_bytes() for path in options.image],
         "messages": [{"role": "user", "content": options.prompt}],
         "fields": {},
+        "frames": [frame for path in options.frames for frame in (read_clip(path, IMAGE_KINDS) if is_clip(path) else [path.read_bytes()])],
     }
     example = inputs.prompt(sample if options.world else {**sample, WORLD_OF: None})
     sampling = Sampling(options.temperature, options.top_p, [key(options.seed, "generate")])

@@ -33,8 +33,7 @@ WORLD_OF = "world_of"
 """Key of a sample: another sample, whose frames the world encoder is given, or None for no world. Without it, it is given its own."""
 
 
-NO_LATENTS = torch.empty(0, 1, 1, 1)
-"""In place of the latents of a predicted future, where a sample has none."""
+NO_LATENTS = torch.empty(0, 1, 1, 1)  # in place of a predicted future
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,8 @@ def subfolder(world: WorldEncoderConfig) -> str | None:
 def pin(world: WorldEncoderConfig) -> dict[str, Any]:
     """Return what identifies an encoder and its input: {"source", "revision", "image_size", "xxh3" of a local folder's weights or None}."""
     folder = Path(world.source) / (subfolder(world) or "")
-    digest = weights_hash(folder) if folder.is_dir() else None
-    return {"source": world.source, "revision": world.revision, "image_size": world.image_size, "xxh3": digest}
+    names = {"source": world.source, "revision": world.revision, "image_size": world.image_size}
+    return {**names, "xxh3": weights_hash(folder) if folder.is_dir() else None}
 
 
 @contextlib.contextmanager

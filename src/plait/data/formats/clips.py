@@ -1,0 +1,58 @@
+"""Read a clip's frames, encoded pictures in order, from a folder of pictures or a video file. PyAV, which decodes videos, is optional."""
+
+import io
+from collections.abc import Collection
+from pathlib import Path
+
+from PIL import Image
+
+from plait.errors import BadSample, PlaitError
+
+VIDEO_KINDS = frozenset(["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg"])
+"""Endings, in small letters, of files that are read as videos."""
+MOST_FRAMES = 65
+"""Frames that are read of a clip, its first ones: 1 + 4 x 16, what a model of 16 world steps sees."""
+
+
+def is_clip(path: Path) -> bool:
+    """Return whether a path is a folder, or is named as a video."""
+    return path.suffix[1:].lower() in VIDEO_KINDS or path.is_dir()
+
+
+def read_clip(path: Path, image_kinds: Collection[str]) -> list[bytes]:
+    """Return the first 65 frames of a folder's pictures, in the order of their names, or of a video, as PNG.
+
+    `image_kinds`: endings of files that are pictures. Raises BadSample where there are none or they cannot be read,
+    PlaitError for a video where PyAV is not installed.
+    """
+    if path.is_dir():
+        pictures = sorted(file for file in path.iterdir() if file.suffix[1:].lower() in image_kinds and not file.name.startswith("."))
+        if not pictures:
+            raise BadSample(f"the folder {path} of a clip has no pictures")
+        return [file.read_bytes() for file in pictures[:MOST_FRAMES]]
+    return _decode(path)
+
+
+def _decode(path: Path) -> list[bytes]:
+    try:
+        import av
+    except ImportError as error:
+        raise PlaitError(f"{path} is a video, which PyAV decodes ({error}): pip install 'plait[video]'") from error
+    frames: list[bytes] = []
+    try:
+        with av.open(str(path)) as video:
+            for frame in video.decode(video=0):
+                frames.append(_png(frame.to_image()))
+                if len(frames) == MOST_FRAMES:
+                    break
+    except (OSError, ValueError, IndexError) as error:  # what PyAV raises are kinds of these
+        raise BadSample(f"the video {path} cannot be read after {len(frames)} frames: {error}") from error
+    if not frames:
+        raise BadSample(f"the video {path} has no frames")
+    return frames
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)
+    return file.getvalue()

@@ -1,0 +1,72 @@
+"""Clips as folders of pictures and as videos: frames in order, the first 65, and one clear line where there are none."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plait.config.schema import SourceEntry
+from plait.data.formats import clips
+from plait.data.images import decode
+from plait.data.sources.open import open_source
+from plait.errors import PlaitError
+
+
+def picture(level: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (level, level, level)).save(file, "PNG")
+    return file.getvalue()
+
+
+def record(folder: Path, frames: object) -> dict:
+    (folder / "0.png").write_bytes(picture(0))
+    (folder / "a.jsonl").write_text(json.dumps({"image": "0.png", "caption": "a", "frames": frames}) + "\n")
+    return open_source(SourceEntry(source="jsonl", path=str(folder / "a.jsonl")), seed=0)[0]
+
+
+def write_video(path: Path, levels: list[int]) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as video:
+        stream = video.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for level in levels:
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), level, np.uint8), format="rgb24")
+            video.mux(stream.encode(frame))
+        video.mux(stream.encode())
+
+
+def test_a_folder_gives_its_pictures_by_name(tmp_path):
+    (tmp_path / "clip").mkdir()
+    for name, level in (("02.png", 2), ("01.png", 1), ("10.png", 3), (".hidden.png", 9)):
+        (tmp_path / "clip" / name).write_bytes(picture(level))
+    (tmp_path / "clip" / "notes.txt").write_text("x")
+    assert record(tmp_path, "clip")["frames"] == [picture(1), picture(2), picture(3)]
+    assert record(tmp_path, ["clip/01.png", "clip/02.png"])["frames"] == [picture(1), picture(2)]
+
+
+def test_a_video_gives_its_first_frames_in_order(tmp_path):
+    levels = [20 + 3 * i for i in range(70)]
+    write_video(tmp_path / "a.mp4", levels)
+    seen = [float(decode(frame).float().mean()) for frame in record(tmp_path, "a.mp4")["frames"]]
+    assert len(seen) == clips.MOST_FRAMES == 65
+    np.testing.assert_allclose(seen, levels[:65], atol=8)  # a lossy codec, of which a level of 255 is a colour's step
+
+
+def test_clips_without_frames_are_one_clear_line(tmp_path, monkeypatch):
+    (tmp_path / "clip").mkdir()
+    with pytest.raises(PlaitError, match="of a clip has no pictures"):
+        record(tmp_path, "clip")
+    pytest.importorskip("av")
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    with pytest.raises(PlaitError, match=r"b.mp4 cannot be read after 0 frames") as error:
+        record(tmp_path, "b.mp4")
+    assert "\n" not in str(error.value)
+    with pytest.raises(PlaitError, match="leaves the folder"):
+        record(tmp_path, "../c.mp4")
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(PlaitError, match=r"is a video, which PyAV decodes .*pip install 'plait\[video\]'"):
+        record(tmp_path, "b.mp4")
