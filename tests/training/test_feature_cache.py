@@ -84,8 +84,9 @@ def test_losses_are_the_same_to_the_bit_and_a_second_run_reads_all(train, text, 
 
 
 def test_clips_of_several_lengths_are_stored_each_by_itself(train):
-    clips = "[{source: scenes, limit: 5, options: {size: [32, 32], tasks: [colour], frames: 5}}, {source: scenes, limit: 5}]"
-    settings = ["model.world.steps=1", f"data.train={clips}", "data.feature_cache_of=[world_latents]"]
+    scenes = "{{source: scenes, limit: 5, options: {{size: [32, 32], tasks: [colour], frames: {}}}}}"
+    clips = f"[{scenes.format(5)}, {scenes.format(9)}]"
+    settings = ["model.world.steps=2", f"data.train={clips}", "data.feature_cache_of=[world_latents]"]
     without, _ = train("off", *settings)
     assert train("first", ON, *settings)[0] == without
     losses, shares = train("second", ON, *settings)

@@ -102,8 +102,7 @@ class TheWorld(nn.Module):
         """Return all world blocks, concatenated in the rows' order: (positions, D)."""
         assert self.projector is not None
         counts, futures = batch["frame_counts"].tolist(), batch["latent_counts"].tolist()
-        rows: list[Tensor] = [torch.empty(0)] * len(counts)
-        stored = batch.get(WORLD_LATENTS)
+        rows, stored = [torch.empty(0)] * len(counts), batch.get(WORLD_LATENTS)
         lengths = counts if stored is None else [1 + (count - 1) // FRAMES_PER_STEP for count in counts]
         for indices, group in group_by_length(batch["frames"] if stored is None else stored, lengths):
             if group.shape[1]:  # rows without frames have a stored future
