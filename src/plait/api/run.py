@@ -2,20 +2,28 @@
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from plait.api import checkpoint
 from plait.api.checkpoint import Checkpoint
 from plait.api.configuration import load_config
 from plait.api.metrics import rows, table
 from plait.config.resolved import Resolved
+from plait.engine.loop import Hook, Row
+from plait.engine.state import State
 from plait.errors import PlaitError
 from plait.training import run as training
-from plait.training.run_context import Callback
+from plait.training.run_context import TrainOptions
 
 log = logging.getLogger(__name__)
+
+Callback = Callable[[dict[str, Any], nn.Module], object]
+"""A function of the metrics of a step by name, and the model; what it returns is not looked at."""
 
 
 def train(
@@ -40,8 +48,24 @@ def train(
     resolved = config if isinstance(config, Resolved) else load_config(config)
     for line in resolved.warnings:
         log.warning(line)
-    options = training.TrainOptions(restart=restart, fresh=fresh, only=stage, allow_inexact=allow_inexact, callbacks=tuple(callbacks))
-    return Run(training.train(resolved, options.with_those_of(resolved)))
+    options = TrainOptions(
+        restart=restart or "restart" in resolved.train_options,
+        allow_inexact=allow_inexact,
+        only=stage,
+        fresh=fresh or "fresh" in resolved.train_options,
+        hooks=tuple(map(_hook, callbacks)),
+    )
+    return Run(training.train(resolved, options))
+
+
+def _hook(callback: Callback) -> Hook:
+    """Return a hook of the loop that calls `callback` with a copy of the step's metrics and the model; no gradient can come of it."""
+
+    def call(state: State, row: Row) -> None:
+        with torch.no_grad():
+            callback(dict(row), state.model)
+
+    return call
 
 
 class Run:

@@ -32,11 +32,15 @@ def run(arguments: Arguments) -> None:
     for line in resolved.warnings:
         log.warning(line)
     from plait.training import run as training
+    from plait.training.run_context import TrainOptions
 
-    options = training.TrainOptions(
-        restart=arguments.restart, allow_inexact=arguments.allow_inexact, only=arguments.stage, fresh=arguments.fresh
+    options = TrainOptions(
+        restart=arguments.restart or "restart" in resolved.train_options,
+        allow_inexact=arguments.allow_inexact,
+        only=arguments.stage,
+        fresh=arguments.fresh or "fresh" in resolved.train_options,
     )
-    training.train(resolved, options.with_those_of(resolved))
+    training.train(resolved, options)
 
 
 COMMANDS = (Command(("train",), "start a run, or continue it: the same command does both", declare, run, OVERRIDES, scripts=True),)

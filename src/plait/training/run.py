@@ -16,7 +16,7 @@ import logging
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from plait import files
@@ -39,31 +39,11 @@ from plait.engine.state import State
 from plait.errors import PlaitError, Stopped, command
 from plait.families import registry
 from plait.training import from_weights, start
-from plait.training.run_context import Callback, RunContext
+from plait.training.run_context import RunContext, TrainOptions
 from plait.training.stage import run_stage
 from plait.training.stage_plan import plan_stage
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """Flags of `plait train`. `restart`: rename an old run and begin anew. `only`: name of the one stage to run.
-
-    `allow_inexact`: start even where something saved would be lost. `fresh`: fail where there is a run to continue. `callbacks`: functions
-    of (metrics of the step, model), called after each step.
-    """
-
-    restart: bool = False
-    allow_inexact: bool = False
-    only: str | None = None
-    fresh: bool = False
-    callbacks: tuple[Callback, ...] = ()
-
-    def with_those_of(self, resolved: Resolved) -> "TrainOptions":
-        """Return these options with `restart` and `fresh` set where the configuration, another trainer's, asks for them."""
-        asked = resolved.train_options
-        return replace(self, restart=self.restart or "restart" in asked, fresh=self.fresh or "fresh" in asked)
 
 
 DEFAULT = TrainOptions()
@@ -129,17 +109,7 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
             from_weights.begin_from(state, bundle, first, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
         monitors = bundle.family.monitors(bundle.section)
         tracker = open_tracker(run, config, rundir.identity(run), state, monitors) if ranks.first else Tracker(None, [])
-        context = RunContext(
-            run,
-            ranks,
-            tracker,
-            signals,
-            heartbeat,
-            resolved.yaml,
-            allow_inexact=options.allow_inexact,
-            resumed_from=resumed_from,
-            callbacks=options.callbacks,
-        )
+        context = RunContext(run, ranks, tracker, signals, heartbeat, resolved.yaml, options=options, resumed_from=resumed_from)
         with contextlib.closing(tracker):
             for view in stages_ahead(resolved, options.only, state):
                 heartbeat.phase("stage", state.step)

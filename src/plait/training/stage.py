@@ -102,7 +102,7 @@ class StageRun:
             config=config,
             ranks=ranks,
             quarantine=Quarantine(context.run / "quarantine.jsonl", config.guard.max_bad_fraction),
-            hooks=[self.after_step, *([self.call_back] if context.callbacks else [])],
+            hooks=[self.after_step, *context.options.hooks],
             stop=context.signals,
             mark=context.heartbeat.part,
             sources=plan.data.names(),
@@ -156,13 +156,6 @@ class StageRun:
         self.gradients(row, last=state.step == self.stop_step)
         every = settings.checkpoint.every_steps
         self._conclude_and_save(due=every is not None and state.stage_step % every == 0)
-
-    def call_back(self, state: State, row: Row) -> None:
-        """Call the caller's functions with a copy of the step's metrics and the model. No gradient can come of it."""
-        self.context.heartbeat.part("callback")
-        with torch.no_grad():
-            for callback in self.context.callbacks:
-                callback(dict(row), state.model)
 
     def _conclude_and_save(self, *, due: bool) -> None:
         """Evaluate, decide whether the stage ends, and save what must not be lost. A second call at one step changes nothing.
@@ -297,10 +290,10 @@ class StageRun:
         resumed_from = context.resumed_from
         if resumed_from is not None and resumed_from.manifest["state"]["stage"] == self.plan.view.index:
             log.info(f"  {changes.describe_order(resumed_from.manifest, self.plan.order_digest, self.state.batches)}")
-            log.info(f"  {changes.check_fingerprints(resumed_from, data, context.run, context.allow_inexact)}")
+            log.info(f"  {changes.check_fingerprints(resumed_from, data, context.run, context.options.allow_inexact)}")
             if resumed_from.manifest["data"] != data:
                 return  # other probe samples: their loss says nothing
         loss = self.probe.measure()
         self._require_finite(loss, None)
         if loss is not None:
-            log.info(f"  {changes.check_probe(self.state.probe, loss, context.allow_inexact)}")
+            log.info(f"  {changes.check_probe(self.state.probe, loss, context.options.allow_inexact)}")
