@@ -99,6 +99,7 @@ TESTS: dict[str, str] = {
     "engine/checkpoints/disk_errors.py": "engine/test_checkpoint.py engine/test_saver.py training/test_failing_disk.py",
     "engine/checkpoints/failed_writes.py": "engine/test_saver.py",
     "engine/checkpoints/folders.py": "engine/test_folders.py engine/test_checkpoint.py",
+    "engine/checkpoints/kept_averages.py": "engine/test_post_hoc_ema.py engine/test_checkpoint.py",
     "engine/checkpoints/integrity.py": "engine/test_checkpoint.py engine/test_stages_and_resumes.py",
     "engine/checkpoints/migrate.py": "engine/test_migrate.py",
     "engine/checkpoints/post_hoc_ema.py": "engine/test_post_hoc_ema.py",

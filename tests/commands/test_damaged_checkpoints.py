@@ -115,7 +115,7 @@ def test_verify_counts_a_manifest_that_lacks_what_a_start_needs_as_damaged(run, 
     path = run[0] / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest["ranks"]
-    files.write_json(path, manifest | {"xxh3": checkpoint._manifest_hash(manifest)})
+    files.write_json(path, manifest | {"xxh3": checkpoint.manifest_hash(manifest)})
     assert cli.main(["ckpt", "verify", "run"]) == 2
     assert "manifest.json lacks ranks; `plait train run` goes on from run/stage-1-train/step-00000004" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from plait import files
-from plait.engine.checkpoints import checkpoint, integrity
+from plait.engine.checkpoints import checkpoint, integrity, kept_averages
 from plait.engine.checkpoints.saver import Saver, copy_out
 from plait.errors import PlaitError
 
@@ -315,7 +315,7 @@ def edited(folder, change):
     """A manifest that was changed and says so in its own hash: what a faulty writer would leave."""
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
-    manifest["xxh3"] = checkpoint._manifest_hash(manifest)
+    manifest["xxh3"] = checkpoint.manifest_hash(manifest)
     files.write_json(folder / "manifest.json", manifest)
 
 
@@ -505,7 +505,7 @@ def test_averages_of_a_deleted_checkpoint_are_kept_whole_whatever_is_in_their_pl
     if not links:
         refused = OSError(errno.EPERM, "Operation not permitted")
         monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(refused))
-    checkpoint.prune(tmp_path / "stage-1-only", 1)
+    checkpoint.prune(tmp_path / "stage-1-only", 1, before=kept_averages.keep)
     (folder,) = (tmp_path / "averages").iterdir()
     assert (folder.name, sorted(path.name for path in folder.iterdir())) == ("step-00000005", ["ema-0.05.safetensors", "manifest.json"])
     assert integrity.verify(folder) == []

@@ -194,9 +194,9 @@ def test_so_many_steps_may_be_skipped(tmp_path, capsys, skipped, stops):
     settings, said = Guard(non_finite="skip", non_finite_steps=3), nonfinite_report.Report("step 9 is not finite", "samples 0:1@0")
     if stops:
         with pytest.raises(Stopped, match=rf"^step 9 is not finite; samples 0:1@0; {skipped} steps were passed over before, all that"):
-            nonfinite.respond(said, settings, ALONE, skipped=skipped, run=tmp_path, stage="a", step=8)
+            nonfinite_report.respond(said, settings, ALONE, skipped=skipped, run=tmp_path, stage="a", step=8)
     else:
-        nonfinite.respond(said, settings, ALONE, skipped=skipped, run=tmp_path, stage="a", step=8)
+        nonfinite_report.respond(said, settings, ALONE, skipped=skipped, run=tmp_path, stage="a", step=8)
         assert capsys.readouterr().out == "step 9 is not finite, and ends without an update; samples 0:1@0\n"
 
 
@@ -204,7 +204,7 @@ def test_a_rewind_lists_the_step_under_its_stage_and_counts_those_listed(tmp_pat
     settings, said = Guard(non_finite="rewind", non_finite_steps=2), nonfinite_report.Report("bad", "here")
     for stage, step in (("a", 8), ("b", 3)):
         with pytest.raises(nonfinite.Rewind, match=r"^bad: back to the newest checkpoint, and past this step from there; here$"):
-            nonfinite.respond(said, settings, ALONE, skipped=99, run=tmp_path, stage=stage, step=step)
+            nonfinite_report.respond(said, settings, ALONE, skipped=99, run=tmp_path, stage=stage, step=step)
     assert (nonfinite.steps_to_skip(tmp_path, "a"), nonfinite.steps_to_skip(tmp_path, "b")) == (frozenset({8}), frozenset({3}))
     with pytest.raises(Stopped, match="2 steps were passed over before"):
-        nonfinite.respond(said, settings, ALONE, skipped=0, run=tmp_path, stage="a", step=9)
+        nonfinite_report.respond(said, settings, ALONE, skipped=0, run=tmp_path, stage="a", step=9)

@@ -175,7 +175,7 @@ def test_a_manifest_with_a_right_hash_that_lacks_something_is_passed_over(half, 
     manifest = json.loads(path.read_bytes())
     section, key = (manifest["state"], name.removeprefix("state.")) if "." in name else (manifest, name)
     del section[key]
-    files.write_json(path, {**manifest, "xxh3": checkpoint._manifest_hash(manifest)})
+    files.write_json(path, {**manifest, "xxh3": checkpoint.manifest_hash(manifest)})
     capfd.readouterr()
     assert train(recipe, run) == 0
     assert f"manifest.json lacks {name}" in capfd.readouterr().out

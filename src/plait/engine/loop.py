@@ -178,7 +178,7 @@ class Loop:
         ids, run = [f"{i.source}:{i.index}@{i.epoch}" for micro in batch.micro for i in micro.ids], self.quarantine.path.parent
         report = nonfinite_report.make_report(state.step + 1, values, ids, model=state.model, ranks=self.ranks, run=run)
         used = int(state.totals.get("skipped", 0))
-        nonfinite.respond(report, guard, self.ranks, skipped=used, run=run, stage=self.stage, step=state.stage_step)
+        nonfinite_report.respond(report, guard, self.ranks, skipped=used, run=run, stage=self.stage, step=state.stage_step)
         return row | {"skipped": 1}, False
 
     def accumulate(self, net: nn.Module, micros: Sequence[MicroBatch], loss_weights: Mapping[str, float]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
-"""Reports of steps whose loss or gradient is not finite: which samples and which parameters, and statistics of every module."""
+"""Report a step whose loss or gradient is not finite, with samples, parameters and statistics of modules, and respond to it."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,12 @@ from typing import Any
 from torch import nn
 
 from plait import files
+from plait.config.schema import Guard
+from plait.engine.nonfinite import KINDS, SKIPPED, Rewind
 from plait.engine.parallel.distributed import Ranks, local
-from plait.errors import first_names
+from plait.errors import Recurring, first_names
+
+log = logging.getLogger(__name__)
 
 REPORTS = "non-finite"
 """The folder of reports in a run directory."""
@@ -65,3 +70,25 @@ def statistics(model: nn.Module) -> dict[str, dict[str, Any]]:
             "gradients_not_finite": sum(int((~gradient.isfinite()).sum()) for gradient in gradients),
         }
     return by_module
+
+
+def respond(report: Report, settings: Guard, ranks: Ranks, *, skipped: int, run: Path, stage: str, step: int) -> None:
+    """Stop, skip or rewind after a non-finite step, as `guard.non_finite` says; returns only for skip: the caller makes no update.
+
+    `settings`: the section `guard`. `run`: the run directory. `step`: of the stage, from 0. `skipped`: steps of the run skipped before.
+    Raises Recurring for stop, or when `guard.non_finite_steps` are used up (a PlaitError that ends the run), and Rewind for rewind.
+    """
+    if settings.non_finite == "stop":
+        look = "look at these samples with `plait data inspect`, lower optim.lr, or set guard.non_finite"
+        raise Recurring(f"{report.what}, stopped before the update; {report.where}; {look}")
+    used = skipped if settings.non_finite == "skip" else len(files.read_rows(run / SKIPPED, KINDS))
+    if used >= settings.non_finite_steps:
+        raise Recurring(
+            f"{report}; {used} steps were passed over before, all that guard.non_finite_steps allows: look at the data or optim.lr"
+        )
+    if settings.non_finite == "rewind":
+        ranks.barrier()  # rank 0 adds to the list only after all ranks have counted it
+        if ranks.first:
+            files.append_rows(run / SKIPPED, [{"stage": stage, "step": step, "reason": str(report)}])
+        raise Rewind(f"{report.what}: back to the newest checkpoint, and past this step from there; {report.where}")
+    log.info(f"{report.what}, and ends without an update; {report.where}")

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from torch import Tensor
 
 from plait import files
 from plait.config import signed
-from plait.engine import averages
 from plait.engine.checkpoints import sharded_files
 from plait.engine.checkpoints.sharded_files import Groups, RankFiles
 from plait.engine.parallel.distributed import StoredTensor, full_tensor
@@ -36,7 +35,7 @@ FORMAT = "plait-checkpoint-1"  # `format` in manifest.json
 ONE_RANK = RankFiles()  # for a run of one process, which writes all files
 _STEP = re.compile(r"step-(\d{8,})$")
 _STAGE = re.compile(r"stage-(\d+)-")
-_UNFINISHED = ".saving-"
+UNFINISHED = ".saving-"
 _REPLACED = ".replaced-"
 _HUB_BLOBS = "blobs"
 """The folder of the Hub's cache in which the files of a snapshot are: a snapshot itself holds links to them, and nothing else may."""
@@ -82,14 +81,14 @@ def write(folder: Path, groups: Groups, metadata: Mapping[str, Any], rank_files:
     all call this, each with its own rows; rank 0 renames the folder once all have flushed. Raises PlaitError on every rank when
     writing fails on one; earlier checkpoints are untouched.
     """
-    unfinished, replaced = (folder.with_name(f"{prefix}{folder.name}") for prefix in (_UNFINISHED, _REPLACED))
+    unfinished, replaced = (folder.with_name(f"{prefix}{folder.name}") for prefix in (UNFINISHED, _REPLACED))
     first = rank_files.rank == 0
     try:
         rank_files.run_on_all(lambda: _make_folder(unfinished, replaced) if first else None)
         by_rank = rank_files.run_on_all(lambda: _write_files(unfinished, groups, rank_files))
         listed = {name: entry for entries in by_rank for name, entry in entries.items()}
         manifest = {"format": FORMAT, "kind": "resumable", **metadata, "files": listed}
-        manifest["xxh3"] = _manifest_hash(manifest)
+        manifest["xxh3"] = manifest_hash(manifest)
         rank_files.run_on_all(lambda: _publish(folder, unfinished, replaced, manifest, config) if first else None)
     except Exception as error:
         if first:
@@ -147,7 +146,7 @@ def _restore_replaced(replaced: Path) -> None:
         replaced.rename(folder)
 
 
-def _manifest_hash(manifest: Mapping[str, Any]) -> str:
+def manifest_hash(manifest: Mapping[str, Any]) -> str:
     """Return the xxh3 of a manifest without its own `xxh3`."""
     body = {key: value for key, value in manifest.items() if key != "xxh3"}
     return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
@@ -165,7 +164,7 @@ def read(folder: Path) -> Checkpoint:
         _check_structure(manifest, folder)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise PlaitError(f"{path} is damaged: it is not a manifest ({type(error).__name__}: {str(error)[:100]})") from error
-    if listed != _manifest_hash(manifest) or body != files.json_text(manifest).encode():
+    if listed != manifest_hash(manifest) or body != files.json_text(manifest).encode():
         raise PlaitError(f"{path} is damaged: its content does not match its own xxh3 {listed}")
     if known != FORMAT:
         raise PlaitError(f"{path} has format {known!r}; this plait reads {FORMAT!r}")
@@ -241,46 +240,25 @@ def clear_unfinished(run: Path) -> int:
     """Remove the folders of interrupted saves in a run, and restore the checkpoints they were to replace; returns how many were removed."""
     for replaced in run.glob(f"stage-*/{_REPLACED}*"):
         _restore_replaced(replaced)
-    unfinished = list(run.glob(f"*/{_UNFINISHED}*"))
+    unfinished = list(run.glob(f"*/{UNFINISHED}*"))
     for folder in unfinished:
         shutil.rmtree(folder, ignore_errors=True)
     return len(unfinished)
 
 
-def prune(stage_folder: Path, keep: int, spared: int | None = None) -> list[Path]:
+def prune(stage_folder: Path, keep: int, spared: int | None = None, before: Callable[[Path], object] = lambda _: None) -> list[Path]:
     """Delete a stage's checkpoints except the newest `keep` (0: all of them) and that of step `spared`; returns the deleted folders.
 
-    `spared`: the step with the best evaluation, or None. A checkpoint with a missing or wrongly sized file is neither counted nor deleted.
+    `spared`: the step with the best evaluation, or None. `before`: called with each folder before it is deleted. A checkpoint with a
+    missing or wrongly sized file is neither counted nor deleted.
     """
     of_stage = [folder for folder in published(stage_folder.parent) if folder.parent == stage_folder and _looks_whole(folder)]
     deleted = [folder for folder in of_stage[keep or len(of_stage) :] if folder.name != f"step-{spared or 0:08d}"]
     for folder in deleted:
-        _keep_averages(folder)
-        unwanted = folder.with_name(f"{_UNFINISHED}{folder.name}")  # what a kill leaves of it is swept, and counts as no checkpoint
+        before(folder)
+        unwanted = folder.with_name(f"{UNFINISHED}{folder.name}")  # what a kill leaves of it is swept, and counts as no checkpoint
         if unwanted.exists():
             shutil.rmtree(unwanted)
         folder.rename(unwanted)
         shutil.rmtree(unwanted)
     return deleted
-
-
-def _keep_averages(folder: Path) -> None:
-    """Keep the post-hoc averages of a checkpoint that is about to be deleted, as RUN/averages/step-N with a manifest of their own."""
-    checkpoint = read(folder)
-    listed = checkpoint.manifest["files"].items()
-    kept = {name: entry for name, entry in listed if name.split("/")[0].removesuffix(".safetensors") in averages.KEPT}
-    if not kept:
-        return
-    target = folder.parent.parent / AVERAGES / folder.name
-    unfinished = target.with_name(f"{_UNFINISHED}{target.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for name in kept:
-        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            (unfinished / name).hardlink_to(folder / name)
-        except OSError:  # a file system without links
-            shutil.copyfile(folder / name, unfinished / name)
-    manifest = {"format": FORMAT, "kind": "averages", "state": {"step": checkpoint.step}, "files": kept}
-    files.write_json(unfinished / "manifest.json", {**manifest, "xxh3": _manifest_hash(manifest)})
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from plait.engine.checkpoints import checkpoint, failed_writes, sharded_files
+from plait.engine.checkpoints import checkpoint, failed_writes, kept_averages, sharded_files
 from plait.engine.checkpoints.sharded_files import Groups
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
@@ -78,7 +78,7 @@ class Saver:
                     failed_writes.until_written(write, error, rank_files, waiting, background=self.background)
             if self.ranks.first:
                 try:
-                    checkpoint.prune(folder.parent, keep, spared)
+                    checkpoint.prune(folder.parent, keep, spared, kept_averages.keep)
                 except OSError as error:
                     failed_writes.tell_unpruned(folder.parent, error)
 
