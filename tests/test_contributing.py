@@ -12,7 +12,7 @@ from plait.data.sources.contract import Source
 from plait.data.sources.kind import SourceKind
 from plait.engine.evaluation import Bench
 from plait.engine.loss import Loss
-from plait.families import contract, members, module_contracts
+from plait.families import members, module_contracts, signatures
 from plait.families.limits import Limits
 from tests.test_house import ROOT
 
@@ -32,7 +32,7 @@ def public(*kinds):
 
 MEMBERS = {
     "family": {*members.REQUIRED, *members.OPTIONAL, *members.CATALOGUE, "DATASETS", "ALIASES"}
-    | public(ModelSection, Loss, module_contracts.Publisher, contract.Inputs)
+    | public(ModelSection, Loss, module_contracts.Publisher, signatures.Inputs)
     | fields(Limits),
     "bench": fields(Bench),
     "source": public(Source) | fields(SourceKind),

@@ -27,8 +27,9 @@ from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.sharding import Sharding
 from plait.errors import BadSample, sample_errors
 from plait.families import registry
-from plait.families.contract import Family, Inputs, require_known
+from plait.families.contract import Family, require_known
 from plait.families.limits import check_max_tokens
+from plait.families.signatures import Inputs
 from plait.keys import key
 
 log = logging.getLogger(__name__)

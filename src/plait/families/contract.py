@@ -1,7 +1,6 @@
-"""The contract of a family: the members that plait calls.
+"""The contract of a family: the members that plait calls; signatures.py has the types of the functions that make inputs and model.
 
 Those of another package's family are checked when it is loaded (members.py), and what they return when they are called (returned.py).
-
 A family is one kind of model with its data preparation. It is a package of these modules; all but the first two may be missing:
 
     config.py              Config, its typed `model:` section; imports no torch
@@ -20,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import BaseModel
 from torch import nn
@@ -30,46 +29,14 @@ from plait.engine.loss import Loss
 from plait.errors import PlaitError
 from plait.families.frozen import FrozenEncoder
 from plait.families.limits import Limits, no_limits
+from plait.families.signatures import Build, BuildOver, MakeInputs, Sample
 
-Sample = dict[str, Any]
-"""One raw item of data: `id`, `images` (encoded files), `messages` ([{"role", "content"}]), `fields` (a dict), for clips `frames`."""
 Texts = Callable[[], Iterable[str]]
 """A function that yields the texts of training samples."""
 Parameters = dict[str, nn.Parameter]
 """{full name: parameter} of one component."""
 Monitor = Callable[[Mapping[str, Any]], list[str]]
 """Called with each logged row of metrics, {name: value}, in order; returns warnings to print, sentences with advice."""
-
-
-class Inputs(Protocol):
-    """Turns samples into batches of tensors; runs in data workers, without the model."""
-
-    def encode(self, sample: Sample, key: int) -> Any:
-        """Return the example of a sample. All randomness comes from `key`, a 64-bit seed. Raises BadSample if it cannot be used."""
-
-    def collate(self, examples: Sequence[Any]) -> dict[str, Any]:
-        """Return a batch of examples as tensors by name; optionally `cut` (B,): how many tokens of each example's text were cut off."""
-
-
-class MakeInputs(Protocol):
-    """Type of a family's `Inputs(config, assets, *, max_tokens, pad, train)`. `config`: the `model:` section; the others as in a call."""
-
-    def __call__(self, config: Any, assets: Path, *, max_tokens: int | None, pad: str, train: bool) -> Inputs:
-        """Return inputs. `train`: augment; False for held-out data. `max_tokens`: of a sample, None: any. `pad`: a word of `data.pad`."""
-
-
-class Build(Protocol):
-    """Type of a family's `build(config, assets, *, seed)`: from the `model:` section and the folder of assets to the new model."""
-
-    def __call__(self, config: Any, assets: Path, *, seed: int) -> nn.Module:
-        """Return the model on the CPU, or under a meta device. `seed` alone draws. Raises PlaitError for weights that cannot be loaded."""
-
-
-class BuildOver(Protocol):
-    """Type of `build_over(config, assets, *, seed, parts)`: `build`, not reading the weights of `parts`, named as in "language.x"."""
-
-    def __call__(self, config: Any, assets: Path, *, seed: int, parts: frozenset[str]) -> nn.Module:
-        """Return what `build` does, but any values as the weights of `parts`, names of `base`: the caller overwrites them all."""
 
 
 def _nothing_to_prepare(config: Any, assets: Path, texts: Texts) -> None:

@@ -38,8 +38,9 @@ from plait.engine.checkpoints import folders
 from plait.engine.loss import has_targets, weights_of
 from plait.errors import PlaitError
 from plait.families import registry
-from plait.families.contract import Family, Inputs
+from plait.families.contract import Family
 from plait.families.limits import Limits, check_max_tokens
+from plait.families.signatures import Inputs
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from plait.families.contract import Inputs
 from plait.families.frozen import FrozenEncoder
+from plait.families.signatures import Inputs
 from plait.training.features.store import FeatureStore
 
 

@@ -23,8 +23,8 @@ from plait.data.formats.index import cache_folder
 from plait.engine.loss import Loss
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
-from plait.families.contract import Inputs
 from plait.families.frozen import FrozenEncoder
+from plait.families.signatures import Inputs
 from plait.nn.idle import contains_sharded
 from plait.training.features.fill import StoredEncoder, StoredLoss
 from plait.training.features.lookup import StoredInputs
