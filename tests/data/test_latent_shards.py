@@ -375,3 +375,13 @@ def test_encoders_are_named_and_never_assumed(tmp_path, capsys):
         "only for trying things out\n"
     )
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_bucket_asked_for_that_gets_no_picture_is_warned_of(tmp_path, capsys, dry):
+    source, tiny = str(photos(tmp_path / "photos", 2)), ["--latents=tiny:8x64", "--texts=tiny", "--images=tiny"]
+    told = "warning: no picture went into 160x16: none has nearly its shape"
+    assert cli.main(["data", "shard", source, str(tmp_path / "set"), *tiny, "--buckets=32x32,160x16", *dry]) == 0
+    assert told in capsys.readouterr().err
+    assert cli.main(["data", "shard", source, str(tmp_path / "other"), *tiny, "--buckets=32x32", *dry]) == 0
+    assert "no picture went" not in capsys.readouterr().err

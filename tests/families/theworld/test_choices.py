@@ -100,6 +100,11 @@ ANIMALS = "What is it?\nA. cat\nB. dog\nC. red panda\nD. panda"
         "I would choose B over A",
         "b",
         "(b)",
+        "Between A and B, B is closer.",
+        "Between (A) and (B), I choose (B).",
+        "Probably B, although A is also visible",
+        "Although A is visible, B is closer",
+        "B, even though (A) is larger.",
     ],
 )
 def test_a_choice_is_right_beside_a_denied_option_or_a_reason(answer):

@@ -93,6 +93,7 @@ def shard(what: str, out: Path | None, options: ShardOptions, settings: Sequence
         with show_progress() as report:
             planned = plan(source, request, workers=options.workers, report=report)
         log.info("\n".join(_planned(planned)))
+        _warn_of_empty(options, {bucket.name: len(positions) for bucket, positions in planned.positions.items()})
         return
     if out is None:
         raise PlaitError("name the folder to write after the source, or give --dry-run")
@@ -102,6 +103,7 @@ def shard(what: str, out: Path | None, options: ShardOptions, settings: Sequence
     with show_progress() as report:
         metadata = write.build(source, chosen, out, request, like=like, workers=options.workers, report=report)
     log.info("\n".join([*_made(metadata), str(out)]))
+    _warn_of_empty(options, {name: row["samples"] for name, row in metadata["buckets"].items()})
 
 
 def _encoders(options: ShardOptions) -> write.Encoders:
@@ -189,6 +191,13 @@ def _made(metadata: Mapping[str, Any]) -> list[str]:
     if pictures["enlarged"]:
         lines.append(f"{pictures['enlarged']} pictures are smaller than their bucket and were enlarged")
     return lines
+
+
+def _warn_of_empty(options: ShardOptions, samples: Mapping[str, int]) -> None:
+    """Warn of buckets that were asked for by name and got no picture. `samples`: of each bucket, by its name."""
+    empty = [name for name, count in samples.items() if not count]
+    if empty and options.buckets != ShardOptions.buckets:
+        log.warning(f"no picture went into {', '.join(empty)}: none has nearly its shape, or all that have are smaller than --min-side")
 
 
 @contextlib.contextmanager

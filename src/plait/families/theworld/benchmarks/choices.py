@@ -34,16 +34,19 @@ _NEXT = re.compile(rf"\)?\**\s*(?:,?\s*\bor\b|/|(?:,|&|\band\b)(?=\s*{_NAMED}(?!
 _BEFORE = re.compile(r"(?<![\w'’])\(?([A-Z])\)?\s*(?:,?\s*or|/|and|&)\s*(?:either\s+)?\(?$")
 _LEADING = re.compile(r"\**(?:\(([A-Z])\)\**|([A-Z])\**(?=[.):,]\s|\s+(?:because|since|as)\b)[.):,]?)\**\s*")
 _REASON = re.compile(
-    r"(?<=\w|[)*.,])\s+(?:because|since|due to|given that"
+    r"(?<=\w|[)*.,])\s+(?:because|since|due to|given that|(?:even )?though|although"
     r"|as\s+(?=its?\b|the\s+\w+\s+(?:is|are|was|looks|has)\b|(?-i:\([A-Z]\)|[B-Z]\b|A\s+(?:is|looks|has)\b)))"
     r"(?:(?!,\s*(?:so|thus|hence|therefore)\b)[^.;\n])*"
-    r"|(?<![\w)*]\s)\b(?:because|since|as)\s[^.,;\n]*|(?<=\S)\s+\(?\**(?:explanation|reason|reasoning|rationale)\**:.*?(?=\n|$|\banswer\b)",
+    r"|(?<![\w)*]\s)\b(?:because|since|as|(?:even\s)?though|although)\s[^.,;\n]*|(?<=\S)\s+\(?\**(?:explanation|reason|reasoning|rationale)\**:.*?(?=\n|$|\banswer\b)",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
     r"\b(?:not|rather\s+than|instead\s+of|unlike)\s+(?i:option\s+|choice\s+)?(?:\([A-Z]\)|[A-Z]\b)|\b(?:rather\s+than|instead\s+of)\b[^.,;\n]*"
 )
-_COMPARED = re.compile(r"\b(?:than|compared\s+(?:to|with))\s+(?:[a-z]+\s+){0,2}(?:Option\s+)?(?:\([A-Z]\)|[A-Z]\b)")
+_COMPARED = re.compile(
+    r"\b(?:than|compared\s+(?:to|with))\s+(?:[a-z]+\s+){0,2}(?:Option\s+)?(?:\([A-Z]\)|[A-Z]\b)"
+    r"|\b[Bb]etween\s+(?:\([A-Z]\)|[A-Z])\s+and\s+(?:\([A-Z]\)|[A-Z]\b)"
+)
 _CLAUSE_END = re.compile(
     r"([.!?;](?=\s|$)|\n|(?<![A-Z)]),|,(?!\s*(?:and\s+|or\s+)?\(?[A-Z]\b)|\b(?:so|but|therefore|thus|hence|because|since|while|whereas)\b)"
 )
