@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from plait import cli
 from plait.assembly.checked_configuration import open_checked
@@ -142,24 +143,79 @@ def test_a_dataset_has_its_name_in_the_reference():
     assert datasets.spec_of("count_qa") is datasets.spec_of("countbench_qa")
 
 
+CAPTIONER, MULTITASK = "launch_scripts/train_captioner.py", "launch_scripts/train_multitask_model.py"
+SWEEPS = {  # the command of a sweep, its program, and the command that plait answers with
+    "${env} ${interpreter} ${program} qwen2_7b ${args}": (CAPTIONER, "plait train molmo/captioner qwen2_7b ${args}"),
+    "${env} torchrun --nproc-per-node 8 ${program} qwen2_7b --max_steps 100 --save_folder=/x/y ${args}": (
+        *(CAPTIONER, "plait train molmo/captioner qwen2_7b --max_steps 100 --save_folder=/x/y --nproc 8 ${args}"),
+    ),
+    "torchrun --nproc-per-node=8 ${program} 3.2-synthetic /ck/step15000 --data.without=[doc_qa] ${args}": (
+        *(MULTITASK, "plait train molmo/multitask 3.2-synthetic /ck/step15000 --data.without=[doc_qa] --nproc 8 ${args}"),
+    ),
+    "python3 -m torch.distributed.run --standalone --nproc_per_node=8 ${program} --save_overwrite debug --fsdp false ${args}": (
+        *(CAPTIONER, "plait train molmo/captioner debug --save_overwrite --fsdp false --nproc 8 ${args}"),
+    ),
+    "/bin/torchrun --nproc_per_node 8 /m/launch_scripts/train_captioner.py debug --wandb null ${args_no_boolean_flags}": (
+        *("", "plait train molmo/captioner debug --wandb null --nproc 8 ${args_no_boolean_flags}"),
+    ),
+    "env OMP_NUM_THREADS=4 torchrun --nnodes=2 --nproc-per-node=8 ${program} debug --max_steps 9 ${args}": (
+        CAPTIONER,
+        "${env} OMP_NUM_THREADS=4 torchrun --nnodes=2 --nproc-per-node=8 -m plait train molmo/captioner debug --max_steps 9 ${args}",
+    ),
+    "torchrun --nproc-per-node=gpu ${program} debug ${args}": (
+        *(CAPTIONER, "torchrun --nproc-per-node=gpu -m plait train molmo/captioner debug ${args}"),
+    ),
+}
+
+
+@pytest.mark.parametrize("given", SWEEPS)
+def test_a_sweeps_file_is_answered_with_a_command_that_keeps_its_words_and_flags(given, tmp_path, capsys):
+    program, right = SWEEPS[given]
+    assert cli.main(["train", sweep_of(given.split(), program, tmp_path)]) == 2
+    answer = yaml.safe_load(re.search(r"write command: (\[.*\]) in it, then", capsys.readouterr().err)[1])
+    assert answer == right.split()
+    config = [word for word in answer[answer.index("plait") + 2 :] if not word.startswith("${")]
+    if "--nproc" in config:
+        assert command_line.parse(["train", *config]).nproc == 8
+        del config[config.index("--nproc") :]
+    assert cli.main(["config", *config]) == 0
+    assert cli.main(["train", sweep_of(answer, program, tmp_path)]) == 2
+    assert "whose agents run plait: wandb sweep" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    ("command", "answer"),
+    ("command", "program", "answer"),
     [
+        (None, CAPTIONER, 'command: [plait, train, molmo/captioner, MODEL, "${args}"] in it, then'),
         (
-            '["${env}", "${interpreter}", "${program}", qwen2_7b, "${args}"]',
-            "[plait, train, molmo/captioner, qwen2_7b, ${args}]",
+            *(["${program}", "3.2-synthetic", "--save_overwrite", "${args}"], MULTITASK),
+            'command: [plait, train, molmo/multitask, 3.2-synthetic, CHECKPOINT, --save_overwrite, "${args}"] in it, then',
         ),
-        ("null", "write command: [plait, train, molmo/captioner, MODEL, ${args}]"),
-        ('[plait, train, molmo/captioner, debug, "${args}"]', "whose agents run plait: wandb sweep"),
+        (
+            *(["srun", "-n1", "python", "${program}", "debug", "--seed", 7, "${args}"], CAPTIONER),
+            'molmo/captioner, debug, --seed, "7", "${args}"] in it (srun -n1 has no equivalent and is left out), then',
+        ),
+        (["bash", "run.sh", "${args}"], CAPTIONER, 'MODEL, "${args}"] in it (bash run.sh has no equivalent and is left out), then'),
+        ("python train.py ${args}", "train.py", 'command: [plait, train, CONFIG, "${args}"] in it, then'),
     ],
 )
-def test_a_sweeps_file_is_answered_with_its_command(command, answer, tmp_path):
-    sweep = tmp_path / "sweep.yaml"
-    sweep.write_text(
-        f"program: launch_scripts/train_captioner.py\nmethod: grid\nparameters: {{max_steps: {{value: 3}}}}\ncommand: {command}\n"
-    )
+def test_what_a_sweeps_command_lacks_and_what_is_left_out_of_it_is_named(command, program, answer, tmp_path):
     with pytest.raises(PlaitError, match=re.escape(answer)):
-        opened(str(sweep))
+        opened(sweep_of(command, program, tmp_path))
+
+
+def sweep_of(command, program, folder):
+    file = folder / "sweep.yaml"
+    file.write_text(
+        yaml.safe_dump({"program": program, "method": "grid", "parameters": {"max_steps": {"value": 3}}, "command": command}, width=999)
+    )
+    return str(file)
+
+
+@pytest.mark.parametrize("option", ["--max-restarts=3", "--master_port 29501", "--nproc-per-node=gpu"])
+def test_options_that_only_torchrun_has_are_kept(option):
+    with pytest.raises(PlaitError, match=rf"as: torchrun {option} --standalone -m plait train molmo/captioner debug$"):
+        command_line.parse(shlex.split(f"torchrun {option} --standalone launch_scripts/train_captioner.py debug"))
 
 
 def test_trials_of_a_sweep_have_their_own_run_folders(monkeypatch, tmp_path):

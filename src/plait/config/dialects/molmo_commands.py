@@ -22,7 +22,8 @@ GROUPS = {
     ),
 }
 """The guide's groups of evaluations: {name: benches of `plait eval`}."""
-_RANKS = re.compile(r"--nproc[-_]per[-_]node(?:=(.*))?")
+_LAUNCHERS = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
+_SAME = {"nproc-per-node": True, "standalone": False}  # torchrun's options that plait's --nproc stands for: whether a value follows
 _SCRIPT = re.compile(r"(?:.*/)?launch_scripts/([\w.]+)")
 EVAL_FLAGS = {
     "high_res": "--high-res",
@@ -55,7 +56,7 @@ def rewritten(arguments: Sequence[str]) -> list[str]:
     before, file, after = list(arguments[:at]), match[1], list(arguments[at + 1 :])
     if file in FILES and before in (["train"], ["config"]):
         return [*before, FILES[file], *after]
-    ranks, options = _torchrun(before)
+    ranks, options = torchrun(before)
     if file in FILES:
         words = ["train", FILES[file], *after]
         line = shlex.join(["torchrun", *options, "-m", "plait", *words]) if options else command(*words, *ranks)
@@ -67,17 +68,31 @@ def rewritten(arguments: Sequence[str]) -> list[str]:
     raise PlaitError(f"{arguments[at]} is typed in plait as: {line}")
 
 
-def _torchrun(before: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return plait's option for the number of ranks on one machine, and torchrun's own options where it is told of several machines."""
-    if "torchrun" not in before:
+def torchrun(before: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return plait's option for the ranks of one machine, and torchrun's own options if some of them have no equivalent in plait.
+
+    `before`: the words before a script, such as ["torchrun", "--nproc-per-node=8"], which gives ["--nproc", "8"] and []. Options of several
+    machines (--nnodes, --rdzv-endpoint), a number of ranks that is no number (gpu) and --max-restarts are torchrun's own.
+    """
+    at = launcher(before)
+    if at is None:
         return [], []
-    given = list(before[before.index("torchrun") + 1 :])
+    given = list(before[at + 1 :])
+    items, own = iter(given), False
     ranks: list[str] = []
-    for number, item in enumerate(given):
-        if match := _RANKS.fullmatch(item):
-            ranks = ["--nproc", match[1] or (given[number + 1] if number + 1 < len(given) else "")]
-    several = any(re.match(r"--(nnodes|node[-_]rank|master|rdzv)", item) for item in given)
-    return ranks, given if several else []
+    for item in items:
+        name, equals, value = item.removeprefix("--").partition("=")
+        name = name.replace("_", "-")
+        if not item.startswith("--") or name not in _SAME:
+            own = True
+        elif _SAME[name]:
+            ranks = ["--nproc", value if equals else next(items, "")]
+    return ranks, given if own or (ranks and ranks[1] in ("auto", "cpu", "gpu", "xpu")) else []
+
+
+def launcher(words: Sequence[str]) -> int | None:
+    """Return the index of torchrun, or of a module that it stands for (torch.distributed.run), among `words`; None without one."""
+    return next((number for number, word in enumerate(words) if word.rsplit("/", 1)[-1] in _LAUNCHERS), None)
 
 
 def _evaluations(after: Sequence[str], ranks: Sequence[str]) -> list[str]:
