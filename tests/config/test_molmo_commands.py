@@ -95,6 +95,18 @@ def test_a_mixture_is_as_long_as_its_epochs():
     assert (train.steps, train.epochs, train.global_batch) == (None, 0.5, 256)
 
 
+@pytest.mark.parametrize("length", ["--max_duration=4ep", "--train.epochs=4", "--train.samples=900"])
+def test_a_length_that_is_not_in_steps_keeps_the_presets_shares_of_warm_up(length):
+    optim = opened(f"launch_scripts/train_captioner.py qwen2_7b {length}").config.optim
+    assert (optim.schedule.warmup, optim.schedule.warmup_steps) == (0.089686, 0)
+    parts = {name: (part.warmup, part.warmup_steps) for name, part in optim.components.items()}
+    assert parts == {"connector": (0.0089686, None), "vision": (0.089686, None), "language": (0.089686, None)}
+    flags = opened(f"molmo/captioner qwen2_7b {length} --scheduler.t_warmup=7").config.optim
+    assert (flags.schedule.warmup, flags.schedule.warmup_steps, flags.components["connector"].warmup) == (None, 7, None)
+    own = opened(f"molmo/captioner qwen2_7b {length} --optim.schedule.warmup_steps=7").config.optim
+    assert (own.schedule.warmup, own.schedule.warmup_steps) == (None, 7)
+
+
 def test_torchrun_over_several_machines_keeps_its_options():
     typed = "torchrun --nnodes=2 --nproc-per-node 8 launch_scripts/train_captioner.py debug --fsdp"
     with pytest.raises(PlaitError, match=r"torchrun --nnodes=2 --nproc-per-node 8 -m plait train molmo/captioner debug --fsdp$"):

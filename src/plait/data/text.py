@@ -4,12 +4,13 @@ The messages come from the first of these that is present: the `template` config
 a `messages` list as chat models take it, a `conversations` list as LLaVA and ShareGPT write it, a `texts` list of {"user", "assistant"}
 as the_cauldron does, a `caption`, a `text`. A record with none of them has no messages: some families need none. A field that is there
 but null or not a number is absent: it is never written as the word "None" or "nan". `<image>` in a content marks where the next image
-goes. Nothing here depends on a tokenizer.
+goes. A record may have several conversations about its images, as `annotations`. Nothing here depends on a tokenizer.
 """
 
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from string import Formatter
 from typing import Any
 
@@ -107,6 +108,49 @@ def check(conversation: Sequence[Mapping[str, str]], images: int, *, allow_blank
             raise BadSample("a text with a NUL, which is no character of a text")
         if not turn["content"].isascii() and any("\ud800" <= letter <= "\udfff" for letter in turn["content"]):
             raise BadSample("a text with half of a surrogate pair, which is no character")
+
+
+def has_annotations(fields: Mapping[str, Any]) -> bool:
+    """Return whether a record's `annotations` are conversations: a list in which an item has `messages` or `conversations`.
+
+    Other annotations, such as boxes, are a field like any other.
+    """
+    items = fields.get("annotations")
+    objects = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
+    return any(not _nothing(item.get(name)) for item in objects for name in _TURN_KEYS)
+
+
+def annotations(items: object, images: int, *, allow_blank: bool) -> list[dict[str, Any]]:
+    """Return several conversations about the same images: each item without its null fields, with `messages` made of its text.
+
+    `items`: the list as read; each may have a `style` and a loss `weight` of at least 0. `images`: the number of images of the sample.
+    Raises BadSample, which numbers the item from 1, for one that is no object, has no text, or is unfit for training, as `check` says.
+    """
+    if not isinstance(items, list | tuple) or not items:
+        raise BadSample(f"`annotations` is not a list of conversations but {'an empty one' if items in ([], ()) else kind_of(items)}")
+    made = []
+    for number, item in enumerate(items, 1):
+        try:
+            made.append(_annotation(item, images, allow_blank=allow_blank))
+        except BadSample as error:
+            raise BadSample(f"annotation {number} of {len(items)}: {error}") from error
+    return made
+
+
+def _annotation(item: object, images: int, *, allow_blank: bool) -> dict[str, Any]:
+    if not isinstance(item, Mapping):
+        raise BadSample(f"it is {kind_of(item)}, not an object with `messages`")
+    given = {name: value for name, value in item.items() if not _nothing(value)}
+    conversation = messages(given, None)
+    if not conversation:
+        raise BadSample(f"none of the fields {', '.join(TEXTS)}; it has {field_list(given)}")
+    check(conversation, images, allow_blank=allow_blank)
+    if not isinstance(given.get("style", ""), str):
+        raise BadSample(f"its `style` is {kind_of(given['style'])}, not text")
+    weight = given.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= float(weight) < math.inf:
+        raise BadSample(f"its `weight` is {weight if isinstance(weight, Real) else kind_of(weight)}, not a number of at least 0")
+    return {**given, "messages": conversation}
 
 
 def check_template(template: Template, fields: Mapping[str, Any]) -> None:

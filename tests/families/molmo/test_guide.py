@@ -42,6 +42,14 @@ def test_multitask_starts_from_a_captioners_step(captioner, tmp_path, name):
     assert (tmp_path / "run/assets/tokenizer/tokenizer.json").read_text() == (captioner / "assets/tokenizer/tokenizer.json").read_text()
 
 
+@pytest.mark.parametrize(("length", "count"), [("--max_duration=2ep", 4), ("--train.epochs=1", 2), ("--train.samples=8", 2)])
+def test_a_length_in_epochs_or_samples_is_warmed_up_by_a_share_of_it(captioner, tmp_path, length, count):
+    assert run("molmo/multitask", "debug", captioner, f"--save_folder={tmp_path / 'run'}", length) == 0
+    assert steps(tmp_path / "run")[-1] == count
+    schedule = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["optim"]["schedule"]
+    assert (schedule["warmup"], schedule["warmup_steps"]) == (0.1, 0)
+
+
 def test_a_captioners_step_that_is_not_there_is_one_line(captioner, tmp_path, capsys):
     assert run("molmo/multitask", "debug", captioner / "step15000", f"--save_folder={tmp_path / 'run'}") == 2
     assert "has no checkpoint at step '15000'; it has 1, 2" in capsys.readouterr().err

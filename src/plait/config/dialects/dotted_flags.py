@@ -132,13 +132,14 @@ _EPOCHS = re.compile(r"(\d+(?:\.\d+)?)ep")
 class FlagBuilder(TranslationBuilder):
     """A translation of flags into plait's tree, with a method that reads a flag's value; `preset`: the preset's name.
 
+    `in_steps`: whether the length is steps, those of the preset or of a flag, rather than epochs or samples.
     `given`: {flag without dashes: its node}; `tree`: what the script's name and words stand for, to which the flags are added. A flag that
     is not given changes nothing: its value is that of the preset.
     """
 
     def __init__(self, given: dict[str, Node], tree: Node, preset: str):
         super().__init__(given, tree, defaults={}, default_label=None, notes={})
-        self.preset = preset
+        self.preset, self.in_steps = preset, True
 
     def value(self, flag: str, default: Any = None) -> Any:
         """Return the value given for a flag (named without dashes), or `default` where it is not given.
@@ -168,6 +169,7 @@ def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys:
     raise_first(problems + [wrong for flag, node in given.items() if (wrong := _wrong_kind(flag, node))])
     chosen, preset, rows = translate_words(tree.file, [str(node.value) for node in tree.value[WORDS].value])
     builder = FlagBuilder(given, chosen, preset)
+    builder.in_steps = not any(o.path in (("train", "epochs"), ("train", "samples")) and o.value() is not None for o in remaining)
     for flag, spec in FLAGS.items():
         if spec.path and flag in given:
             twice = [other for other in given if other != flag and other in FLAGS and FLAGS[other].path == spec.path]
@@ -256,6 +258,7 @@ def _duration(builder: FlagBuilder) -> None:
     if epochs is None:
         builder.translate("train.steps", _number(value), "max_duration")
     else:
+        builder.in_steps = False
         for other in ("steps", "samples"):
             builder.assign(f"train.{other}", None, "max_duration")
         builder.translate("train.epochs", float(epochs[1]), "max_duration", note="passes; of a mixture: the samples of all its datasets")
@@ -295,7 +298,7 @@ def _curve(builder: FlagBuilder) -> None:
     elif any(warmup > builder.value("max_steps", float("inf")) // 2 for warmup in WARMUP[builder.preset].values()):
         steps = builder.value("max_steps") // 10
         _warm_up(builder, steps, "max_steps", f"warm-up is {steps} steps: the preset's takes over half of them")
-    else:  # theirs are counts, whatever the length; plait's presets have shares
+    elif builder.in_steps:  # theirs are counts, whatever the length; plait's presets have shares, which fit any number of epochs
         for ours, steps in WARMUP[builder.preset].items():
             flag = next((f"scheduler.{name}_t_warmup" for name, component in COMPONENTS.items() if component == ours), common)
             if flag not in builder.written:

@@ -1,13 +1,17 @@
 """Make training samples with `messages` of records (raw samples of a reader: shards, folder, jsonl, datasets).
 
-The messages come from the template of an entry (one item of the configuration's `data:` section) if it has one, else from the record.
+The messages come from the template of an entry (one item of the configuration's `data:` section) if it has one, else from the record:
+from its `annotations` where these are conversations, or else from its own text.
 """
+
+from typing import Any
 
 import xxhash
 
 from plait.config.schema import SourceEntry
 from plait.data import text
 from plait.data.addresses import is_remote
+from plait.data.records import Record
 from plait.data.sources.contract import Reader, Sample, Source
 from plait.data.sources.kind import title
 from plait.errors import BadSample, PlaitError, sample_errors
@@ -36,13 +40,23 @@ class Conversations(Source):
         """Return record `index` as a sample with messages. Raises BadSample if it is broken or does not fit the template."""
         record = self.reader.read(index)
         try:
-            conversation = text.messages(record.fields, self.template, allow_blank=self.allow_blank)
-            text.check(conversation, len(record.images), allow_blank=self.allow_blank)
+            conversations = self._conversations(record)
         except BadSample as error:
             error.sample = record.id
             raise
-        sample: Sample = {"id": record.id, "images": record.images, "messages": conversation, "fields": record.fields}
+        sample: Sample = {"id": record.id, "images": record.images, **conversations}
         return sample | {"frames": record.frames} if record.frames else sample
+
+    def _conversations(self, record: Record) -> dict[str, Any]:
+        """Return a sample's `messages` and `fields`, and `annotations` where the record has several conversations about its images."""
+        fields = record.fields
+        if self.template is None and text.has_annotations(fields):
+            annotations = text.annotations(fields["annotations"], len(record.images), allow_blank=self.allow_blank)
+            others = {name: value for name, value in fields.items() if name != "annotations"}
+            return {"messages": annotations[0]["messages"], "fields": others, "annotations": annotations}
+        conversation = text.messages(fields, self.template, allow_blank=self.allow_blank)
+        text.check(conversation, len(record.images), allow_blank=self.allow_blank)
+        return {"messages": conversation, "fields": fields}
 
 
 def open_conversations(entry: SourceEntry, reader: Reader) -> Conversations:

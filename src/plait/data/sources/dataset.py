@@ -103,9 +103,7 @@ class UserDataset(Source):
         }
         sample = {"id": str(fields.get("id", where)), "images": pictures, "fields": fields}
         if row.get("annotations") is not None:
-            annotations = [{**annotation, "messages": text.messages(annotation, None)} for annotation in row["annotations"]]
-            for annotation in annotations:
-                text.check(annotation["messages"], len(pictures), allow_blank=self.allow_blank)
+            annotations = text.annotations(row["annotations"], len(pictures), allow_blank=self.allow_blank)
             return {**sample, "messages": annotations[0]["messages"], "annotations": annotations}
         conversation = text.messages(fields, None)
         text.check(conversation, len(pictures), allow_blank=self.allow_blank)

@@ -234,7 +234,12 @@ def noise(shape: Sequence[int], key: int) -> Tensor:
 
 
 def caption(sample: Sample) -> str:
-    """Return the caption of a sample: the text of its last assistant turn, else of its last user turn, else ""."""
+    """Return the caption of a sample: the text of its last assistant turn, else of its last user turn, else "".
+
+    Raises BadSample for several annotations (conversations): which of them is the caption is not known.
+    """
+    if len(sample.get("annotations", ())) > 1:
+        raise BadSample(f"it has {len(sample['annotations'])} annotations, of which nanodit learns one; make each a sample of its own")
     turns: dict[str, str] = {message["role"]: message["content"].strip() for message in sample["messages"]}
     return turns.get("assistant", turns.get("user", ""))
 
