@@ -111,7 +111,7 @@ def test_what_cannot_be_asked_is_told_in_a_line(runs, theworld, tmp_path):
         theworld.answer("?", [{"array": []}], {})
     with pytest.raises(PlaitError, match="family 'nanodit' answers no questions about pictures: no max_new_tokens"):
         Answering(runs("nanodit"))
-    with pytest.raises(PlaitError, match=r"model_args: stile: .*; options of family theworld: temperature, top_p, seed, world"):
+    with pytest.raises(PlaitError, match=r"model_args: stile: .*; options of family theworld: frames, temperature, top_p, seed, world"):
         Answering(runs("theworld"), options={"stile": "vqa2"})
     with pytest.raises(PlaitError, match="does not exist"):
         Answering(str(tmp_path / "nothing"))
