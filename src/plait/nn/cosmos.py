@@ -20,7 +20,7 @@ from torch import Tensor
 from plait import keys
 from plait.config import hub_errors
 from plait.errors import BadSample, PlaitError
-from plait.nn.trust import DIFFUSERS
+from plait.nn.trust import CONFIG, DIFFUSERS
 
 CLASSES = ("Cosmos2VideoToWorldPipeline", "Cosmos2_5_PredictBasePipeline")
 """Pipelines that predict a video from a picture, in diffusers."""
@@ -84,7 +84,7 @@ class Cosmos:
         self.name, self.device = name, device
         self.side, self.frames = shape
         try:
-            pipeline = DiffusionPipeline.from_pretrained(name, revision=revision, dtype=getattr(torch, dtype), **DIFFUSERS)
+            pipeline = DiffusionPipeline.from_pretrained(name, revision=revision, dtype=getattr(torch, dtype), **DIFFUSERS, **CONFIG)
         except ImportError as error:
             raise PlaitError(f"--with={name}: {_first(error)}") from error
         except (OSError, ValueError, HFValidationError, SafetensorError) as error:
