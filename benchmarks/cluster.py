@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import yaml
 from cluster_parts import machines, slurm
-from cluster_parts.cases import CASES, Setting, tail
+from cluster_parts.cases import CASES, Setting
 
 from plait.engine.monitoring import reporter
 from plait.files import write_json
@@ -61,7 +61,7 @@ def main() -> int:
     """Run the cases; return 1 if one of them did not go as it must."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES), metavar="CASE", help=f"of {', '.join(CASES)}")
-    parser.add_argument("--steps", type=int, default=60, help="of each run")
+    parser.add_argument("--steps", type=int, default=60, help="of each run; more where a case needs a longer one")
     parser.add_argument("--keep", action="store_true", help="keep the folder that was worked in")
     given = parser.parse_args()
     reporter.install()
@@ -89,10 +89,7 @@ def cases(folder: Path, given: argparse.Namespace) -> int:
     with slurm.cluster(folder) as cluster:
         setting = Setting(cluster, folder, config, straight, Path(sys.executable))
         began = time.monotonic()
-        command = [sys.executable, "-m", "plait", "train", str(config), f"--run={straight}", "--nproc=2"]
-        code = cluster.control.start(command, setting.log("straight"), **setting.environment()).wait()
-        if code:
-            raise RuntimeError(f"the straight run ended with exit code {code}: {tail(setting.log('straight'))}")
+        setting.train_straight()
         print(f"straight run: {time.monotonic() - began:.0f} s", flush=True)
         for name in given.only:
             began = time.monotonic()
@@ -102,7 +99,7 @@ def cases(folder: Path, given: argparse.Namespace) -> int:
                 row = {"held": False, "what happened": str(error)}
                 wrong += 1
                 cluster.ask("scancel", "--user=root")
-            row |= {"steps": given.steps, "seconds": round(time.monotonic() - began)}
+            row = {"steps": given.steps, **row, "seconds": round(time.monotonic() - began)}
             print(f"{name}: {'held' if row['held'] else 'DID NOT HOLD'} {row}", flush=True)
             record(name, row)
     return int(wrong > 0)

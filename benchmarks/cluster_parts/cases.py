@@ -1,12 +1,16 @@
 """What is tried on the cluster, a function per case: each returns what it saw, and raises RuntimeError where that is not what must be."""
 
+import json
 import os
 import re
 import signal
+import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from cluster_parts.machines import Machine, cable, wait_for
 from cluster_parts.slurm import Cluster
@@ -43,6 +47,26 @@ class Setting:
         resources = ["--gpus-per-node=1", "--cpus-per-task=1", "--mem=0", f"--output={self.log(name)}", *options]
         arguments = [str(self.config), f"--run={self.run(name)}"]
         return self.cluster.submit(resources, ROOT / "launch" / "slurm.sbatch", arguments, **self.environment())
+
+    def train_straight(self) -> None:
+        """Train the straight run on a machine of the cluster. Raises RuntimeError if it fails."""
+        command = [str(self.python), "-m", "plait", "train", str(self.config), f"--run={self.straight}", "--nproc=2"]
+        log = self.log(self.straight.name)
+        code = self.cluster.control.start(command, log, **self.environment()).wait()
+        require(code == 0, f"the straight run ended with exit code {code}: {tail(log)}")
+
+    def lasting(self, seconds: float) -> "Setting":
+        """Return a setting whose runs last at least so long at the speed of the straight run, which has as many steps then."""
+        rows = [json.loads(line) for line in (self.straight / "metrics.jsonl").read_text().splitlines()]
+        step_s = statistics.median(row["step_s"] for row in rows if "step_s" in row)
+        recipe = yaml.safe_load(self.config.read_text())
+        steps = recipe["stages"][-1]["train"]
+        steps["steps"] = max(steps["steps"], int(seconds / step_s))
+        config = self.folder / "lasting.yaml"
+        config.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        longer = replace(self, config=config, straight=self.run("lasting-straight"))
+        longer.train_straight()
+        return longer
 
     def log(self, name: str) -> Path:
         """Return the file with what a job or machine printed."""
@@ -90,6 +114,7 @@ def submit(setting: Setting) -> dict[str, Any]:
 
 def time_limit(setting: Setting) -> dict[str, Any]:
     """The job gets USR1 before its time limit, saves, goes back into the queue by itself and ends at the straight run's bits."""
+    setting = setting.lasting(150)  # SLURM looks at time limits once or twice a minute
     number = setting.submit("time-limit", "--time=30", "--signal=B:USR1@100")
     setting.at("time-limit", 1)
     ran = setting.cluster.job(number)["RunTime"].split(":")
@@ -104,7 +129,9 @@ def time_limit(setting: Setting) -> dict[str, Any]:
     require("stopped by SIGUSR1" in log and log.count("Exited with exit code 75") == 2, f"no stop with 75: {log[-800:]}")
     quiet(setting.log("time-limit"))
     setting.equal("time-limit")
-    return {"saved at step": stopped, "task exit codes at the stop": [SAVED, SAVED], "requeued": int(job["Restarts"]), "bits": "equal"}
+    steps = step_of(setting.run("time-limit"))
+    row = {"steps": steps, "saved at step": stopped, "task exit codes at the stop": [SAVED, SAVED]}
+    return row | {"requeued": int(job["Restarts"]), "bits": "equal"}
 
 
 def node_failure(setting: Setting, head: bool = False) -> dict[str, Any]:

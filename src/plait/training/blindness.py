@@ -22,7 +22,7 @@ from plait.engine.parallel import distributed
 from plait.engine.parallel.rank_failures import on_every_rank
 from plait.engine.precision import autocast
 from plait.engine.state import State
-from plait.errors import BadSample, PlaitError, Stopped, command, sample_errors
+from plait.errors import BadSample, PlaitError, Stopped, sample_errors
 from plait.families import registry
 from plait.families.ablation import Ablation, partner
 from plait.training.figures import paired, picture_use
@@ -220,13 +220,13 @@ class Blindness:
         return self.state.stage_done is not None or (self.state.stage_step >= _LATE_STEPS and picture_use.saves_less(row, _LITTLE))
 
     def _advice(self) -> str:
-        """Return what to look at where pictures make no difference."""
+        """Return what to look at where pictures make no difference; it is in a row, which is the same wherever the run is."""
         frozen = [name for name in self.plan.components if name not in self.plan.trained and name not in self.bundle.family.never_trained]
         still = f" (frozen here: {', '.join(frozen)})" if frozen else ""
         return (
             f"Does what leads from the pictures to the answers train, at a rate that moves it{still}? Do pictures and texts belong "
             f"together, do prompts show the pictures, and do answers need them (plait data inspect)? More samples tell more: "
-            f"{command('eval', self.context.run, '--bench', LOSS, '--ablate', 'image')}; guard.blindness=false looks no more"
+            f"plait eval RUN --bench {LOSS} --ablate image; guard.blindness=false looks no more"
         )
 
 
