@@ -117,6 +117,7 @@ TESTS: dict[str, str] = {
     "engine/monitoring/wandb_mirror.py": "engine/test_tracking.py",
     "engine/monitoring/watchdog.py": "engine/test_watchdog.py",
     "engine/monitoring/watchdog_process.py": "engine/test_watchdog.py",
+    "engine/monitoring/wrapping.py": "engine/test_wrapping.py",
     "engine/parallel/distributed.py": "engine/test_distributed.py engine/test_sharding.py training/test_reshard.py",
     "engine/parallel/network.py": "engine/test_network.py",
     "engine/parallel/memory_estimate.py": "engine/test_memory_estimate.py engine/test_strategy.py",

@@ -159,15 +159,6 @@ def test_a_model_that_takes_images_or_frames_misses_neither_where_there_is_one(t
     assert found.text().startswith("2 samples, all looked at: 1 without images or frames, 2 without frames; ")
 
 
-def test_lines_are_wrapped_on_a_terminal_and_nowhere_else(monkeypatch, capsys):
-    rows = [("captions", "500 samples, 32 looked at: all good; pictures of 64x64 px"), ("other", "3 samples")]
-    assert data_look.listed(rows) == f"  captions: {rows[0][1]}\n  other: 3 samples"
-    monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    lines = data_look.listed(rows).splitlines()
-    assert lines == ["  captions: 500 samples, 32 looked at:", "      all good; pictures of 64x64 px", "  other: 3 samples"]
-
-
 TEXT, SEEN = [{"caption": "a"}] * 4, [{"caption": "a"}] * 3 + [{"caption": "b", "image": "0.png"}]
 NEEDS = Limits(needs={"vision": ["images"], "projector": ["images", "frames"], "model.world.steps": ["frames"]})
 

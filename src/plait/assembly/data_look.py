@@ -17,7 +17,6 @@ from plait.data import image_files
 from plait.data.field_names import TEXTS, field_list
 from plait.data.loading.micro_batch import Inputs, collated
 from plait.data.sources.contract import Sample, Source, read
-from plait.engine.monitoring import screen
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.limits import Limits
@@ -139,8 +138,8 @@ def table(found: Sequence[SourceLook]) -> list[tuple[str, str]]:
 
 
 def listed(rows: Sequence[tuple[str, str]]) -> str:
-    """Return (name, text) pairs as indented lines "name: text", wrapped to the terminal's width where standard output is a terminal."""
-    return "\n".join(screen.wrapped(f"  {name}: {text}", indent=" " * 6) for name, text in rows)
+    """Return (name, text) pairs as indented lines "name: text"."""
+    return "\n".join(f"  {name}: {text}" for name, text in rows)
 
 
 def look(sources: Sequence[Source], inputs: Inputs, limits: Limits, held_out: Sequence[Source], seed: int) -> list[SourceLook]:

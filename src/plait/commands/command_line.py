@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Write help, usage or version; argparse itself would pass over an output that cannot be written to."""
-        reporter.write(file or sys.stderr, message.removesuffix("\n"))
+        reporter.write(file or sys.stderr, message.removesuffix("\n"), whole=True)  # argparse has wrapped it
 
 
 def parse(arguments: Sequence[str]) -> Arguments:

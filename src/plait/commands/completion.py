@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser, actions
 from plait.config.schema import RunConfig
+from plait.engine.monitoring.reporter import WHOLE
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def declare(parser: Parser) -> None:
 
 def run(arguments: Arguments) -> None:
     """Print the completion script for the shell that the argument `shell` names."""
-    log.info(script(arguments.shell, arguments.parsers).rstrip("\n"))
+    log.info(script(arguments.shell, arguments.parsers).rstrip("\n"), extra=WHOLE)
 
 
 COMMANDS = (Command(("completion",), "print a script by which bash, zsh or fish completes plait's commands", declare, run),)

@@ -6,6 +6,7 @@ from plait.assembly.checked_configuration import open_checked
 from plait.commands.arguments import add_config
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 from plait.config.show import render, render_json
+from plait.engine.monitoring.reporter import WHOLE
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,10 @@ def run(arguments: Arguments) -> None:
     With `json`, print all of it as one JSON object. Raises PlaitError for any fault in the configuration.
     """
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
-    log.info(render_json(resolved) if arguments.json else render(resolved))
+    if arguments.json:
+        log.info(render_json(resolved), extra=WHOLE)
+    else:
+        log.info(render(resolved))
 
 
 COMMANDS = (

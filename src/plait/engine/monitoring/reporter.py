@@ -1,7 +1,8 @@
 """The logging handler that shows plait's log lines: on rank 0 only, and above the progress bar, which it does not break.
 
 Modules use `log = logging.getLogger(__name__)`; nothing prints. INFO goes to standard output as it is, WARNING and above to
-standard error; both from rank 0 only, unless a record carries `extra=EVERY_RANK`. Installed by the command line, not by importing plait.
+standard error; both from rank 0 only, unless a record carries `extra=EVERY_RANK`. On a terminal lines are wrapped at words (wrapping.py).
+Installed by the command line, not by importing plait.
 """
 
 import contextlib
@@ -12,10 +13,13 @@ import sys
 from typing import TextIO
 
 from plait.config.secrets import shown
+from plait.engine.monitoring.wrapping import columns, wrapped
 from plait.errors import printable
 
 EVERY_RANK = {"every_rank": True}
 """`log.info(text, extra=EVERY_RANK)` shows the line of every rank, not of rank 0 only."""
+WHOLE = {"whole": True}
+"""`log.info(text, extra=WHOLE)` never wraps the lines: they are for programs, such as JSON."""
 
 _lost: list[OSError] = []
 """Why lines could not be written to standard output."""
@@ -34,16 +38,18 @@ class Reporter(logging.Handler):
         stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
         if stream is None and record.levelno < logging.WARNING:  # what Python makes of a stream that was closed from the start
             _lost.append(OSError(errno.EBADF, "it is closed"))
-        write(stream, f"{prefix}{printable(shown(record.getMessage()))}")
+        write(stream, f"{prefix}{printable(shown(record.getMessage()))}", whole="whole" in record.__dict__)
 
 
-def write(stream: TextIO | None, line: str) -> None:
+def write(stream: TextIO | None, line: str, *, whole: bool = False) -> None:
     """Write a line and flush it; never raises. A closed stream, or None, ignores it; characters that its encoding lacks are escaped.
 
+    On a terminal the line is wrapped at words, unless `whole`.
     What standard output could not take, but for a pipe whose reader has gone, `settle_output` returns.
     """
     if stream is None:
         return
+    line = line if whole else wrapped(line, columns(stream))
     try:
         try:
             stream.write(f"{line}\n")

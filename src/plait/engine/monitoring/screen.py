@@ -1,15 +1,13 @@
 """Show a person the progress of a stage (part of a run). On a terminal one line moves with every step; elsewhere lines are plain.
 
-Other lines are wrapped to the terminal here. Nothing is recorded: tracking.py writes the metrics.
+Nothing is recorded: tracking.py writes the metrics.
 """
 
 import contextlib
 import math
 import os
-import shutil
 import stat
 import sys
-import textwrap
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,6 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from plait.engine.monitoring.wrapping import columns, wrapped
 from plait.errors import printable
 
 _LINE_EVERY_S = 10.0
@@ -27,21 +26,12 @@ _BAR = (8, 40)
 _BEFORE_BAR = 2
 """Figures that count more than the bar: the loss and the time left."""
 _NAME_COLUMNS = 20
+_NO_BREAK = "\xa0"
+"""A blank at which no line is broken, as between a figure's name and its value."""
 _WINDOW_STEPS = 50
 """Steps over which the share of the time that goes to waiting for data is taken."""
 _WAIT_SHOWN, _WAIT_TOLD, _WAIT_STEPS = 0.1, 0.3, 10
 """Share of the step from which waiting is shown; from which its cure is told, once a stage; and after how many steps."""
-
-
-def wrapped(line: str, *, indent: str) -> str:
-    """Wrap a line to the width of the terminal that standard output is; elsewhere return it as it is.
-
-    `indent` begins all parts but the first.
-    """
-    if sys.stdout is None or sys.stdout.closed or not sys.stdout.isatty():
-        return line
-    width = shutil.get_terminal_size().columns
-    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 class Screen:
@@ -106,9 +96,10 @@ class Screen:
         shown = []
         for name, value in numbers.items():
             if name.rpartition("/")[0] not in numbers:
-                inner = [f"{other[len(name) + 1 :]} {number(its)}" for other, its in numbers.items() if other.startswith(f"{name}/")]
-                sure = f" ±{max(abs(end - value) for end in intervals[name]):.2g}" if name in intervals else ""
-                shown.append(f"{name} {number(value)}{sure}" + (f" ({', '.join(inner)})" if inner else ""))
+                others = {other[len(name) + 1 :]: its for other, its in numbers.items() if other.startswith(f"{name}/")}
+                inner = [f"{other}{_NO_BREAK}{number(its)}" for other, its in others.items()]
+                sure = f"{_NO_BREAK}±{max(abs(end - value) for end in intervals[name]):.2g}" if name in intervals else ""
+                shown.append(f"{name}{_NO_BREAK}{number(value)}{sure}" + (f" ({', '.join(inner)})" if inner else ""))
         self._write(f"{self._place(row['step'])}  held out: {'  '.join(shown)}")
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -163,8 +154,10 @@ class Screen:
         return f"{name} step {self.step if step is None else step}/{self.stop}".lstrip()
 
     def _write(self, line: str) -> None:
+        width = columns(self.console.file) or self.console.width if self.console.is_terminal else None
+        line = wrapped(printable(line), width).replace(_NO_BREAK, " ")
         with contextlib.suppress(OSError, ValueError):  # the terminal may have gone
-            self.console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def number(value: float) -> str:
