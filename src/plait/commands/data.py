@@ -1,8 +1,11 @@
-"""The commands `plait data ...`: draw samples as the model sees them, index data files, encode pictures, predict their futures.
+"""The commands `plait data ...`: draw samples as the model sees them, download, index and encode pictures, predict their futures.
 
 For each, a `declare_...` adds its arguments to a parser, and a `run_...` does its work with what was parsed.
 """
 
+import argparse
+import ipaddress
+import re
 from pathlib import Path
 
 from plait.assembly.checked_configuration import open_checked
@@ -27,6 +30,83 @@ def run_inspect(arguments: Arguments) -> None:
     from plait.commands.actions import inspect_data
 
     inspect_data.draw(resolved, arguments.split, arguments.samples, arguments.out)
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Parse K/N. Raises argparse.ArgumentTypeError for anything else."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"must be K/N, such as 2/8 for the second of eight parts, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _network(text: str) -> str:
+    """Parse an address or a network. Raises argparse.ArgumentTypeError for anything else."""
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an address or a network, such as 10.1.2.3 or 10.0.0.0/8, got {text!r}") from None
+
+
+_ALLOW = "also fetch from this private network or address, such as 10.0.0.0/8; may be repeated (default: public addresses only)"
+
+
+def declare_download(parser: Parser) -> None:
+    """Add the arguments of `plait data download` to its parser."""
+    parser.add_argument("list", help="parquet, CSV, TSV or JSONL: a file, folder, pattern or address, or hf://datasets/OWNER/NAME")
+    parser.add_argument("out", type=path, help="folder of the shards; the same command goes on with a download that was stopped")
+    for role, what in {"url": "addresses", "caption": "captions", "hash": "hashes (SHA-256 or MD5) of the files"}.items():
+        parser.add_argument(f"--{role}-column", metavar="NAME", help=f"column of the {what} (default: found by its name)")
+    parser.add_argument("--limit", type=positive, metavar="ROWS", help="only the first so many rows")
+    parser.add_argument("--part", type=_part, default=(1, 1), metavar="K/N", help="one of N parts, for as many machines")
+    parser.add_argument("--per-shard", type=positive, default=10_000, metavar="ROWS", help="rows of the list per shard")
+    parser.add_argument("--connections", type=positive, default=256, help="at once")
+    parser.add_argument("--per-host", type=positive, default=16, metavar="CONNECTIONS", help="at once to one host")
+    parser.add_argument("--timeout", type=positive, default=10, metavar="SECONDS", help="for a connection, and between two pieces")
+    parser.add_argument("--attempts", type=positive, default=2, help="at a link whose failure may pass")
+    parser.add_argument("--max-bytes", type=positive, default=20 << 20, metavar="BYTES", help="of a file (default: 20 MiB)")
+    parser.add_argument("--max-pixels", type=positive, metavar="PIXELS", help="of a picture (default: 67 million)")
+    parser.add_argument("--min-side", type=positive, default=1, metavar="PIXELS", help="leave out pictures with a shorter side")
+    parser.add_argument("--max-side", type=positive, metavar="PIXELS", help="scale larger pictures down, as JPEG (default: no)")
+    parser.add_argument("--ignore-hashes", action="store_true", help="also save files whose hash is not the one in the list")
+    parser.add_argument("--allow", type=_network, action="append", default=[], metavar="NETWORK", help=_ALLOW)
+    parser.add_argument("--record-unreachable", action="store_true", help="record links as unreachable although no server answers")
+    parser.add_argument("--cache", type=path, help="folder for copies of remote lists, and for indexes (default: ~/.cache/plait)")
+
+
+def run_download(arguments: Arguments) -> None:
+    """Fetch the pictures of the argument `list` into shards in the folder `out`, or go on with a download that was stopped.
+
+    Raises PlaitError for a list that cannot be read, a folder with another download, a dead network, and a disk that is full.
+    """
+    from plait.commands.actions import download_data
+    from plait.data.download.limits import NetworkLimits, PictureLimits
+
+    pixels = {} if arguments.max_pixels is None else {"max_pixels": arguments.max_pixels}
+    named = {role: getattr(arguments, f"{role}_column") for role in ("url", "caption", "hash")}
+    options = download_data.DownloadOptions(
+        columns={role: name for role, name in named.items() if name is not None},
+        limit=arguments.limit,
+        per_shard=arguments.per_shard,
+        part=arguments.part,
+        cache=None if arguments.cache is None else str(arguments.cache),
+        record_unreachable=arguments.record_unreachable,
+        network=NetworkLimits(
+            connections=arguments.connections,
+            per_host=arguments.per_host,
+            timeout_s=float(arguments.timeout),
+            attempts=arguments.attempts,
+            allowed=tuple(arguments.allow),
+        ),
+        pictures=PictureLimits(
+            max_bytes=arguments.max_bytes,
+            min_side=arguments.min_side,
+            max_side=arguments.max_side,
+            check_hash=not arguments.ignore_hashes,
+            **pixels,
+        ),
+    )
+    download_data.download(arguments.list, arguments.out, options)
 
 
 def declare_index(parser: Parser) -> None:
@@ -132,6 +212,7 @@ COMMANDS = (
         OVERRIDES,
         scripts=True,
     ),
+    Command(("data", "download"), "fetch the pictures of a list of links into tar shards", declare_download, run_download),
     Command(("data", "index"), "make and check the offset index of tar shards and files of records", declare_index, run_index),
     Command(
         ("data", "rollout"),

@@ -58,6 +58,10 @@ _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyEr
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
+class OverLimit(BadSample):
+    """An image with more pixels, or a longer side, than is decoded."""
+
+
 def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None) -> np.ndarray:
     """Decode one image file to uint8 RGB (H, W, 3), upright.
 
@@ -119,7 +123,7 @@ def over_limit(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> str | Non
 def _check_header(image: Image.Image, size: tuple[int, int], max_pixels: int) -> None:
     """Raise BadSample for an image over a limit, and for a JPEG that does not say how its colours are stored."""
     if limit := over_limit(size, max_pixels):
-        raise BadSample(f"image of {size[0]} x {size[1]} pixels {limit}")
+        raise OverLimit(f"image of {size[0]} x {size[1]} pixels {limit}")
     told = image.info
     known = image_metadata.colours_known
     if isinstance(image, JpegImageFile) and "adobe" in told and not known(image.layers, told.get("adobe_transform"), jfif="jfif" in told):
@@ -136,7 +140,7 @@ def _with_pillow(data: bytes, read: Callable[[bytes], T]) -> T:
     try:
         return read(png.still(data))
     except _BOMBS as error:
-        raise BadSample(f"image over the limit of {MAX_PIXELS} pixels: {error}") from error
+        raise OverLimit(f"image over the limit of {MAX_PIXELS} pixels: {error}") from error
     except _DECODER_ERRORS as error:
         reason = "no format that is read" if isinstance(error, UnidentifiedImageError) else (str(error).splitlines() or [""])[0]
         fault = BadSample(f"not a readable image ({len(data)} bytes{other_kind(data)}): {reason or type(error).__name__}")
@@ -214,3 +218,15 @@ def _rgb(image: Image.Image) -> np.ndarray:
         white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
         return np.array(Image.alpha_composite(white, pixels).convert("RGB"))
     return np.array(image.convert("RGB"))
+
+
+def format_of(data: bytes) -> str:
+    """Return which of FORMATS an encoded image has, by its content. Raises BadSample if it is no image."""
+    if data.startswith(JPEG):
+        return "JPEG"
+
+    def read(body: bytes) -> str:
+        with _open(body) as image:
+            return str(image.format)
+
+    return _with_pillow(data, read)

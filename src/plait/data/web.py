@@ -136,10 +136,10 @@ def _refused(status: int, headers: Mapping[str, str]) -> Fault:
     name = f"status {status} {phrase}".rstrip()
     if status in (401, 403):
         return Fault(name, again=False, cure="its signature may have expired: renew it")
-    return Fault(name, again=status in BUSY, server=status in BUSY, wait_s=_retry_after_s(headers.get("Retry-After", "")))
+    return Fault(name, again=status in BUSY, server=status in BUSY, wait_s=retry_after_s(headers.get("Retry-After", "")))
 
 
-def _retry_after_s(text: str) -> float:
+def retry_after_s(text: str) -> float:
     """Return the seconds that a Retry-After header asks to wait: a number, or a date. 0 for anything else."""
     if text.strip().isdecimal():
         return float(text)

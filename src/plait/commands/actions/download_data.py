@@ -1,0 +1,110 @@
+"""What `plait data download` does: fetch the pictures of a list into tar shards, tell how far it is, and count outcomes."""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from plait.commands.actions.index_data import byte_text
+from plait.data.download import engine, shards
+from plait.data.download.engine import Download, Progress
+from plait.data.download.limits import NetworkLimits, PictureLimits
+from plait.data.download.listing import Listing
+from plait.data.download.outcomes import SAVED, count_lines
+from plait.errors import Stopped
+
+log = logging.getLogger(__name__)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class DownloadOptions:
+    """How a list is downloaded. `columns`: names of its columns by role (url, caption, hash), where they are not found by name.
+
+    `limit`: the first so many rows; `per_shard`: rows of one shard; `part`: (number from 1, of how many) where several machines share the
+    list. `cache`: folder for copies of remote lists and indexes. `record_unreachable`: see engine.py.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    limit: int | None = None
+    per_shard: int = 10_000
+    part: tuple[int, int] = (1, 1)
+    cache: str | None = None
+    record_unreachable: bool = False
+    network: NetworkLimits = field(default_factory=NetworkLimits)
+    pictures: PictureLimits = field(default_factory=PictureLimits)
+
+
+def download(path: str, out: Path, options: DownloadOptions) -> None:
+    """Fetch the pictures of the list `path` into shards in the folder `out`, or go on with a download that was stopped.
+
+    Raises PlaitError for a list that cannot be read, a folder with another download, a dead network, and a disk that is full or fails.
+    """
+    listing = Listing(path, options.columns, limit=options.limit, cache=options.cache)
+    request = {
+        "list": {"name": listing.title, "rows": listing.rows, "digest": listing.digest},
+        "columns": asdict(listing.columns),
+        "rows_per_shard": options.per_shard,
+        "pictures": asdict(options.pictures),
+    }
+    try:
+        shards.begin(out, request)
+        files = engine.part_of(out, listing.rows, options.per_shard, options.part)
+        log.info(_beginning(listing, options, len(files)))
+        work = Download(
+            listing,
+            files,
+            options.network,
+            options.pictures,
+            threads=max(2, os.cpu_count() or 1),
+            record_unreachable=options.record_unreachable,
+            report=lambda progress: log.info(progress_line(progress)),
+        )
+        progress = work.run()
+        _tidy(out)
+    except OSError as error:
+        cure = "free space there" if error.errno in _FULL else "mend it"
+        raise Stopped(f"cannot write in {out}: {error.strerror or error}; {cure}, and the same command goes on: no row is lost") from error
+    log.info("\n".join([*count_lines(progress.counts), _ending(progress, out, options.part)]))
+
+
+def _tidy(out: Path) -> None:
+    """Remove the folder of journals, if no other part has one."""
+    if (out / shards.WORK).is_dir() and not any((out / shards.WORK).iterdir()):
+        (out / shards.WORK).rmdir()
+
+
+def _beginning(listing: Listing, options: DownloadOptions, count: int) -> str:
+    columns = listing.columns
+    part = f", part {options.part[0]} of {options.part[1]}" if options.part[1] > 1 else ""
+    captions = f"captions in {columns.caption!r}" if columns.caption else "no captions"
+    named = f"addresses in {columns.url!r}, {captions}"
+    hashes = f", hashes in {columns.hash!r}" if columns.hash else ""
+    return f"{listing.title}: {listing.rows:,} rows in {count:,} shards{part}; {named}{hashes}"
+
+
+def progress_line(progress: Progress) -> str:
+    """Return how far a download is: rows, share saved, rates and the time that is left, at the rate so far."""
+    took_s = max(time.monotonic() - progress.began_s, 1e-9)
+    rate = progress.fetched / took_s
+    left_s = (progress.rows - progress.done) / rate if rate else 0.0
+    saved = progress.counts[SAVED] / max(progress.done, 1)
+    return (
+        f"{progress.done:,} of {progress.rows:,} rows ({progress.done / max(progress.rows, 1):.1%}), {saved:.0%} saved; "
+        f"{rate:,.0f} rows/s, {byte_text(progress.received / took_s)}/s; about {_duration(left_s)} left"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _ending(progress: Progress, out: Path, part: tuple[int, int]) -> str:
+    of = f" of part {part[0]} of {part[1]}" if part[1] > 1 else ""
+    return f"{out}: {progress.counts[SAVED]:,} pictures, {byte_text(progress.bytes)}, of {progress.done:,} rows{of}"

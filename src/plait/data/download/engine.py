@@ -1,0 +1,276 @@
+"""Fetch the rows of a list shard by shard: what is asked when, what is recorded, when a shard is written.
+
+Several shards are under way at once, so that slow hosts hold up none of the others. A failure to reach a server is recorded once any
+server has answered afterwards: where none does, the network is dead, and the download stops without a word about those rows.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from plait.data import addresses
+from plait.data.download.fetch import Fetcher
+from plait.data.download.journal import Journal
+from plait.data.download.limits import NetworkLimits, PictureLimits
+from plait.data.download.listing import Link, Listing
+from plait.data.download.outcomes import SAVED, UNANSWERED, Outcome
+from plait.data.download.pictures import Refused, judge
+from plait.data.download.shards import ShardFiles
+from plait.errors import PlaitError
+
+log = logging.getLogger(__name__)
+
+_OPEN_MOST = 8  # shards under way
+_WAITING_MOST = 2048  # rows under way, most of which may wait for a host
+_DOUBTFUL_MOST = 64  # links in a row without an answer of any server, before the network is tried
+_PROBED = 4  # servers that answered before, which are asked then
+_PROBE_WAITS_S = (2.0, 8.0, 20.0)  # between attempts at them
+_WATCH_S = 0.2  # between looks at whether there are unanswered links alone
+_PER_S = 10.0  # between reports
+
+
+class NetworkDown(PlaitError):
+    """Raised when no server answers any more. Rows that are not recorded are fetched by the same command, later."""
+
+    exit_code = 1
+
+
+@dataclass
+class Progress:
+    """How far a download is. `rows` of this part, `done` before and now; `counts` by outcome; `bytes` saved; the rest since the start.
+
+    `began_s`: on the clock time.monotonic; `fetched` and `received`: rows and saved bytes since then.
+    """
+
+    rows: int
+    done: int = 0
+    bytes: int = 0
+    fetched: int = 0
+    received: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    began_s: float = field(default_factory=time.monotonic)
+
+    def add(self, counts: Mapping[str, int], size: int) -> None:
+        """Count outcomes that an earlier command recorded."""
+        self.counts.update(counts)
+        self.done += sum(counts.values())
+        self.bytes += size
+
+    def add_fetched(self, outcome: Outcome) -> None:
+        """Count the outcome of a row that was fetched now."""
+        size = int(outcome.picture.get("bytes", 0))
+        self.add({outcome.status: 1}, size)
+        self.fetched += 1
+        self.received += size
+
+
+@dataclass
+class _OpenShard:
+    """A shard under way: its rows by number, its journal, and how many rows are still to be recorded."""
+
+    files: ShardFiles
+    links: Sequence[Link]
+    journal: Journal
+    left: int
+
+
+class Download:
+    """A download of one part of a list into the folder `out`. `shards`: files of the shards of this part, in order.
+
+    `report`: called every few seconds. `record_unreachable`: record rows as unreachable although no server answers. `threads`: decode
+    pictures.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        shards: Sequence[ShardFiles],
+        network: NetworkLimits,
+        pictures: PictureLimits,
+        *,
+        threads: int = 2,
+        record_unreachable: bool = False,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self.listing, self.shards, self.network, self.pictures = listing, shards, network, pictures
+        self.record_unreachable, self.report = record_unreachable, report
+        self.progress = Progress(sum(len(shard.rows) for shard in shards))
+        self._open: dict[int, _OpenShard] = {}
+        self._doubtful: list[tuple[_OpenShard, Outcome]] = []  # not answered, since the last answer of any server
+        self._in_flight, self._idle = 0, False  # rows under way; whether no further ones are being begun
+        self._answered: OrderedDict[str, str] = OrderedDict()  # host: a URL of it that was answered, the last one last
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="plait-decode")
+
+    def run(self) -> Progress:
+        """Fetch what is not fetched yet. Raises NetworkDown, PlaitError for what else ends a download, OSError where a disk fails."""
+        waiting = []
+        for shard in self.shards:
+            told = shard.finished()
+            if told is None:
+                waiting.append(shard)
+            else:
+                self.progress.add(told["outcomes"], told["bytes"])
+        last = next((shard for shard in reversed(self.shards) if shard not in waiting), None)
+        for url in last.some_saved(_PROBED) if last is not None else ():
+            self._remember(url)
+        try:
+            if waiting:
+                asyncio.run(self._fetch_all(waiting))
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+        finally:
+            self._decoders.shutdown(wait=False, cancel_futures=True)
+            for open_shard in self._open.values():
+                open_shard.journal.close()
+        return self.progress
+
+    async def _fetch_all(self, waiting: Sequence[ShardFiles]) -> None:
+        self._room, self._alive, self._closed = asyncio.Semaphore(_WAITING_MOST), asyncio.Event(), asyncio.Condition()
+        self._alive.set()
+        async with Fetcher(self.network, self.pictures.max_bytes, self._note_answer) as self._fetcher, asyncio.TaskGroup() as self._tasks:
+            watchers = [self._tasks.create_task(watch()) for watch in (self._tick, self._watch_network)]
+            async with asyncio.TaskGroup() as rows:
+                for files in waiting:
+                    await self._begin(files, rows)
+                self._idle = True
+            async with self._closed:
+                await self._closed.wait_for(lambda: not self._open)
+            for watcher in watchers:
+                watcher.cancel()
+
+    async def _begin(self, files: ShardFiles, rows: asyncio.TaskGroup) -> None:
+        """Open a shard and begin with its rows that are not in its journal, as there is room."""
+        async with self._closed:
+            self._idle = True
+            await self._closed.wait_for(lambda: len(self._open) < _OPEN_MOST)
+            self._idle = False
+        links = await asyncio.to_thread(self.listing.links, files.rows.start, files.rows.stop)
+        journal = await asyncio.to_thread(Journal, files.journal)
+        before = [outcome for row, outcome in journal.outcomes.items() if row in files.rows]
+        self.progress.add(Counter(outcome.status for outcome in before), sum(int(o.picture.get("bytes", 0)) for o in before))
+        for outcome in [outcome for outcome in before if outcome.status == SAVED][-_PROBED:]:
+            self._remember(str(outcome.url))
+        left = [link for link in links if link.row not in journal.outcomes]
+        shard = self._open[files.number] = _OpenShard(files, links, journal, len(left))
+        if not left:
+            self._tasks.create_task(self._seal(shard))
+        for link in left:
+            self._idle = True
+            await self._alive.wait()
+            self._idle = False
+            await self._room.acquire()
+            self._in_flight += 1
+            rows.create_task(self._row(shard, link))
+
+    async def _row(self, shard: _OpenShard, link: Link) -> None:
+        try:
+            outcome, body = await self._outcome(link)
+        finally:
+            self._room.release()
+            self._in_flight -= 1
+        if outcome.status in UNANSWERED and not self.record_unreachable:
+            self._doubtful.append((shard, outcome))
+            if len(self._doubtful) >= _DOUBTFUL_MOST:
+                self._alive.clear()  # no more rows until a server answers
+        else:
+            self._record(shard, outcome, body)
+
+    async def _outcome(self, link: Link) -> tuple[Outcome, bytes]:
+        """Fetch one row and judge what came. Returns its outcome, and the file to save."""
+        if link.fault or link.url is None:
+            return Outcome(link.row, "bad_row" if link.fault else "no_url", None, link.fault), b""
+        try:
+            body = await self._fetcher.fetch(link.url)
+            loop = asyncio.get_running_loop()
+            body, facts = await loop.run_in_executor(self._decoders, judge, body, link.hash, self.pictures)
+        except Refused as refused:
+            return Outcome(link.row, refused.status, link.url, refused.detail), b""
+        return Outcome(link.row, SAVED, link.url, picture=facts), body
+
+    def _record(self, shard: _OpenShard, outcome: Outcome, body: bytes = b"") -> None:
+        """Write an outcome into its shard's journal; have the shard written with its last one."""
+        shard.journal.add(outcome, body)
+        self.progress.add_fetched(outcome)
+        shard.left -= 1
+        if not shard.left:
+            self._tasks.create_task(self._seal(shard))
+
+    async def _seal(self, shard: _OpenShard) -> None:
+        """Write a shard that is complete, while others go on."""
+        await asyncio.to_thread(shard.files.seal, shard.links, shard.journal)
+        async with self._closed:
+            del self._open[shard.files.number]
+            self._closed.notify_all()
+
+    def _remember(self, url: str) -> None:
+        """Keep a URL that was answered, one of each of the last few hosts."""
+        host = urlsplit(url).netloc
+        self._answered[host] = url
+        self._answered.move_to_end(host)
+        if len(self._answered) > _PROBED:
+            self._answered.popitem(last=False)
+
+    def _note_answer(self, url: str) -> None:
+        """Note that a server answers, so that links which were not answered before have failed by themselves: record them."""
+        self._remember(url)
+        self._accept()
+
+    def _accept(self) -> None:
+        doubtful, self._doubtful = self._doubtful, []
+        for shard, outcome in doubtful:
+            self._record(shard, outcome)
+        self._alive.set()
+
+    async def _watch_network(self) -> None:
+        """Where nothing is under way but unanswered links are left, ask servers that answered before. Raises NetworkDown if none does."""
+        failed = 0
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            if not self._doubtful:
+                failed = 0
+            elif self._idle and not self._in_flight:
+                known = list(self._answered.values())
+                if any(await asyncio.gather(*map(self._fetcher.answers, known))):
+                    self._accept()
+                    continue
+                if not known or failed == len(_PROBE_WAITS_S):
+                    raise self._network_down()
+                await asyncio.sleep(_PROBE_WAITS_S[failed])
+                failed += 1
+
+    def _network_down(self) -> NetworkDown:
+        hosts = len({urlsplit(str(outcome.url)).netloc for _, outcome in self._doubtful})
+        last = self._doubtful[-1][1]
+        why = f"the last {len(self._doubtful)} links, of {hosts} hosts, were not answered ({last.status}: {addresses.shown(str(last.url))})"
+        cure = "when the network is back, the same command goes on; --record-unreachable records such rows as they are"
+        return NetworkDown(f"no server answers: {why}; {self.progress.done:,} of {self.progress.rows:,} rows are recorded; {cure}")
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_PER_S)
+            self.report(self.progress)
+
+
+def part_of(out: Path, rows: int, per_shard: int, part: tuple[int, int]) -> list[ShardFiles]:
+    """Return the shards of one part of a list of `rows` rows. `part`: (number from 1, of how many): shards are dealt out by turns."""
+    ranges: Iterator[tuple[int, range]] = enumerate(range(start, min(start + per_shard, rows)) for start in range(0, rows, per_shard))
+    return [ShardFiles(out, number, inside) for number, inside in ranges if number % part[1] == part[0] - 1]
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first single error of a group: one that the user can mend, else any."""
+    singles: deque[BaseException] = deque([group])
+    flat: list[BaseException] = []
+    while singles:
+        error = singles.popleft()
+        if isinstance(error, BaseExceptionGroup):
+            singles.extend(error.exceptions)
+        else:
+            flat.append(error)
+    return next((error for error in flat if isinstance(error, PlaitError)), flat[0])

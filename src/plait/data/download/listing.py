@@ -1,0 +1,205 @@
+"""Read a list of links by row number, from parquet, CSV, TSV or JSONL files, also remote ones.
+
+Files at an address are copied into the cache first. Text files have an index of their records (formats/index.py); parquet is read in
+order, batch by batch, so that a list may be larger than memory.
+"""
+
+import base64
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import xxhash
+
+from plait.data import addresses, paths
+from plait.data.download.columns import Columns, find_columns
+from plait.data.formats import plain_lines, tables
+from plait.data.remote_files import fetched
+from plait.data.sources.indexed import LAYOUTS, IndexedRecords
+from plait.errors import BadSample, PlaitError
+
+_ENDINGS = (*LAYOUTS, ".parquet")
+_BATCH = 4096  # rows of parquet that are read at once
+_TRIED = 20  # records that are looked at for the names of columns
+_SHORT = {"float": np.float32, "halffloat": np.float16}
+
+
+@dataclass(frozen=True)
+class Link:
+    """A row of a list. `row`: its number from 0; `url` and `hash`: None without one; `fields`: all other columns and the caption.
+
+    `fault`: why the row cannot be read, "" for one that can.
+    """
+
+    row: int
+    url: str | None
+    caption: str | None
+    hash: str | None
+    fields: Mapping[str, Any]
+    fault: str = ""
+
+
+class _File(Protocol):
+    """One file of a list. `digest`: a hash of what identifies it; `columns`: names, None where records may differ."""
+
+    digest: str
+    columns: list[str]
+
+    def __len__(self) -> int: ...
+    def read(self, start: int, stop: int) -> Iterator[dict[str, Any] | str]:
+        """Yield the fields of rows [start, stop), or the reason of a broken row."""
+
+
+class _Text:
+    """A file of JSON or CSV records, read by number."""
+
+    def __init__(self, path: Path, cache: str | None) -> None:
+        layout = plain_lines.LINES if plain_lines.columns_of(path) else LAYOUTS[path.suffix.lower()]
+        self.records = IndexedRecords(path, layout, cache, {}, images=None)
+        self.digest = self.records.digest
+        self.columns = list(dict.fromkeys(name for row in self.read(0, min(_TRIED, len(self))) if isinstance(row, dict) for name in row))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, start: int, stop: int) -> Iterator[dict[str, Any] | str]:
+        for number in range(start, stop):
+            try:
+                yield self.records.fields(number)
+            except BadSample as error:
+                yield str(error)
+
+
+class _Parquet:
+    """A parquet file, read from where the last read ended, or from the beginning of a row group."""
+
+    def __init__(self, path: Path) -> None:
+        pyarrow, self._parquet = _pyarrow()
+        self.path = path
+        try:
+            meta = self._parquet.read_metadata(path)
+            schema = self._parquet.read_schema(path)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise PlaitError(tables.fault([str(path)]) or f"{path} cannot be read: {error}") from error
+        self.columns = list(schema.names)
+        self._kinds = {name: _SHORT[str(kind)] for name, kind in zip(schema.names, schema.types, strict=True) if str(kind) in _SHORT}
+        self._ends = list(accumulate(meta.row_group(number).num_rows for number in range(meta.num_row_groups)))
+        content = [path.name, path.stat().st_size, len(self), str(schema)]
+        self.digest = xxhash.xxh3_64(json.dumps(content).encode()).hexdigest()
+        self._at = -1  # nothing is read yet
+        self._rows: Iterator[dict[str, Any]] = iter(())
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def read(self, start: int, stop: int) -> Iterator[dict[str, Any] | str]:
+        group = bisect_right(self._ends, start)
+        first = self._ends[group - 1] if group else 0
+        if not first <= self._at <= start:
+            self._at, self._rows = first, self._from(group)
+        while self._at < stop:
+            row = next(self._rows)
+            self._at += 1
+            if self._at > start:
+                yield row
+
+    def _from(self, group: int) -> Iterator[dict[str, Any]]:
+        with self._parquet.ParquetFile(self.path) as file:
+            groups = list(range(group, len(self._ends)))
+            for batch in file.iter_batches(_BATCH, row_groups=groups):
+                for row in batch.to_pylist():
+                    yield {name: _decimal(value, self._kinds[name]) if name in self._kinds else value for name, value in row.items()}
+
+
+class Listing:
+    """A list of links by row number. `title`: its name for messages; `digest`: a hash that changes with its files.
+
+    `path`: a file, folder, pattern or address, as for any source; `hf://datasets/OWNER/NAME` means all parquet files of a dataset of the
+    Hub. `given`: names of columns by role (columns.py); `limit`: rows, None: all. Raises PlaitError for a list that cannot be read.
+    """
+
+    def __init__(self, path: str, given: Mapping[str, str], *, limit: int | None = None, cache: str | None = None) -> None:
+        self.title = addresses.shown(path)
+        names = paths.files(_with_files(path), _ENDINGS, split="", default_split="")
+        self.files: list[_File] = [_opened(name, cache) for name in names]
+        self._ends = list(accumulate(map(len, self.files)))
+        self.rows = self._ends[-1] if limit is None else min(limit, self._ends[-1])
+        if not self.rows:
+            raise PlaitError(f"{self.title} holds no rows")
+        self.columns: Columns = find_columns(self.files[0].columns, given, self.title)
+        odd = next((number for number, file in enumerate(self.files) if self.columns.url not in file.columns), None)
+        if odd is not None:
+            shown = addresses.shown(names[odd])
+            raise PlaitError(f"{shown} has no column {self.columns.url!r}, unlike {addresses.shown(names[0])}: give each its own command")
+        self.digest = xxhash.xxh3_64("".join(file.digest for file in self.files).encode()).hexdigest()
+
+    def links(self, start: int, stop: int) -> list[Link]:
+        """Return the rows [start, stop). A broken one has a `fault`. Raises PlaitError if a file cannot be read any more."""
+        return [self._link(number, row) for number, row in enumerate(self._read(start, min(stop, self.rows)), start)]
+
+    def _read(self, start: int, stop: int) -> Iterator[dict[str, Any] | str]:
+        while start < stop:
+            number = bisect_right(self._ends, start)
+            first = self._ends[number - 1] if number else 0
+            end = min(stop, self._ends[number])
+            yield from self.files[number].read(start - first, end - first)
+            start = end
+
+    def _link(self, number: int, row: dict[str, Any] | str) -> Link:
+        if isinstance(row, str):
+            return Link(number, None, None, None, {}, row)
+        columns = self.columns
+        url, caption, digest = (_text(row.get(name)) if name else None for name in (columns.url, columns.caption, columns.hash))
+        others = {name: plain(value) for name, value in row.items() if name not in (columns.url, columns.caption)}
+        return Link(number, url, caption, digest, others)
+
+
+def plain(value: Any) -> Any:
+    """Return a cell as a JSON value. Bytes become base64, NaN null, and what JSON does not know, as a date, its text."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(inner) for inner in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _text(value: Any) -> str | None:
+    return value.strip() or None if isinstance(value, str) else None
+
+
+def _decimal(value: Any, kind: type[Any]) -> Any:
+    """Return the shortest decimal that a number of 16 or 32 bits stands for: 0.1 for 0.10000000149011612."""
+    return value if value is None or not math.isfinite(value) else float(str(kind(value)))
+
+
+def _with_files(path: str) -> str:
+    """Return `path`, for a dataset of the Hub the pattern of its parquet files."""
+    whole = path.startswith("hf://datasets/") and not path.lower().endswith(_ENDINGS) and not any(mark in path for mark in "*?[{")
+    return f"{path.rstrip('/')}/**/*.parquet" if whole else path
+
+
+def _opened(name: str, cache: str | None) -> _File:
+    """Return a file of a list, copied from its address. Raises PlaitError for a format that is no list, and one that cannot be read."""
+    path = fetched(name, cache) if addresses.is_remote(name) else Path(name)
+    if not path.name.lower().endswith(_ENDINGS):
+        raise PlaitError(f"{addresses.shown(name)} is no list of links: it ends in none of {', '.join(_ENDINGS)}")
+    return _Parquet(path) if path.suffix.lower() == ".parquet" else _Text(path, cache)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise PlaitError("parquet files need pyarrow: pip install 'plait[download]'") from None
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,229 @@
+"""`plait data download`: every row of a list gets exactly one outcome, whatever servers, disks and signals do."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from plait import cli
+from plait.config.schema import SourceEntry
+from plait.data.download import engine
+from plait.data.image_files import decode_rgb
+from plait.data.sources.open import open_source
+from tests.data.link_server import ALLOWED, KINDS, Pictures, serving_links
+
+pytest.importorskip("aiohttp")
+
+SLOW = ("hang", "drip")
+"""Kinds whose outcome takes the limits of time."""
+OPTIONS = ("--allow", ALLOWED, "--per-host=64", "--max-bytes=1000000", "--min-side=32", "--per-shard=25")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return Pictures(8, 64)
+
+
+@pytest.fixture
+def web(pictures):
+    with serving_links(pictures) as thread:
+        yield thread
+
+
+def write_list(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def mixed(server, count, kinds=("missing", "dead", "circle", "html", "torn", "later", "wrong", "cut")):
+    """A list of which about a third does not lead to a picture at once."""
+    chosen = random.Random(5).choices(["ok", "moved", "packed", *kinds], [50, 10, 10, *[30 / len(kinds)] * len(kinds)], k=count)
+    return [server.row(kind, number) for number, kind in enumerate(chosen)], chosen
+
+
+def outcomes(out):
+    """The outcomes of a folder of shards, in the order of their rows."""
+    return [json.loads(line) for path in sorted(out.glob("0*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def download(path, out, *more):
+    return cli.main(["data", "download", str(path), str(out), *OPTIONS, *more])
+
+
+def test_every_kind_of_link_has_its_outcome_and_one(web, tmp_path, caplog):
+    kinds = [kind for kind in KINDS if kind not in SLOW] * 2
+    rows = [web.server.row(kind, number) for number, kind in enumerate(kinds)]
+    rows += [{"uid": "a", "url": None}, {"uid": "b", "url": "not an address"}, {"uid": "c", "url": "http://localhost:1/x"}]
+    assert download(write_list(tmp_path / "list.jsonl", rows), tmp_path / "out") == 0
+    told = outcomes(tmp_path / "out")
+    assert [row["row"] for row in told] == list(range(len(rows)))
+    assert [row["status"] for row in told] == [*(KINDS[kind] for kind in kinds), "no_url", "bad_url", "private_address"]
+    counts = [json.loads(path.read_bytes())["outcomes"] for path in sorted((tmp_path / "out").glob("0*.json"))]
+    assert sum(sum(count.values()) for count in counts) == len(rows)
+    assert not [path for path in web.server.asked if path.startswith("/reached")]
+    assert "           8   14.0%  saved            the picture is in the shard" in caplog.text
+
+
+def test_hosts_that_hang_or_drip_end_in_time(web, tmp_path):
+    rows = [web.server.row(kind, number) for number, kind in enumerate(["hang", "ok", "drip", "hang"])]
+    began = time.monotonic()
+    assert download(write_list(tmp_path / "list.jsonl", rows), tmp_path / "out", "--timeout=1", "--attempts=1") == 0
+    assert [row["status"] for row in outcomes(tmp_path / "out")] == ["timeout", "saved", "timeout", "timeout"]
+    assert time.monotonic() - began < 60  # six seconds for a whole answer
+
+
+def test_shards_are_read_as_a_source_with_the_captions_and_columns_of_the_list(web, tmp_path):
+    rows, chosen = mixed(web.server, 60)
+    assert download(write_list(tmp_path / "list.jsonl", rows), tmp_path / "out") == 0
+    saved = [number for number, kind in enumerate(chosen) if KINDS[kind] == "saved"]
+    source = open_source(SourceEntry(source="shards", path=str(tmp_path / "out")), seed=0, split="train")
+    assert len(source) == len(saved)
+    for index, number in enumerate(saved):
+        sample = source[index]
+        assert sample["images"] == [web.server.pictures.body(number)]
+        assert sample["messages"][-1]["content"] == rows[number]["text"]
+        fields = sample["fields"]
+        assert (fields["uid"], fields["url"], fields["sha256"]) == (f"u{number}", rows[number]["url"], rows[number]["sha256"])
+        assert (fields["width"], fields["height"], fields["kind"]) == (64, 64, "jpg")
+
+
+def test_a_finished_download_asks_for_nothing_again(web, tmp_path):
+    rows, _ = mixed(web.server, 60)
+    path = write_list(tmp_path / "list.jsonl", rows)
+    assert download(path, tmp_path / "out") == 0
+    before, asked = tree(tmp_path / "out"), len(web.server.asked)
+    assert download(path, tmp_path / "out") == 0
+    assert tree(tmp_path / "out") == before
+    assert len(web.server.asked) == asked
+
+
+def test_parts_of_several_machines_are_the_whole(web, tmp_path):
+    rows, _ = mixed(web.server, 110)
+    path = write_list(tmp_path / "list.jsonl", rows)
+    assert download(path, tmp_path / "whole") == 0
+    for part in ("3/3", "1/3", "2/3"):
+        assert download(path, tmp_path / "parts", f"--part={part}") == 0
+    assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
+
+
+def test_kills_at_any_moment_lose_and_double_nothing(web, tmp_path):
+    rows, _ = mixed(web.server, 300)
+    path = write_list(tmp_path / "list.jsonl", rows)
+    assert download(path, tmp_path / "straight") == 0
+    command = [sys.executable, "-m", "plait", "data", "download", str(path), str(tmp_path / "killed"), *OPTIONS, "--connections=8"]
+    dice, kills = random.Random(1), 0
+    while True:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        asked, until = len(web.server.asked), dice.randrange(5, 120)
+        while process.poll() is None and len(web.server.asked) < asked + until:
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:
+            break
+        kills += process.returncode == -9
+    assert kills >= 3
+    assert tree(tmp_path / "killed") == tree(tmp_path / "straight")
+
+
+def test_rows_in_a_journal_are_not_fetched_again(web, tmp_path, monkeypatch):
+    rows = [web.server.row("ok", number) for number in range(20)]
+    path = write_list(tmp_path / "list.jsonl", rows)
+    record, done = engine.Download._record, []
+
+    def fail(self, *what):
+        if len(done) == 12:
+            raise OSError(28, "No space left on device")
+        done.append(what)
+        record(self, *what)
+
+    monkeypatch.setattr(engine.Download, "_record", fail)
+    assert download(path, tmp_path / "out", "--connections=1") == 1
+    monkeypatch.undo()
+    web.server.asked.clear()
+    assert download(path, tmp_path / "out") == 0
+    assert len(web.server.asked) == 8
+    assert {row["status"] for row in outcomes(tmp_path / "out")} == {"saved"}
+
+
+def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(web, tmp_path):
+    rows, _ = mixed(web.server, 60)
+    path = write_list(tmp_path / "list.jsonl", rows)
+    assert download(path, tmp_path / "straight") == 0
+    words = ["data", "download", str(path), str(tmp_path / "full"), *OPTIONS]
+    limited = "import resource, sys; from plait import cli; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); "
+    code = f"{limited} sys.exit(cli.main({words}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert f"cannot write in {tmp_path / 'full'}: File too large; free space there, and the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert download(path, tmp_path / "full") == 0
+    assert tree(tmp_path / "full") == tree(tmp_path / "straight")
+
+
+def test_a_dead_network_records_no_row_and_the_same_command_goes_on(web, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "_PROBE_WAITS_S", (0.1,))
+    rows, _ = mixed(web.server, 200)
+    path = write_list(tmp_path / "list.jsonl", rows)
+    assert download(path, tmp_path / "straight") == 0
+    note, answers = engine.Download._note_answer, []
+
+    def unplug(self, url):
+        answers.append(url)
+        if len(answers) == 90:
+            web.stop()
+        note(self, url)
+
+    monkeypatch.setattr(engine.Download, "_note_answer", unplug)
+    assert download(path, tmp_path / "cut", "--connections=8") == 1
+    assert "no server answers: the last " in capsys.readouterr().err
+    monkeypatch.undo()
+    web.start()
+    assert download(path, tmp_path / "cut") == 0
+    assert tree(tmp_path / "cut") == tree(tmp_path / "straight")
+
+
+def test_a_list_of_dead_links_alone_is_recorded_only_when_it_is_asked_for(web, tmp_path, capsys):
+    path = write_list(tmp_path / "list.jsonl", [web.server.row("dead", number) for number in range(70)])
+    assert download(path, tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert "0 of 70 rows are recorded; when the network is back, the same command goes on; --record-unreachable" in said
+    assert download(path, tmp_path / "out", "--record-unreachable") == 0
+    assert {row["status"] for row in outcomes(tmp_path / "out")} == {"connect"}
+
+
+def test_another_list_or_other_limits_are_refused_in_the_same_folder(web, tmp_path, capsys):
+    path = write_list(tmp_path / "list.jsonl", [web.server.row("ok", number) for number in range(3)])
+    assert download(path, tmp_path / "out") == 0
+    assert download(path, tmp_path / "out", "--max-side=32") == 2
+    assert "holds a download with pictures {" in capsys.readouterr().err
+
+
+def test_large_pictures_are_scaled_down_where_that_is_asked_for(web, tmp_path):
+    path = write_list(tmp_path / "list.jsonl", [web.server.row("ok", 3)])
+    assert download(path, tmp_path / "out", "--max-side=40") == 0
+    (row,) = outcomes(tmp_path / "out")
+    source = open_source(SourceEntry(source="shards", path=str(tmp_path / "out")), seed=0, split="train")
+    assert decode_rgb(source[0]["images"][0]).shape == (40, 40, 3)
+    assert (row["width"], row["height"], row["sha256"]) == (40, 40, web.server.row("ok", 3)["sha256"])
+
+
+def test_an_older_journal_of_another_process_is_locked(web, tmp_path, capsys):
+    path = write_list(tmp_path / "list.jsonl", [web.server.row("hang", 0)])
+    command = [sys.executable, "-m", "plait", "data", "download", str(path), str(tmp_path / "out"), *OPTIONS]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not web.server.asked:
+        time.sleep(0.01)
+    assert download(path, tmp_path / "out") == 2
+    assert f"another process downloads into {tmp_path / 'out'}" in capsys.readouterr().err
+    process.kill()
+    process.wait()
+    shutil.rmtree(tmp_path / "out")
