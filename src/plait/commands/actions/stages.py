@@ -3,6 +3,7 @@
 Reads the run's files only; no model is built. The newest checkpoint is verified, as by `plait train`; if it is damaged, the one before.
 """
 
+import contextlib
 import fcntl
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plait import files
+from plait.assembly import held_out
 from plait.assembly.run_configuration import open_run_config
 from plait.config.resolved import StageView
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint, integrity
+from plait.engine.evaluation import Bench, is_count
 from plait.engine.monitoring import screen
 from plait.errors import PlaitError
 from plait.training.figures import picture_use
@@ -65,12 +68,19 @@ def rows_of(run: Path) -> list[Row]:
 
 
 class Figure(NamedTuple):
-    """A held-out figure of a stage: its name, its best value with the run's step of that, and its last value."""
+    """A held-out figure of a stage: its name, its best value with the run's step of that, and its last value.
+
+    `interval`: that of the best value, with 95 % confidence, where there is one. `lower`: whether lower values are better. `bench`: the
+    name of what measures it.
+    """
 
     name: str
     best: float
     step: int
     last: float
+    interval: tuple[float, float] | None
+    lower: bool
+    bench: str
 
 
 class StageProgress(NamedTuple):
@@ -101,9 +111,9 @@ def _progress_lines(view: StageView, rows: Sequence[Row], manifest: Mapping[str,
     """Return the lines about steps, held-out figures, pictures and time, as (name, text)."""
     of_stage = progress(view, rows, manifest)
     last = f"last saved at {manifest['state']['step']:,}" if manifest else "none saved here"
-    held_out = [f"best {name} {best:.4g} at step {step:,}, last {last:.4g}" for name, best, step, last in of_stage.figures]
+    figures = [f"best {one.name} {one.best:.4g} at step {one.step:,}, last {one.last:.4g}" for one in of_stage.figures]
     lines = [("steps", f"{of_stage.steps}, from step {of_stage.start:,}; {last}")]
-    lines += [("held out", text) for text in held_out or ["no held-out figure yet"]]
+    lines += [("held out", text) for text in figures or ["no held-out figure yet"]]
     looks = [row for row in rows if row.get("stage") == view.index and picture_use.is_row(row)]
     shown = [f"make {picture_use.verdict(row)} at step {row['step']:,}: {picture_use.sentence(row)}" for row in looks[-1:]]
     lines += [("pictures", text) for text in shown]
@@ -162,14 +172,25 @@ def _trains(config: RunConfig, manifest: Mapping[str, Any] | None, newest: Mappi
 
 
 def _figures(rows: Sequence[Row], config: RunConfig) -> list[Figure]:
-    """Return the held-out loss, and the figure of `checkpoint.best` where that is another; those that were measured."""
-    wanted = {"loss": "lower", config.checkpoint.best or "loss": config.checkpoint.better if config.checkpoint.best else "lower"}
+    """Return the held-out loss, the figure of `checkpoint.best` and the main one of each bench of `evaluate`: those that were measured."""
+    wanted = {"loss": (True, "loss")}
+    if best := config.checkpoint.best:
+        wanted[best] = (config.checkpoint.better == "lower", best.partition("/")[0])
+    known: Mapping[str, Bench] = {}
+    with contextlib.suppress(PlaitError):  # a bench that this installation does not have: its figures are in metrics.jsonl
+        known = held_out.benches(config, config.evaluate)
+    names = dict.fromkeys(name.removeprefix("eval/") for row in rows for name in row if name.startswith("eval/") and not is_count(name))
+    for entry in config.evaluate:
+        main = next((name for name in names if name == entry.bench or name.startswith(f"{entry.bench}/")), None)
+        if main is not None and entry.title in known:
+            wanted.setdefault(main, (known[entry.title].lower, entry.bench))
     figures = []
-    for name, better in wanted.items():
-        values = [(row[f"eval/{name}"], row["step"]) for row in rows if isinstance(row.get(f"eval/{name}"), float)]
+    for name, (lower, bench) in wanted.items():
+        values = [(row[f"eval/{name}"], row["step"], row) for row in rows if isinstance(row.get(f"eval/{name}"), float)]
         if values:
-            value, step = min(values) if better == "lower" else max(values, key=lambda item: (item[0], -item[1]))
-            figures.append(Figure(name, value, step, values[-1][0]))
+            value, step, row = min(values, key=lambda item: (item[0] if lower else -item[0], item[1]))
+            ends = row.get("intervals", {}).get(name)
+            figures.append(Figure(name, value, step, last=values[-1][0], interval=tuple(ends) if ends else None, lower=lower, bench=bench))
     return figures
 
 
