@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
     "plait.training.run",
     "plait.families.theworld.family",
-    "plait.families.theworld.export",
+    "plait.families.theworld.export.gemma",
     "plait.commands.actions.evaluation.evaluate",
 )
 TINY = {

@@ -63,9 +63,9 @@ def open_checkpoint(saved: SavedModel, ranks: Ranks, *, averaged: bool = True, l
     return bundle
 
 
-def write_model_settings(folder: Path, family: str, model: Mapping[str, Any]) -> None:
-    """Write `family` and `model`, the `model:` section, to plait.json in a folder of weights outside of a run."""
-    files.write_json(folder / MODEL_SETTINGS, {"family": family, "model": model})
+def write_model_settings(folder: Path, family: str, model: Mapping[str, Any], **more: Any) -> None:
+    """Write `family`, `model`, the `model:` section, and `more` settings to plait.json in a folder of weights outside of a run."""
+    files.write_json(folder / MODEL_SETTINGS, {"family": family, "model": model, **more})
 
 
 def model_settings(folder: Path) -> tuple[str, Mapping[str, Any]] | None:

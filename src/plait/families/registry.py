@@ -89,6 +89,12 @@ def load(family: str) -> "Family":
     return loaded if _is_shipped(family) else cast("Family", _checks("returned").checked(loaded))
 
 
+def register_auto_classes() -> None:
+    """Let transformers' Auto classes load the exports of the families that ship which only plait has the model of."""
+    for path in sorted(_HERE.glob("*/hf/register.py")):
+        importlib.import_module(f"plait.families.{path.parents[1].name}.hf.register").register()
+
+
 def benches(family: str) -> "Benches":
     """Return a family's benches (evaluations) by name; {} without an `evaluate.py`. Raises PlaitError for one that defines no `benches`."""
     if not _has(family, "evaluate.py"):
@@ -207,7 +213,9 @@ def _folder(family: str) -> Path:
 
 
 def _has(family: str, file: str) -> bool:
-    return (_folder(family) / file).is_file()
+    """Return whether a family has a module, such as "export.py", also as a package of that name."""
+    path = _folder(family) / file
+    return path.is_file() or (path.with_suffix("") / "__init__.py").is_file()
 
 
 def _listing(name: str, known: list[str]) -> str:

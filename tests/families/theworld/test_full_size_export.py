@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import transformers.modeling_utils
 from safetensors import safe_open
 from transformers import Gemma3Config
 
 from plait.families.theworld import export, family, published, towers
-from plait.families.theworld.config import Config
+from plait.families.theworld.config import COSMOS, Config
+from plait.families.theworld.hf import encoder_weights
+from plait.families.theworld.hf.configuration import TheWorldConfig
+from plait.families.theworld.hf.modeling import TheWorldForConditionalGeneration
 
 BASE = "google/gemma-3-4b-it"
 BESIDE = ("added_tokens.json", "chat_template.json", "preprocessor_config.json", "processor_config.json", "special_tokens_map.json")
@@ -50,7 +54,11 @@ def write_without_values(tensors, filename, metadata=None):
     for name, value in tensors.items():
         assert value.is_meta
         start, end = end, end + value.numel() * value.element_size()
-        header[name] = {"dtype": {torch.bfloat16: "BF16"}[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": {torch.bfloat16: "BF16", torch.float32: "F32"}[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header).encode()
     with Path(filename).open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
@@ -58,14 +66,20 @@ def write_without_values(tensors, filename, metadata=None):
 
 
 @pytest.fixture
-def exported(directory, tmp_path, monkeypatch) -> Path:
-    """The export of a model on the meta device over a folder with the base's configuration and processor files."""
+def base(directory, tmp_path) -> Path:
+    """A folder with the base's configuration and processor files."""
     base = tmp_path / "base"
     shutil.copytree(directory / towers.TOKENIZER, base)
     for name in BESIDE:
         if not (base / name).exists():
             (base / name).write_text("{}")
     Gemma3Config(**{**published.GEMMA[BASE], "dtype": "bfloat16"}).save_pretrained(base)
+    return base
+
+
+@pytest.fixture
+def exported(base, directory, tmp_path, monkeypatch) -> Path:
+    """The export of a model on the meta device."""
     with torch.device("meta"):
         model = family.build(Config(base=str(base), world="off"), None, seed=0)
     monkeypatch.setattr(safetensors.torch, "save_file", write_without_values)
@@ -101,3 +115,47 @@ def test_gemma_is_imported_by_its_published_names_and_by_those_of_transformers()
     nested = ["model." + name.replace("language_model.model.", "language_model.") for name in layout()]
     for names in (layout(), nested, [name.replace("vision_model.", "") for name in layout()]):
         assert export.imported(dict.fromkeys(names), model).keys() == named
+
+
+PIN = {"source": COSMOS, "revision": "0123456789abcdef0123456789abcdef01234567", "xxh3": "0123456789abcdef"}
+PROJECTOR = {"projector.connector.first.weight": (2560, 16), "projector.connector.first.bias": (2560,), "projector.brackets": (2, 2560)}
+PROJECTOR |= {"projector.connector.second.weight": (2560, 2560), "projector.connector.second.bias": (2560,), "projector.steps": (17, 2560)}
+
+
+def as_here(name):
+    """Our name of one of the published base: of a module of transformers inside the whole model."""
+    name = name.replace("language_model.model.", "language_model.").replace("vision_tower.vision_model.", "vision_tower.")
+    return f"gemma.model.{name}"
+
+
+def test_a_full_size_whole_export_holds_gemma_the_projector_and_the_pin(base, directory, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers.modeling_utils, "safe_save_file", write_without_values)
+    monkeypatch.setattr(encoder_weights, "pin_of", lambda *_: PIN)
+    monkeypatch.setattr(encoder_weights, "fits", lambda *_: True)
+    config = Config(base=str(base), world={"steps": 1})
+    with torch.device("meta"):
+        model = family.build(config, None, seed=0)
+    model.to(torch.bfloat16)
+    torch.nn.Module.to(model.projector, torch.float32)
+    export.write_whole(model, config, directory, tmp_path / "out")
+    index = json.loads((tmp_path / "out" / WEIGHTS[-1]).read_text())["weight_map"]
+    shapes = {}
+    for name in WEIGHTS[:2]:
+        with safe_open(tmp_path / "out" / name, "pt") as file:
+            for tensor in file.keys():  # noqa: SIM118  no mapping
+                part = file.get_slice(tensor)
+                assert (index[tensor], part.get_dtype()) == (name, "F32" if tensor.startswith("projector.") else "BF16")
+                shapes[tensor] = tuple(part.get_shape())
+    assert shapes == {as_here(name): shape for name, shape in layout().items()} | PROJECTOR
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert settings.keys() >= {"model_type", "architectures", "dtype", "gemma_config", "section", "encoder_config", "encoder_pin"}
+    assert (settings["model_type"], settings["encoder_pin"], settings["dtype"]) == ("theworld", PIN, "bfloat16")
+    assert settings["gemma_config"]["text_config"]["num_hidden_layers"] == 34 and settings["section"]["world"]["steps"] == 1
+    assert len(settings["encoder_config"]["latents_mean"]) == settings["encoder_config"]["z_dim"] == 16
+    sizes = json.loads((tmp_path / "out" / "processor_config.json").read_text())["sizes"]
+    assert sizes == {"image_size": 896, "image_tokens": 256, "positions": 131_072, "tokens_per_frame": 256}
+    with torch.device("meta"):
+        again = TheWorldForConditionalGeneration(TheWorldConfig.from_pretrained(tmp_path / "out"))
+    assert {name: value.shape for name, value in again.state_dict().items()} == {
+        name: value.shape for name, value in model.state_dict().items()
+    }

@@ -40,6 +40,6 @@ def export(spec: str | Path, out: Path, to: str, *, averaged: bool = True) -> No
         if ranks.first:
             for line in publisher.exports[to](bundle.model, bundle.section, bundle.assets, out):
                 log.info(line)
-            saved.write_model_settings(out, family, config.model)
+            saved.write_model_settings(out, family, config.model, seed=config.seed, train={"precision": config.train.precision})
             which = "averaged" if averaged and checkpoint.tensors("ema") else "last"
             log.info(f"{checkpoint.folder}, {which} weights, as {to}: written to {out}")

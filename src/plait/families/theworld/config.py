@@ -114,7 +114,11 @@ class Augment(Section):
 class Config(ModelSection):
     """The `model:` section of family theworld: Gemma 3 with a world encoder. `layouts`: {what `plait export --to` takes: what loads it}."""
 
-    layouts: ClassVar[Mapping[str, str]] = {"hf": "transformers; Gemma 3 where the model has no world encoder"}
+    layouts: ClassVar[Mapping[str, str]] = {
+        "hf": "transformers; Gemma 3 without its world",
+        "theworld": "plait.theworld, and transformers after `import plait.hf`: the whole model, its frozen world encoder by name and hash",
+        "theworld-with-encoder": "the same with the world encoder's weights",
+    }
 
     base: str = Field("google/gemma-3-4b-it", description="Hub name or local directory of a Gemma3ForConditionalGeneration, or `tiny`")
     base_revision: str | None = Field(default=None, description="commit or tag of a Hub base")

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from plait.data import images, resizing
@@ -64,21 +65,47 @@ class _Augmentation:
     right: float
 
 
+class Parts(NamedTuple):
+    """What of the pretrained parts decides how samples are encoded: the tokenizer, and sizes of Gemma and of the world encoder.
+
+    `image_size`: pixels of a side, for the vision tower; `positions`: of the language model, None for any number.
+    """
+
+    tokenizer: Tokenizer
+    image_size: int
+    image_tokens: int
+    positions: int | None
+    tokens_per_frame: int
+
+
+def _parts(config: Config, assets: Path) -> Parts:
+    """Read the parts that `config` names. Raises PlaitError for one that cannot be loaded."""
+    (image_size, image_tokens), tokenizer = towers.image_sizes(config), towers.load_tokenizer(config, assets)
+    world, positions = config.world, limits.language_positions(towers.gemma_config(config))
+    per_frame = tokens_per_frame(world, towers.wan_config(config, world)["z_dim"]) if world else 0
+    return Parts(tokenizer, image_size, image_tokens, positions, per_frame)
+
+
 class Inputs:
     """Encodes samples: `encode` for training and held-out loss, `prompt` for generation; `collate` makes batches of either.
 
     `assets`: RUN/assets, with a tiny model's tokenizer. `max_tokens`: truncate longer rows; `pad`: "longest", "to_128" (a multiple),
-    "to_max" or "none" (rows must be equally long: nothing is packed); `train`: augment images.
+    "to_max" or "none" (rows must be equally long: nothing is packed); `train`: augment images. `parts`: in place of those in files.
     """
 
-    def __init__(self, config: Config, assets: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False):
-        image_size, image_tokens = towers.image_sizes(config)
+    def __init__(
+        self,
+        config: Config,
+        assets: Path,
+        *,
+        max_tokens: int | None = None,
+        pad: str = "longest",
+        train: bool = False,
+        parts: Parts | None = None,
+    ):
         self.config, self.max_tokens, self.pad, self.train = config, max_tokens, pad, train
-        self.image_size, self.positions = image_size, limits.language_positions(towers.gemma_config(config))
-        tokenizer = towers.load_tokenizer(config, assets)
-        self.chat = Chat(tokenizer, image_tokens=image_tokens, system=config.system)
-        world = config.world
-        self.tokens_per_frame = tokens_per_frame(world, towers.wan_config(config, world)["z_dim"]) if world else 0
+        tokenizer, self.image_size, self.image_tokens, self.positions, self.tokens_per_frame = parts or _parts(config, assets)
+        self.chat = Chat(tokenizer, image_tokens=self.image_tokens, system=config.system)
 
     def encode(self, sample: Sample, key: int) -> Example:
         """Encode the whole conversation with its labels. `key`, a 64-bit seed, draws the augmentation, in training only.
@@ -91,11 +118,11 @@ class Inputs:
         if not any(span.supervised for span in spans):
             raise BadSample(no_answer(sample))
         augmentation = _draw_augmentation(self.config, key) if self.train else None
-        return self._example(sample, spans, augmentation=augmentation, max_tokens=self.max_tokens)
+        return self.example(sample, spans, augmentation=augmentation, max_tokens=self.max_tokens)
 
     def prompt(self, sample: Sample) -> Example:
         """Encode the conversation up to its last user turn, for generation, untruncated. Raises BadSample: roles, bad image, too long."""
-        return self._example(sample, self.chat.prompt(sample["messages"], len(sample["images"])))
+        return self.example(sample, self.chat.prompt(sample["messages"], len(sample["images"])))
 
     def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
         """Pad examples to a batch of B rows and L positions; return tensors by name.
@@ -115,7 +142,7 @@ class Inputs:
         batch["cut"] = torch.tensor([example.row.cut for example in examples])
         return batch
 
-    def _example(
+    def example(
         self,
         sample: Sample,
         spans: list[Span],
@@ -123,6 +150,7 @@ class Inputs:
         augmentation: _Augmentation | None = None,
         max_tokens: int | None = None,
     ) -> Example:
+        """Encode a sample's images and frames, with `spans` in place of its messages. Raises BadSample: bad image, too long."""
         pictures = [self._decode(data) for data in sample["images"]]
         source = sample.get(WORLD_OF, sample)
         latents = self._latents(source or {})

@@ -6,8 +6,9 @@ plait's names, so that `from:` can load them. `assets` is the folder of the mode
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -26,7 +27,7 @@ from plait.nn import trust
 PROJECTOR = "projector.safetensors"
 SHARD = "5GB"
 """The size of a file of weights at most, as the base is published."""
-_PROCESSOR_FILES = (
+PROCESSOR_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -37,7 +38,7 @@ _PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-# Prefixes of names in Gemma 3's files, and of the same parameters here; the first row that fits counts.
+# Prefixes of names in Gemma 3's files, and of the same parameters here; the first row that fits counts. A whole export has plait's names.
 _NAMES = (
     ("language_model.lm_head.", "gemma.lm_head."),
     ("language_model.model.", "gemma.model.language_model."),
@@ -63,9 +64,7 @@ def write_hf(model: TheWorld, config: Config, assets: Path, out: Path) -> list[s
 
     Trained weights are float32 in a run; Gemma's are converted, in place, to the dtype of the base model.
     """
-    dtype, lines = _base_dtype(model), []
-    if any(value.dtype != dtype for value in model.gemma.parameters()):
-        lines.append(f"weights that were trained in float32 are rounded to {dtype}, which the base has".replace("torch.", ""))
+    dtype, lines = base_dtype(model), rounding(model)
     stops = chat.stops(towers.load_tokenizer(config, assets))  # first, as it names a damaged file
     with new_folder(out) as folder:
         nn.Module.to(model.gemma, dtype=dtype)
@@ -74,16 +73,12 @@ def write_hf(model: TheWorld, config: Config, assets: Path, out: Path) -> list[s
         settings.save_pretrained(folder)
         save_torch_state_dict(_published(model.gemma), folder, max_shard_size=SHARD, metadata={"format": "pt"})
         _write_processor(config, assets, folder)
-        _write_generation(model, stops, folder)
+        generation(model, stops).save_pretrained(folder)
         if model.projector is None:
             return lines
         weights = {f"projector.{name}": value.detach().contiguous() for name, value in model.projector.state_dict().items()}
         save_file(weights, folder / PROJECTOR)
         return [*lines, f"transformers loads Gemma 3 without the world; the projector is in {PROJECTOR}, for `from:`"]
-
-
-exports: dict[str, Callable[[TheWorld, Config, Path, Path], list[str]]] = {"hf": write_hf}
-"""Writers by layout, as in `--to hf`: functions from (model, `model:` section, run's assets, new folder) to lines to print."""
 
 
 def imported(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -111,15 +106,22 @@ def _published(gemma: PreTrainedModel) -> dict[str, Tensor]:
     return weights
 
 
-def _write_generation(model: TheWorld, stops: frozenset[int], out: Path) -> None:
-    """Write generation_config.json: Gemma's own with plait's stops added, so that answers end where plait ends them."""
+def generation(model: TheWorld, stops: frozenset[int]) -> GenerationConfig:
+    """Return Gemma's own settings of `generate` with plait's stops added, so that answers end where plait ends them."""
     own: GenerationConfig = copy.deepcopy(model.gemma.generation_config)
     ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     own.eos_token_id = sorted(stops.union(end for end in ends if end is not None))
-    own.save_pretrained(out)
+    return own
 
 
-def _base_dtype(model: TheWorld) -> torch.dtype:
+def rounding(model: TheWorld) -> list[str]:
+    """Return the line that Gemma's weights are rounded to the dtype of the base, if any are."""
+    dtype = base_dtype(model)
+    rounded = any(value.dtype != dtype for value in model.gemma.parameters())
+    return [f"weights that were trained in float32 are rounded to {dtype}, which the base has".replace("torch.", "")] if rounded else []
+
+
+def base_dtype(model: TheWorld) -> torch.dtype:
     """Return the dtype that the base's weights were saved in; float32 of a tiny base."""
     named = model.gemma.config.dtype
     return named if isinstance(named, torch.dtype) else torch.float32
@@ -128,12 +130,24 @@ def _base_dtype(model: TheWorld) -> torch.dtype:
 def _write_processor(config: Config, assets: Path, out: Path) -> None:
     """Copy the base's own tokenizer, processor and chat template; of a tiny base, write those that fit it."""
     if config.base == TINY:
-        tokenizer = AutoTokenizer.from_pretrained(assets / towers.TOKENIZER, **trust.CONFIG)
+        words = tokenizer(config, assets)
         side, tokens = config.tiny.image_size, config.tiny.image_tokens
         pictures = Gemma3ImageProcessorPil(size={"height": side, "width": side})
-        Gemma3Processor(pictures, tokenizer, chat_template=tokenizer.chat_template, image_seq_length=tokens).save_pretrained(out)
+        Gemma3Processor(pictures, words, chat_template=words.chat_template, image_seq_length=tokens).save_pretrained(out)
         return
-    for name in _PROCESSOR_FILES:
+    copy_files(config, out, PROCESSOR_FILES)
+
+
+def tokenizer(config: Config, assets: Path) -> Any:
+    """Return transformers' tokenizer of the base, or of a tiny model."""
+    if config.base == TINY:
+        return AutoTokenizer.from_pretrained(assets / towers.TOKENIZER, **trust.CONFIG)
+    return AutoTokenizer.from_pretrained(config.base, revision=config.base_revision or towers.MAIN, **trust.CONFIG)
+
+
+def copy_files(config: Config, out: Path, names: Sequence[str]) -> None:
+    """Copy those of the files `names` that the base has; a tiny one has none."""
+    for name in names if config.base != TINY else ():
         path = Path(config.base) / name
         if not Path(config.base).is_dir():
             fetched = cached_file(config.base, name, revision=config.base_revision, _raise_exceptions_for_missing_entries=False)

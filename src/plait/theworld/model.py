@@ -1,0 +1,158 @@
+"""A trained model with its processor, loaded by the name of a run, an export or a Hub repository, that answers questions."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.utils.hub import cached_file
+
+from plait.assembly import checkpoint_specs, saved
+from plait.commands.actions.generate import checked_options
+from plait.config import hub_errors
+from plait.engine.checkpoints.folders import new_folder
+from plait.engine.parallel.distributed import Ranks
+from plait.engine.precision import autocast
+from plait.errors import PlaitError
+from plait.families.theworld import export, model
+from plait.families.theworld.generate import GenerateOptions, answers
+from plait.families.theworld.hf import processing
+from plait.families.theworld.hf.configuration import TheWorldConfig
+from plait.families.theworld.hf.modeling import TheWorldForConditionalGeneration
+from plait.families.theworld.hf.processing import TheWorldProcessor
+from plait.files import expanded
+from plait.keys import key
+from plait.nn import trust
+from plait.nn.decoding import Sampling
+
+log = logging.getLogger(__name__)
+
+FAMILY = TheWorldConfig.model_type
+
+
+class TheWorld:
+    """A trained model that answers prompts about images and clips.
+
+    `model`: a PreTrainedModel of transformers; `processor`: its TheWorldProcessor; `precision`: the `train.precision` of its run.
+    """
+
+    def __init__(self, model: TheWorldForConditionalGeneration, processor: TheWorldProcessor, *, precision: str = "fp32") -> None:
+        self.model, self.processor, self.precision = model, processor, precision
+
+    def __repr__(self) -> str:
+        return f"TheWorld({sum(p.numel() for p in self.model.parameters()):,} parameters, on {self.model.device})"
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, averaged: bool = True, device: str | torch.device | None = None) -> "TheWorld":
+        """Load an export (`plait export --to theworld`), a run's checkpoint, or a Hub repository that holds an export.
+
+        `name`: a directory, RUN, RUN@STEP, RUN/STAGE@best, or owner/name[@revision]. `averaged`: of a run, use the EMA weights, where it
+        has any. `device`: by default the GPU where there is one. Raises PlaitError where there is no such model.
+        """
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        folder = expanded(name)
+        if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
+            loaded = _exported(str(folder), None)
+        elif folder.exists() or not checkpoint_specs.may_be_hub(checkpoint_specs.split(str(name))[0].as_posix()):
+            loaded = _of_run(name, averaged, place)
+        else:
+            repository, _, revision = str(name).partition("@")
+            loaded = _exported(repository, revision or None)
+        nn.Module.to(loaded.model, place).train(False)
+        return loaded
+
+    def generate(
+        self,
+        image: Any = None,
+        prompt: str | Sequence[str] = "",
+        *,
+        frames: Any = None,
+        world: bool = True,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Any:
+        """Answer a prompt about a picture, or several prompts at once: a text for a text, a list for a list.
+
+        `image`: of one prompt a picture, or a list of its pictures (a path, bytes, PIL image, uint8 array or address), which stand at the
+        `<image>` marks, or first; of a list of prompts a list with one of these for each, or one picture for all. `frames`: in the same way
+        a clip for the world encoder: a list of pictures, a folder of them, or a video; without, it sees the first picture. `world`: off:
+        leave the world encoder's tokens out. The rest is as of `plait generate`. Raises PlaitError for what cannot be used.
+        """
+        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        given = checked_options(GenerateOptions, options)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        images, clips = (_for_each(seen, prompt, name) for seen, name in ((image, "image"), (frames, "frames")))
+        samples = [_sample(text, *seen, world=world) for text, *seen in zip(prompts, images, clips, strict=True)]
+        inputs = self.processor.inputs
+        sampling = Sampling(given.temperature, given.top_p, [key(given.seed, "generate")] * len(samples))
+        examples = [inputs.prompt(sample) for sample in samples]
+        limits = [given.max_new_tokens] * len(samples)
+        with autocast(self.precision, self.model.device):
+            texts = answers(self.model.model, inputs, examples, max_new_tokens=limits, sampling=sampling) if examples else []
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def save_pretrained(self, folder: str | Path, *, encoder: bool = False) -> None:
+        """Write what `plait export --to theworld` writes to the new directory `folder`; `encoder`: with the world encoder's weights.
+
+        Raises PlaitError if it exists.
+        """
+        out = expanded(folder)
+        if out.exists():
+            raise PlaitError(f"{out} exists already: save to a new directory, or remove it")
+        settings = {"seed": 0, "train": {"precision": self.precision}}  # nothing is drawn from a seed: what is not there has a pin
+        with new_folder(out) as written:
+            lines = export.save(self.model, self.processor, written, encoder=encoder)
+            saved.write_model_settings(written, FAMILY, self.model.config.section, **settings)
+        for line in lines:
+            log.info(line)
+
+
+def _exported(name: str, revision: str | None) -> TheWorld:
+    """Load a whole export from a directory or the Hub. Raises PlaitError for another model, or none."""
+    at: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(name, **at, **trust.CONFIG)
+        if settings.get("model_type") != FAMILY:
+            kind = settings.get("model_type")
+            raise PlaitError(f"{name} holds a model of type {kind!r}, not all of a theworld model: export its run with --to theworld")
+        whole = TheWorldForConditionalGeneration.from_pretrained(name, **at, **trust.WEIGHTS)
+        processor = TheWorldProcessor.from_pretrained(name, **at, **trust.CONFIG)
+        told = cached_file(name, saved.MODEL_SETTINGS, **at, _raise_exceptions_for_missing_entries=False)
+    except (OSError, SafetensorError, HFValidationError) as error:
+        raise PlaitError(f"{name} cannot be loaded: {hub_errors.reason(error, name)}") from error
+    precision = json.loads(Path(told).read_bytes()).get("train", {}).get("precision") if told else None
+    return TheWorld(whole, processor, precision=precision or "fp32")
+
+
+def _of_run(name: str | Path, averaged: bool, device: torch.device) -> TheWorld:
+    """Load a checkpoint of a run. Raises PlaitError if there is none, or if it is of another family."""
+    located = saved.locate(name)
+    if located.config.family != FAMILY:
+        raise PlaitError(f"{name} is a run of family {located.config.family!r}, not of theworld: plait.open({str(name)!r}) opens it")
+    bundle = saved.open_checkpoint(located, Ranks(0, 1, device), averaged=averaged)
+    assert isinstance(bundle.model, model.TheWorld)
+    return TheWorld(*export.as_transformers(bundle.model, bundle.section, bundle.assets), precision=located.config.train.precision)
+
+
+def _for_each(given: Any, prompt: str | Sequence[str], name: str) -> list[Any]:
+    """Return the pictures or the clip of each prompt. Raises PlaitError where there are not as many."""
+    if isinstance(prompt, str):
+        return [given]
+    if not isinstance(given, list | tuple):
+        return [given] * len(prompt)
+    if len(given) != len(prompt):
+        raise PlaitError(f"{len(given)} in `{name}` for {len(prompt)} prompts: give one for each, or one that is no list for all")
+    return list(given)
+
+
+def _sample(text: str, image: Any, clip: Any, *, world: bool) -> dict[str, Any]:
+    images = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
+    return processing.sample(images, clip, world=world, messages=[{"role": "user", "content": text}])
