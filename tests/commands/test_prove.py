@@ -12,6 +12,7 @@ import yaml
 from plait.assembly.configuration import open_config
 from plait.commands.prove import prove, smoke_config
 from plait.commands.prove.prove import Event, Trial
+from plait.engine.monitoring import signals
 from plait.training import launch
 
 HERE = Path(__file__).parent
@@ -137,6 +138,19 @@ def test_a_generation_that_does_not_go_on_is_a_divergence(tmp_path):
         prove.Diverged, match=r"was to end by SIGTERM in after its end did not go on \(exit code 2\): plait: the disk is full"
     ):
         prove.run_killed(Trial(tmp_path / "short.yaml", Broken()), tmp_path / "killed", plan)
+
+
+class Early(Broken):
+    """A launcher whose command ends as one that was stopped in its start."""
+
+    command = (sys.executable, "-c", f"print('plait: stopped by SIGTERM {signals.EARLY}'); raise SystemExit(75)")
+
+
+def test_a_stop_before_training_began_is_no_divergence(tmp_path):
+    plan = [prove.Kill("SIGTERM", "stage", 8, 0.0)]
+    with pytest.raises(prove.Diverged, match="the last generation did not reach the end"):
+        prove.run_killed(Trial(tmp_path / "short.yaml", Early()), tmp_path / "killed", plan)
+    assert plan[0].exit_code == 75
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

@@ -19,7 +19,7 @@ from plait.commands.prove import compare, smoke_config
 from plait.config.resolved import Resolved
 from plait.engine.checkpoints import integrity
 from plait.engine.monitoring import heartbeat
-from plait.engine.monitoring.signals import Paused
+from plait.engine.monitoring.signals import EARLY, Paused
 from plait.errors import PlaitError, Stopped
 from plait.keys import rng
 from plait.training import launch
@@ -46,6 +46,8 @@ MOMENTS = (
 _POLL_S = 0.001
 _SLACK_S = 120.0
 _SLOWER = 10
+_EXPECTED = {"SIGTERM": ("the same command continues", EARLY), "worker": ("data worker",), "SIGKILL": ("",)}
+"""What the last line of a process that was ended in a way says, any of these."""
 _WITH_WORKERS = ("--data.worker_kind=processes", "--data.workers=1")
 
 
@@ -236,8 +238,7 @@ def _generation(trial: Trial, run: Path, kill: Kill) -> None:
     if trial.launcher.ranks > 1:  # torchrun has exit codes of its own
         allowed = allowed | {1, -signal.SIGTERM}
     line = _last_line(run)
-    expected = {"SIGTERM": "the same command continues", "worker": "data worker"}.get(kill.way, "")
-    if kill.exit_code not in allowed or (kill.exit_code > 0 and expected not in line):
+    if kill.exit_code not in allowed or (kill.exit_code > 0 and not any(words in line for words in _EXPECTED[kill.way])):
         raise Diverged(f"the generation that was to end by {kill.way} in {kill.moment} did not go on (exit code {kill.exit_code}): {line}")
 
 

@@ -16,6 +16,8 @@ from plait.errors import PlaitError
 ASKING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT)  # for the run to stop
 INTERRUPTED = 130
 """The exit code of a process that Ctrl-C ended."""
+EARLY = "before training began; the same command starts again"
+"""The end of the line that tells of a stop in a start, before the first step."""
 
 
 class Paused(PlaitError):
@@ -49,9 +51,9 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-        again, early = "ended; the same command continues from the last checkpoint", "before training began; the same command starts again"
+        again = "ended; the same command continues from the last checkpoint"
         if not self._looked_at or (number == signal.SIGINT and self._interrupted):
-            _say(again if self._looked_at else f"stopped by {self.received} {early}")
+            _say(again if self._looked_at else f"stopped by {self.received} {EARLY}")
             os._exit(INTERRUPTED if number == signal.SIGINT else Paused.exit_code)
         if number == signal.SIGINT:
             self._interrupted = True
