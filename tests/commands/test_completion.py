@@ -79,6 +79,7 @@ def test_a_shell_completes_options_of_the_verb_alone(offers):
     assert offers("plait stages --rest") == set()
     assert offers("plait data index --be") == {"--beside"}
     assert offers("plait eval runs/demo --bench loss --ra") == {"--raw"}
+    assert offers("plait generate runs/demo --im") == {"--image", "--image-scale"}
 
 
 def test_a_shell_completes_settings_of_a_configuration(offers):

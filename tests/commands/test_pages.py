@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.commands.pages import gallery, page, sheet
+from plait.commands.pages import gallery, page, sheet, table
 from plait.commands.pages.card import Card
 from plait.errors import PlaitError
 
@@ -219,3 +219,11 @@ def test_a_gallery_without_cards_is_refused(tmp_path):
 def test_pictures_that_are_not_uint8_hwc_are_a_defect(tmp_path):
     with pytest.raises(AssertionError, match="is not HWC"):
         drawn(tmp_path, card(pictures=[np.zeros((3, 8, 8), np.float32)]))
+
+
+def test_a_table_of_baselines_keeps_apart_from_what_is_above_and_below_it():
+    html = table.render_table("baselines", [("measured", "run")], [["", "accuracy"], ["base", "0.5"]], "loss: level with base")
+    tags = [(tag, attributes.get("class")) for tag, attributes, text in Page(html).elements if not text]
+    assert tags[tags.index(("div", "scroll")) - 1] == ("main", None)
+    top, bottom = re.search(r"main > \.scroll { margin: ([\d.]+)rem 0 ([\d.]+)rem }", html).groups()
+    assert float(top) > float(bottom) > 0.5

@@ -1,11 +1,16 @@
 """A verb is one file of commands/: it is found by its COMMANDS."""
 
+import argparse
+import re
+import subprocess
 import sys
 
 import pytest
 
 from plait import cli, commands
-from plait.commands import verbs
+from plait.commands import command_line, verbs
+from plait.commands.command import actions
+from plait.families import registry
 
 SHRUG = """
 import logging
@@ -44,3 +49,36 @@ def test_a_file_without_commands_is_no_verb(folder, monkeypatch):
 def test_verbs_are_listed_in_the_declared_order():
     firsts = list(dict.fromkeys(command.words[0] for command in verbs.shipped()))
     assert firsts == [*verbs.ORDER]
+
+
+PARSERS = command_line.build_parsers()[1]
+
+
+@pytest.mark.parametrize("words", PARSERS, ids=" ".join)
+def test_help_lists_every_option_and_argument_with_what_it_does(words):
+    parser = PARSERS[words]
+    shown = parser.format_help()
+    for action in actions(parser):
+        assert action.help and action.help != argparse.SUPPRESS, f"{action.option_strings or action.dest} has no help"
+        assert all(re.search(rf"^ +(-h, )?{name}\b", shown, re.M) for name in action.option_strings), action.option_strings
+    settings = parser.get_default("command").settings
+    assert settings is None or " ".join(settings.split()) in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("family", ["molmo", "nanodit", "theworld"])
+def test_help_of_generate_lists_every_option_of_a_family(family, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    shown = capsys.readouterr().out.split(f"options of family {family}:\n")[1].split("\n\n")[0]
+    options = registry.load(family).GenerateOptions
+    assert options is registry.generate_options(family)
+    names = ["--" + name.replace("_", "-") for name in options.model_fields]
+    assert re.findall(r"^  (--[\w-]+) [A-Z_]+(?:  |\n {20})", shown, re.M) == names
+    assert all(field.description for field in options.model_fields.values())
+
+
+def test_help_of_generate_waits_for_no_torch():
+    code = "import sys; from plait import cli\ntry: cli.main(['generate', '--help'])\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "  --prompt PROMPT " in done.stdout

@@ -6,7 +6,7 @@ errors appear at once; its `run` imports what it needs.
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class Command:
     `words`: its name, `("train",)`, or `("data", "inspect")` for a verb of a group. `help`: its line in the list of verbs. `settings`:
     text for its own help that says what `--name=value` sets; None if it takes no such settings. `settings_need`: name of the option that
     they require. `scripts`: whether `config` may be a launch script, which takes positional arguments too. `repeats`: whether a repeated
-    setting makes a list.
+    setting makes a list. `more`: returns parsers of which only the help is used, for options that depend on something else.
     """
 
     words: tuple[str, ...]
@@ -63,6 +63,7 @@ class Command:
     settings_need: str | None = None
     scripts: bool = False
     repeats: bool = False
+    more: Callable[[], Sequence[Parser]] = tuple
 
     @property
     def texts(self) -> dict[str, Any]:

@@ -33,6 +33,11 @@ class Parser(argparse.ArgumentParser):
             message = f"{choice[1]} {choice[2]!r} is unknown: " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
         raise PlaitError(f"{message} (see {self.prog} --help)")
 
+    def format_help(self) -> str:
+        """Return the help, with that of the options which the verb's `more` lists at its end."""
+        command: Command | None = self.get_default("command")
+        return "\n".join([super().format_help(), *(parser.format_help() for parser in (command.more() if command is not None else ()))])
+
     def _print_message(self, message: str, file: Any = None) -> None:
         """Write help, usage or version; argparse itself would pass over an output that cannot be written to."""
         reporter.write(file or sys.stderr, message.removesuffix("\n"), whole=True)  # argparse has wrapped it

@@ -3,6 +3,7 @@
 The script is made from the parsers of all verbs, those of other installed packages too; completing starts no Python.
 """
 
+import argparse
 import logging
 import typing
 from collections.abc import Iterator, Mapping
@@ -82,6 +83,13 @@ def _takes_settings(parser: Parser) -> bool:
     return command.settings == OVERRIDES
 
 
+def _own_options(parser: Parser) -> list[argparse.Action]:
+    """Return a verb's options, and those that its help lists beside them: of an option of several families the first."""
+    command: Command = parser.get_default("command")
+    every = [action for listed in (parser, *command.more()) for action in actions(listed) if action.option_strings]
+    return list({action.option_strings[-1]: action for action in reversed(every)}.values())[::-1]
+
+
 def _choices(parser: Parser) -> list[str]:
     """Return the words among which a verb's first argument is one; none where it is a path or name."""
     first = next((action for action in actions(parser) if not action.option_strings), None)
@@ -105,7 +113,7 @@ def _first_words(parsers: Parsers) -> dict[str, list[str]]:
 def _bash(parsers: Parsers) -> str:
     cases = [f'        "{before} ") words="{" ".join(words)}" ;;\n' for before, words in _first_words(parsers).items()]
     for words, parser in parsers.items():
-        options = [name for action in actions(parser) for name in action.option_strings if name.startswith("--")]
+        options = [name for action in _own_options(parser) for name in action.option_strings if name.startswith("--")]
         options += ["$settings"] * _takes_settings(parser)
         cases.append(f'        "{" ".join(words)} "*) [[ $current == -* ]] && words="{" ".join(options)}" ;;\n')
     return _BASH.replace("@CASES@", "".join(cases)).replace("@SETTINGS@", " ".join(_settings()))
@@ -118,7 +126,7 @@ def _fish(parsers: Parsers) -> str:
     ]
     for words, parser in parsers.items():
         within = f"complete -c plait -n '__plait_within {_quoted(' '.join(words))}'"
-        for action in actions(parser):
+        for action in _own_options(parser):
             value = "" if action.nargs == 0 else " -r"
             lines += [f"{within} -l {name[2:]}{value}" for name in action.option_strings if name.startswith("--")]
     verbs = " ".join(_quoted(" ".join(words)) for words, parser in parsers.items() if _takes_settings(parser))

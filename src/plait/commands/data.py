@@ -16,9 +16,9 @@ from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 def declare_inspect(parser: Parser) -> None:
     """Add the arguments of `plait data inspect` to its parser."""
     add_config(parser)
-    parser.add_argument("--samples", type=positive, default=12)
+    parser.add_argument("--samples", type=positive, default=12, help="how many to draw (default: 12)")
     parser.add_argument("--out", type=path, help="new folder for the picture and the page (default: inspect, then inspect-2, ...)")
-    parser.add_argument("--split", choices=("train", "validation"), default="train")
+    parser.add_argument("--split", choices=("train", "validation"), default="train", help="training or held-out data (default: train)")
 
 
 def run_inspect(arguments: Arguments) -> None:
@@ -176,7 +176,7 @@ def declare_rollout(parser: Parser) -> None:
         help="scenes: their exact motion; copy: the picture repeated (the control); or a Cosmos-Predict2 or 2.5 pipeline",
     )
     parser.add_argument("--model", type=path, help="configuration with the world encoder and the seed, where SOURCE is none")
-    parser.add_argument("--split", choices=("train", "validation"), default="train")
+    parser.add_argument("--split", choices=("train", "validation"), default="train", help="training or held-out data (default: train)")
     parser.add_argument("--number", type=int, default=0, help="which entry of data.train or data.validation, counted from 0")
     parser.add_argument("--steps", type=positive, help="latent frames after the first, four frames each (default: model.world.steps)")
     parser.add_argument("--limit", type=positive, help="the first so many samples; the entry then needs the same limit")

@@ -43,6 +43,11 @@ def one_line(text: str) -> str:
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
+def flag(name: str) -> str:
+    """Return the option for a name in Python: "max_new_tokens" gives --max-new-tokens."""
+    return "--" + name.replace("_", "-")
+
+
 @dataclass(frozen=True)
 class Problem:
     """One validation error: the node (value with file and line) that it points at, and its whole line of text.

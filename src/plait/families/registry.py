@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from pydantic import BaseModel
+
 from plait.config import plugins
 from plait.config.messages import section_faults
 from plait.config.schema import ModelSection
@@ -74,6 +76,12 @@ def model_configs() -> Iterator[tuple[str, type[ModelSection]]]:
     for family in names():
         with contextlib.suppress(PlaitError):
             yield family, model_config(family)
+
+
+def generate_options(family: str) -> type[BaseModel] | None:
+    """Return the class of a family's options of `plait generate` if its config.py has it, else None; imports no torch."""
+    options = vars(_module(family, "config")).get("GenerateOptions")
+    return options if isinstance(options, type) and issubclass(options, BaseModel) else None
 
 
 def load(family: str) -> "Family":

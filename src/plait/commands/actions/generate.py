@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from plait.assembly import saved
 from plait.assembly.model import ModelBundle
-from plait.config.messages import one_line
+from plait.config.messages import flag, one_line
 from plait.engine import evaluation
 from plait.engine.parallel import distributed
 from plait.engine.precision import autocast
@@ -56,7 +56,7 @@ def answers(bundle: ModelBundle, located: saved.SavedModel, given: Any, *, out: 
     assert bundle.family.generate is not None, "options_class has refused it"
     asked = [name for name in _QUESTION if name in type(given).model_fields]
     if asked and given.model_fields_set.isdisjoint(asked):
-        log.warning(f"given neither {' nor '.join(map(_flag, asked))}: this is what the model makes of nothing")
+        log.warning(f"given neither {' nor '.join(map(flag, asked))}: this is what the model makes of nothing")
     with autocast(located.config.train.precision, device):
         moment = evaluation.moment_of(located.checkpoint.step)
         yield from bundle.family.generate(bundle.model, bundle.inputs(located.config, train=False), given, out, moment)
@@ -91,19 +91,15 @@ def checked_options(kind: Any, given: Mapping[str, Any]) -> Any:
 
 def _unknown_option(kind: Any, name: str) -> str:
     """Return the line for an option that the family does not have, with the nearest one that it has."""
-    known = [_flag(field) for field in kind.model_fields]
-    near = difflib.get_close_matches(_flag(name), known, 1)
-    return f"generate has no option {_flag(name)}: " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}")
+    known = [flag(field) for field in kind.model_fields]
+    near = difflib.get_close_matches(flag(name), known, 1)
+    return f"generate has no option {flag(name)}: " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}")
 
 
 def _wrong_option(first: Any) -> str:
     """Return the line for the first of pydantic's errors: a missing option, or what a value must be."""
-    option = _flag(str(first["loc"][0] if first["loc"] else ""))
+    option = flag(str(first["loc"][0] if first["loc"] else ""))
     if first["type"] == "missing":
         return f"generate needs {option}=..."
     wanted = one_line(first["msg"]).replace("Input should be ", "").replace("Value error, ", "")
     return f"generate: {option} must be {wanted}, got {first['input']!r}"
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

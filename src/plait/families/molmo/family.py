@@ -5,9 +5,9 @@ from pathlib import Path
 
 from plait.families.limits import Limits, language_positions
 from plait.families.molmo import towers
-from plait.families.molmo.config import DEBUG, SOURCES, Config
+from plait.families.molmo.config import DEBUG, SOURCES, Config, GenerateOptions
 from plait.families.molmo.features.crops import frozen_features
-from plait.families.molmo.generate import GenerateOptions, generate
+from plait.families.molmo.generate import generate
 from plait.families.molmo.inputs import Inputs
 from plait.families.molmo.inspection import inspect
 from plait.families.molmo.loss import Loss

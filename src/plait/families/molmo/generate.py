@@ -5,41 +5,19 @@ The token-by-token loop is in nn/decoding.py; this file gives it the model with 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 from transformers import DynamicCache
 
 from plait.errors import PlaitError
+from plait.families.molmo.config import GenerateOptions
 from plait.families.molmo.inputs import Example, Inputs
 from plait.families.molmo.model import Batch, Molmo
 from plait.families.molmo.packing.sequence import PADDING
 from plait.files import write_json
 from plait.keys import key
 from plait.nn.decoding import GREEDY, Sampling, decode
-
-
-class GenerateOptions(BaseModel):
-    """Options of `plait generate` for family molmo, checked from the command line."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    prompt: str = Field(default="", description="the user's text; images come first, or at <|image|> marks")
-    image: list[Path] = Field(default=[], description="image files")
-    style: str | None = Field(default=None, description="what the prompt begins with, such as vqa2; None: the model's default_style")
-    max_new_tokens: Annotated[int, Field(ge=1)] = 256
-    temperature: Annotated[float, Field(ge=0.0)] = Field(default=0.0, description="0: always the likeliest token")
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        default=1.0, description="draw among the likeliest tokens of this total probability"
-    )
-    seed: int = 0
-
-    @field_validator("image", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str | Path) else value
 
 
 def generate(model: Molmo, inputs: Inputs, options: GenerateOptions, out: Path | None, moment: str) -> list[str]:

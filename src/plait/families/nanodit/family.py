@@ -6,8 +6,8 @@ from pathlib import Path
 from plait.data.sources.metadata import METADATA
 from plait.errors import PlaitError
 from plait.families.limits import Limits
-from plait.families.nanodit.config import Config
-from plait.families.nanodit.generate import GenerateOptions, generate
+from plait.families.nanodit.config import Config, GenerateOptions
+from plait.families.nanodit.generate import generate
 from plait.families.nanodit.inputs import Inputs
 from plait.families.nanodit.loss import Loss
 from plait.families.nanodit.model import blocks, build, components

@@ -2,48 +2,22 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 
 from plait.config.messages import one_line
 from plait.engine.checkpoints import folders
 from plait.errors import PlaitError
 from plait.families.nanodit import pictures, prompts
-from plait.families.nanodit.config import Config, Sampling
+from plait.families.nanodit.config import Config, GenerateOptions, Sampling
 from plait.families.nanodit.inputs import Inputs
 from plait.families.nanodit.model import NanoDiT
 from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key
 
-_SIZE = r"^[1-9]\d*x[1-9]\d*$"
 _NAME_LENGTH, _NAME_BYTES = 60, 160  # of a prompt in a file's name: disks take 255 bytes, and a letter has up to 4
 _BATCH = 16  # pictures per forward pass, before guidance multiplies them
-
-
-class GenerateOptions(BaseModel):
-    """Options of `plait generate` for this family; in place of None, the run's setting in `model.sampling` is used."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    prompt: list[str] = Field(default=[""], description="what to draw; repeat it for several pictures")
-    image: Path | None = Field(default=None, description="reference image")
-    size: str | None = Field(default=None, pattern=_SIZE, description="WIDTHxHEIGHT in pixels; by default that of most training pictures")
-    count: Annotated[int, Field(ge=1)] = Field(default=1, description="pictures per prompt, of consecutive seeds")
-    seed: int = Field(default=0, description="of the first picture's noise")
-    steps: Annotated[int, Field(ge=1)] | None = None
-    solver: str | None = Field(default=None, description="euler or heun")
-    text_scale: float | None = None
-    image_scale: float | None = None
-    guidance: str | None = Field(default=None, description="two_scale or joint")
-    interval: str | None = Field(default=None, description="LOW,HIGH: the t between which there is guidance")
-    grid: str | None = Field(default=None, description="uniform or quadratic")
-    shift: float | None = None
-
-    @field_validator("prompt", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
 
 def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path | None, moment: str) -> list[str]:
