@@ -17,6 +17,7 @@ LEFT_OUT = (
     "plait.config.",  # how settings are read
     "plait.engine.monitoring.tracking",  # trackers, and what they show
     "plait.engine.monitoring.screen",
+    "plait.engine.monitoring.wrapping",
     "plait.engine.monitoring.event_files",
     "plait.engine.monitoring.wandb_mirror",
     "plait.families.nanodit.monitors",

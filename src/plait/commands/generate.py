@@ -30,7 +30,7 @@ def run(arguments: Arguments) -> None:
 def family_options() -> list[Parser]:
     """Return a parser for each family that generates something, with its own options, for help; imports no torch.
 
-    Left out are families of other packages whose options are not in their config.py.
+    Left out are families of other packages that have no options.py.
     """
     parsers = []
     for family, _ in registry.model_configs():

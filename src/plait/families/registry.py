@@ -79,8 +79,8 @@ def model_configs() -> Iterator[tuple[str, type[ModelSection]]]:
 
 
 def generate_options(family: str) -> type[BaseModel] | None:
-    """Return the class of a family's options of `plait generate` if its config.py has it, else None; imports no torch."""
-    options = vars(_module(family, "config")).get("GenerateOptions")
+    """Return the class of a family's options of `plait generate` if it has an options.py, else None; imports no torch."""
+    options = vars(_module(family, "options")).get("GenerateOptions") if _has(family, "options.py") else None
     return options if isinstance(options, type) and issubclass(options, BaseModel) else None
 
 

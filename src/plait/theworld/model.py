@@ -21,11 +21,12 @@ from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import autocast
 from plait.errors import PlaitError
 from plait.families.theworld import export, model
-from plait.families.theworld.generate import GenerateOptions, answers
+from plait.families.theworld.generate import answers
 from plait.families.theworld.hf import processing
 from plait.families.theworld.hf.configuration import TheWorldConfig
 from plait.families.theworld.hf.modeling import TheWorldForConditionalGeneration
 from plait.families.theworld.hf.processing import TheWorldProcessor
+from plait.families.theworld.options import GenerateOptions
 from plait.files import expanded
 from plait.keys import key
 from plait.nn import trust

@@ -1,10 +1,9 @@
 """The `model:` section of family molmo: language model, vision tower, tiling of images, framing of text. Does not import torch."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from plait.config.schema import ModelSection
 from plait.families.molmo.hf.sizes import POOL, Tiling, Tower
@@ -121,24 +120,3 @@ class Config(ModelSection):
                 f"and twice it less than {self.tower.side}"
             )
         return self
-
-
-class GenerateOptions(BaseModel):
-    """Options of `plait generate` for family molmo, checked from the command line."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    prompt: str = Field(default="", description="the user's text; images come first, or at <|image|> marks")
-    image: list[Path] = Field(default=[], description="image files")
-    style: str | None = Field(default=None, description="what the prompt begins with, such as vqa2; None: the model's default_style")
-    max_new_tokens: Annotated[int, Field(ge=1)] = Field(default=256, description="longest answer")
-    temperature: Annotated[float, Field(ge=0.0)] = Field(default=0.0, description="0: always the likeliest token")
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        default=1.0, description="draw among the likeliest tokens of this total probability"
-    )
-    seed: int = Field(default=0, description="of the draw, where temperature is above 0")
-
-    @field_validator("image", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str | Path) else value

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from plait.families.limits import Limits, language_positions
 from plait.families.molmo import towers
-from plait.families.molmo.config import DEBUG, SOURCES, Config, GenerateOptions
+from plait.families.molmo.config import DEBUG, SOURCES, Config
 from plait.families.molmo.features.crops import frozen_features
 from plait.families.molmo.generate import generate
 from plait.families.molmo.inputs import Inputs
 from plait.families.molmo.inspection import inspect
 from plait.families.molmo.loss import Loss
 from plait.families.molmo.model import blocks, build, components
+from plait.families.molmo.options import GenerateOptions
 from plait.families.molmo.published import build_over
 from plait.families.molmo.tiny import write_tokenizer
 

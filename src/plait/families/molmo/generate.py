@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from plait.errors import PlaitError
-from plait.families.molmo.config import GenerateOptions
 from plait.families.molmo.inputs import Example, Inputs
 from plait.families.molmo.model import Batch, Molmo
+from plait.families.molmo.options import GenerateOptions
 from plait.families.molmo.packing.sequence import PADDING
 from plait.files import write_json
 from plait.keys import key

@@ -6,12 +6,13 @@ from pathlib import Path
 from plait.data.sources.metadata import METADATA
 from plait.errors import PlaitError
 from plait.families.limits import Limits
-from plait.families.nanodit.config import Config, GenerateOptions
+from plait.families.nanodit.config import Config
 from plait.families.nanodit.generate import generate
 from plait.families.nanodit.inputs import Inputs
 from plait.families.nanodit.loss import Loss
 from plait.families.nanodit.model import blocks, build, components
 from plait.families.nanodit.monitors import monitors
+from plait.families.nanodit.options import GenerateOptions
 from plait.families.nanodit.pictures import inspect
 from plait.files import expanded, write_whole
 

@@ -10,9 +10,10 @@ from plait.config.messages import one_line
 from plait.engine.checkpoints import folders
 from plait.errors import PlaitError
 from plait.families.nanodit import pictures, prompts
-from plait.families.nanodit.config import Config, GenerateOptions, Sampling
+from plait.families.nanodit.config import Config, Sampling
 from plait.families.nanodit.inputs import Inputs
 from plait.families.nanodit.model import NanoDiT
+from plait.families.nanodit.options import GenerateOptions
 from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key
 

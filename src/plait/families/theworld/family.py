@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from plait.families.theworld import towers
-from plait.families.theworld.config import TINY, Config, GenerateOptions
+from plait.families.theworld.config import TINY, Config
 from plait.families.theworld.features import frozen_features
 from plait.families.theworld.generate import generate
 from plait.families.theworld.inputs import Inputs, inspect
 from plait.families.theworld.limits import limits
 from plait.families.theworld.loss import Loss
 from plait.families.theworld.model import NEVER_TRAINED, blocks, build, build_over, components
+from plait.families.theworld.options import GenerateOptions
 from plait.families.theworld.tiny import write_tokenizer
 
 __all__ = [

@@ -13,9 +13,9 @@ from transformers import DynamicCache
 from plait.data.formats.clips import is_clip, read_clip
 from plait.data.records import IMAGE_KINDS
 from plait.errors import PlaitError
-from plait.families.theworld.config import GenerateOptions
 from plait.families.theworld.inputs import WORLD_OF, Example, Inputs
 from plait.families.theworld.model import Batch, TheWorld
+from plait.families.theworld.options import GenerateOptions
 from plait.files import write_json
 from plait.keys import key
 from plait.nn.decoding import GREEDY, Sampling, decode
