@@ -1,14 +1,19 @@
 """What keeps a download of strangers' links harmless: addresses inside the network, opt-outs, damaged journals, hosts that ask to wait."""
 
 import asyncio
+import hashlib
+import io
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from PIL import Image
 
 from plait.data.download.hosts import Hosts
 from plait.data.download.journal import Journal
+from plait.data.download.limits import PictureLimits
 from plait.data.download.outcomes import MEANINGS, Outcome, count_lines, meaning
+from plait.data.download.pictures import Refused, judge
 from plait.data.download.public_addresses import PrivateAddress, Resolver, checked_socket, may_reach
 from plait.data.download.robots import forbidden_by
 from plait.errors import PlaitError
@@ -183,3 +188,55 @@ def test_every_outcome_has_a_meaning_and_counts_are_a_table():
         "         750   75.0%  saved            the picture is in the shard",
         "         250   25.0%  dns              its host has no address",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp"), ("TIFF", "tif")]
+)
+def test_a_file_is_named_by_its_content(name, kind):
+    file = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(file, name)
+    body, facts = judge(file.getvalue(), None, PictureLimits())
+    assert body == file.getvalue()
+    assert (facts["kind"], facts["width"], facts["height"], facts["bytes"]) == (kind, 40, 20, len(body))
+
+
+def test_the_size_is_that_of_a_picture_turned_upright_and_of_one_decoded_smaller():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for size, turned in [((400, 200), (200, 400)), ((4000, 2000), (2000, 4000))]:
+        file = io.BytesIO()
+        Image.new("RGB", size).save(file, "JPEG", exif=exif)
+        _, facts = judge(file.getvalue(), None, PictureLimits())
+        assert (facts["width"], facts["height"]) == turned
+
+
+@pytest.mark.parametrize(
+    ("limits", "status"),
+    [
+        (PictureLimits(max_pixels=1000), "too_many_pixels"),
+        (PictureLimits(min_side=60), "too_small"),
+        (PictureLimits(), None),
+    ],
+)
+def test_limits_of_pictures_are_kept(limits, status):
+    file = io.BytesIO()
+    Image.new("RGB", (50, 70)).save(file, "PNG")
+    if status is None:
+        assert judge(file.getvalue(), None, limits)[0] == file.getvalue()
+        return
+    with pytest.raises(Refused) as refused:
+        judge(file.getvalue(), None, limits)
+    assert refused.value.status == status
+
+
+def test_a_hash_is_checked_by_its_digits_and_only_where_that_is_asked_for():
+    file = io.BytesIO()
+    Image.new("RGB", (50, 70)).save(file, "PNG")
+    body = file.getvalue()
+    for digest in (hashlib.md5(body).hexdigest().upper(), hashlib.sha256(body).hexdigest(), "-123456", None):
+        assert judge(body, digest, PictureLimits())[0] == body
+    for digest in ("0" * 32, "0" * 64):
+        with pytest.raises(Refused, match="hash"):
+            judge(body, digest, PictureLimits())
+        assert judge(body, digest, PictureLimits(check_hash=False))[0] == body

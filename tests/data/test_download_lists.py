@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from plait.data.download.columns import find_columns
 from plait.data.download.listing import Link, Listing
+from plait.data.link_lists.columns import find_columns
 from plait.errors import PlaitError
 from tests.data.faulty_server import serving
 
 ROWS = [{"url": f"http://a.example/{n}.jpg", "text": f'it is "{n}"\tcm', "uid": f"{n:03}"} for n in range(10)]
-LINKS = [Link(n, row["url"], row["text"], None, {"uid": row["uid"]}) for n, row in enumerate(ROWS)]
+LINKS = [Link(n, row["url"], row["text"], None, {"text": row["text"], "uid": row["uid"]}) for n, row in enumerate(ROWS)]
 
 
 def write(path, rows=ROWS):

@@ -218,15 +218,3 @@ def _rgb(image: Image.Image) -> np.ndarray:
         white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
         return np.array(Image.alpha_composite(white, pixels).convert("RGB"))
     return np.array(image.convert("RGB"))
-
-
-def format_of(data: bytes) -> str:
-    """Return which of FORMATS an encoded image has, by its content. Raises BadSample if it is no image."""
-    if data.startswith(JPEG):
-        return "JPEG"
-
-    def read(body: bytes) -> str:
-        with _open(body) as image:
-            return str(image.format)
-
-    return _with_pillow(data, read)

@@ -66,7 +66,8 @@ def _source(name: str) -> tuple[dict[str, Any], str]:
         tars = name.endswith(".tar") or any(Path(name).glob("*.tar"))
         return {"source": "shards" if tars else "folder", "path": name}, "tar shards" if tars else "a folder of images"
     known = HUB_NAMES.get(name, name)
-    note = "its rows hold addresses of images: fetch those into tar shards, then --dataset_name=./FOLDER" if name == "datacomp" else ""
+    links = "its rows hold addresses of pictures: `plait train` says which command fetches them, and which setting then"
+    note = links if name == "datacomp" else ""
     return {"source": "datasets", "name": known, "split": "train"}, note
 
 

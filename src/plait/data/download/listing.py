@@ -18,8 +18,8 @@ import numpy as np
 import xxhash
 
 from plait.data import addresses, paths
-from plait.data.download.columns import Columns, find_columns
 from plait.data.formats import plain_lines, tables
+from plait.data.link_lists.columns import Columns, find_columns
 from plait.data.remote_files import fetched
 from plait.data.sources.indexed import LAYOUTS, IndexedRecords
 from plait.errors import BadSample, PlaitError
@@ -32,7 +32,8 @@ _SHORT = {"float": np.float32, "halffloat": np.float16}
 
 @dataclass(frozen=True)
 class Link:
-    """A row of a list. `row`: its number from 0; `url` and `hash`: None without one; `fields`: all other columns and the caption.
+    """A row of a list. `row`: its number from 0; `url` and `hash`: None without one; `fields`: all columns but that of the addresses
+    and one called caption.
 
     `fault`: why the row cannot be read, "" for one that can.
     """
@@ -156,7 +157,7 @@ class Listing:
             return Link(number, None, None, None, {}, row)
         columns = self.columns
         url, caption, digest = (_text(row.get(name)) if name else None for name in (columns.url, columns.caption, columns.hash))
-        others = {name: plain(value) for name, value in row.items() if name not in (columns.url, columns.caption)}
+        others = {name: plain(value) for name, value in row.items() if name not in (columns.url, "caption")}
         return Link(number, url, caption, digest, others)
 
 

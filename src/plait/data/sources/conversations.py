@@ -4,6 +4,7 @@ The messages come from the template of an entry (one item of the configuration's
 from its `annotations` where these are conversations, or else from its own text.
 """
 
+import contextlib
 from typing import Any
 
 import xxhash
@@ -11,6 +12,7 @@ import xxhash
 from plait.config.schema import SourceEntry
 from plait.data import text
 from plait.data.addresses import is_remote
+from plait.data.link_lists.refusal import RemotePicture, address_column, links_refusal
 from plait.data.records import Record
 from plait.data.sources.contract import Reader, Sample, Source
 from plait.data.sources.kind import title
@@ -59,10 +61,26 @@ class Conversations(Source):
         return {"messages": conversation, "fields": fields}
 
 
+def _links(reader: Reader, record: Record, probes: int) -> str | None:
+    """Return the column of addresses if the first records have no pictures and are those of a list of links; else None."""
+    if address_column([record.fields]) is None and not any(str(name).lower() == "url" for name in record.fields):
+        return None
+    rows = []
+    for index in range(probes):
+        with contextlib.suppress(BadSample):
+            with sample_errors:
+                other = reader.read(index)
+            if other.images:
+                return None
+            rows.append(other.fields)
+    return address_column(rows)
+
+
 def open_conversations(entry: SourceEntry, reader: Reader) -> Conversations:
     """Return the source of an entry of `data:` from the reader of its files. Its template is checked on the first readable record.
 
-    Raises PlaitError if the template names a missing field, or if none of the first 20 records can be read.
+    Raises PlaitError if the template names a missing field, if none of the first 20 records can be read, and for a list of links without
+    pictures.
     """
     source = Conversations(entry, reader)
     probes, first_error = min(_PROBES, len(source)), None
@@ -73,7 +91,11 @@ def open_conversations(entry: SourceEntry, reader: Reader) -> Conversations:
         except BadSample as error:
             first_error = first_error or error
             continue
+        if not record.images and (column := _links(reader, record, probes)) is not None:
+            raise PlaitError(links_refusal(entry, column))
         if entry.template is not None:
             text.check_template(entry.template, record.fields)
         return source
+    if isinstance(first_error, RemotePicture) and first_error.field is not None:
+        raise PlaitError(links_refusal(entry, first_error.field))
     raise PlaitError(f"none of the first {probes} samples can be read: {first_error}")

@@ -24,6 +24,7 @@ from plait.config.schema import SourceEntry
 from plait.data import addresses, paths
 from plait.data.formats import tables
 from plait.data.formats.spans import check_bytes, check_file
+from plait.data.link_lists.refusal import KNOWN_LISTS, RemotePicture, links_refusal
 from plait.data.records import PATH_FIELDS, Record, is_absent, picture_cells
 from plait.data.remote_files import fetched
 from plait.data.sources import hub_files
@@ -112,14 +113,14 @@ class Table:
         cells = named or [cell for name in self.pictures for cell in picture_cells(pictures[name])]
         cells = cells or next(([path] for path in map(fields.get, PATH_FIELDS) if isinstance(path, str) and not is_absent(path)), [])
         images, frames = (
-            [self._bytes(value, self._name(i)) for value in values] for values in (cells, picture_cells(fields.get("frames")))
+            [self._bytes(value, self._name(i), fields) for value in values] for values in (cells, picture_cells(fields.get("frames")))
         )
         read = ("image", "images", "frames", *self.pictures)
         plain = {name: None if name in read else value for name, value in fields.items() if name not in read or is_absent(value)}
         name = plain.get("id")
         return Record(self._name(i) if name is None else str(name), plain, images, frames)
 
-    def _bytes(self, value: object, where: str) -> bytes:
+    def _bytes(self, value: object, where: str, fields: Mapping[str, Any]) -> bytes:
         """Return the encoded bytes of an image cell: bytes, a path, or what `datasets` gives for one ({"bytes", "path"}).
 
         Raises BadSample for anything else, and for a path that names no file below the folder of images.
@@ -131,6 +132,8 @@ class Table:
         name = value.get("path") if isinstance(value, Mapping) else value
         if not isinstance(name, str):
             raise BadSample(f"{where}: no image, but {kind_of(value)}")
+        if name.startswith(("http://", "https://")):
+            raise RemotePicture.at(name, fields)
         if self.root is None:
             raise BadSample(f"{where}: its image is a path, {name!r}, and this dataset has no folder: set options {{images: FOLDER}}")
         return paths.read_image(self.root, name, anywhere=self.outside)
@@ -364,6 +367,8 @@ def _records(files: Sequence[Path], entry: SourceEntry, cache: str | None) -> Re
 
 def _open(entry: SourceEntry, opening: Opening) -> Source:
     cache, split = str(opening.cache) if opening.cache else None, entry.split or opening.split
+    if entry.name in KNOWN_LISTS and not entry.path:  # before the list is fetched, which may take an hour
+        raise PlaitError(links_refusal(entry))
     reader = _reader(entry.path, entry, split, cache) if entry.path else _hub_reader(entry, split, cache)
     return open_conversations(entry, reader)
 

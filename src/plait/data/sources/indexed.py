@@ -21,6 +21,7 @@ from plait.data import paths
 from plait.data.formats import clips, csv_spans, index, json_spans
 from plait.data.formats.open_file import OpenFile
 from plait.data.formats.spans import Facts, RecordLayout
+from plait.data.link_lists.refusal import RemotePicture
 from plait.data.paths import read_regular
 from plait.data.records import IMAGE_KINDS, PATH_FIELDS, Record, is_absent, parse_json, picture_cells
 from plait.data.sources.contract import Reader
@@ -110,7 +111,7 @@ class IndexedRecords:
 
     def _read(self, i: int) -> Record:
         fields = self.fields(i)
-        images = [self._image(value) for value in self.image_values(fields)]
+        images = [self._image(value, fields) for value in self.image_values(fields)]
         frames = self._frames(fields.get("frames"))
         name = fields.get("id")
         return Record(self._name(i) if name is None else str(name), fields, images, frames)
@@ -171,7 +172,7 @@ class IndexedRecords:
                 return clips.read_clip(clip, IMAGE_KINDS)
         return [self._image(cell) for cell in cells]
 
-    def _image(self, value: object) -> bytes:
+    def _image(self, value: object, fields: Mapping[str, Any] | None = None) -> bytes:
         """Return the encoded image that a record's value names: a path, a `data:` address, or a mapping with `path` or `url`."""
         address = _address(value)
         if address is None:
@@ -179,7 +180,7 @@ class IndexedRecords:
         if address.startswith("data:"):
             return _decode_data_url(address)
         if "://" in address:
-            raise BadSample(f"the image {address} is on the network; download it first, and name the file in its place")
+            raise RemotePicture.at(address, fields)
         if self.root is None:
             raise BadSample(f"an image is a path, {address!r}, and this dataset has no folder: set options {{images: FOLDER}}")
         if not self.movable:

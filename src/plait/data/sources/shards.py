@@ -293,8 +293,15 @@ def open_shards(entry: SourceEntry, opening: Opening) -> Shards:
     """Return a reader of the shards that an entry of `data:` names; `opening`: the run's settings. Raises PlaitError for bad shards."""
     files = paths.files(path_of(entry), ".tar", split=entry.split, default_split=opening.split)
     shards = Shards(files, opening.cache, entry.columns)
-    shards.left_out = {**shards.left_out, **paths.left_out(path_of(entry), ".tar", files)}
+    shards.left_out = {**shards.left_out, **paths.left_out(path_of(entry), ".tar", files), **_under_way(files)}
     return shards
+
+
+def _under_way(files: Sequence[str]) -> dict[str, int]:
+    """Return {description: count} of the shards of a download that was stopped, beside shards on disk."""
+    folders = {Path(file).parent for file in files if not addresses.is_remote(file)}
+    count = sum(1 for folder in folders for _ in (folder / ".download").glob("*.journal"))
+    return {"shards of a download that is not finished: the same `plait data download` goes on": count} if count else {}
 
 
 def _open(entry: SourceEntry, opening: Opening) -> Source:
