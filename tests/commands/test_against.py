@@ -87,7 +87,7 @@ def test_random_order_keeps_the_values_of_a_component_and_all_of_the_others(runs
         (["run", "--against=base,base"], "--against names 'base' twice"),
         (["run", "--against=molmo"], "--against molmo is a model of family 'molmo', and what is measured of 'theworld'"),
         (["run", "--against=gone"], "gone"),
-        (["--base=c.yaml", "--against=base"], "--against base is for a checkpoint; what --base measures has learned nothing yet"),
+        (["--base=c.yaml", "--against=base"], "--against base is for a checkpoint of a run; what --base measures has learned nothing yet"),
     ],
 )
 def test_a_wrong_model_gives_one_line_before_anything_is_measured(runs, monkeypatch, capsys, options, words):

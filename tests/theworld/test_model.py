@@ -77,7 +77,7 @@ def test_a_fresh_process_answers_with_the_world_on(folder, capsys):
     assert done.stdout.rstrip("\n") == commanded(capsys, folder / "run", f"--image={folder / '1.png'}")
 
 
-def test_a_run_and_what_it_saves_are_the_same_model(folder, tmp_path):
+def test_a_run_and_what_it_saves_are_the_same_model(folder, tmp_path, capsys):
     of_run = TheWorld.from_pretrained(folder / "run")
     of_run.save_pretrained(tmp_path / "saved")
     saved = TheWorld.from_pretrained(tmp_path / "saved")
@@ -90,6 +90,8 @@ def test_a_run_and_what_it_saves_are_the_same_model(folder, tmp_path):
     for name in ("config.json", "processor_config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"):
         assert (tmp_path / "saved" / name).read_bytes() == (folder / "out" / name).read_bytes()
     assert "world.vae.encoder.conv_in.weight" in {name for name, _ in saved.model.named_parameters()}
+    asked = f"--image={folder / '1.png'}"
+    assert commanded(capsys, tmp_path / "saved", asked) == commanded(capsys, folder / "run", asked)
     with pytest.raises(PlaitError, match="saved exists already: save to a new directory, or remove it"):
         saved.save_pretrained(tmp_path / "saved")
     assert repr(saved).startswith("TheWorld(") and "parameters, on cpu)" in repr(saved)

@@ -16,6 +16,7 @@ from plait.commands.actions.evaluation.evaluate import EvaluateOptions, Result
 from plait.commands.actions.evaluation.subject import Saved
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint
+from plait.engine.evaluation import moment_of
 from plait.engine.parallel.distributed import Ranks
 from plait.files import expanded
 
@@ -70,8 +71,8 @@ class Checkpoint:
         """
         given = generating.checked_options(generating.options_class(self._bundle.family, self.folder), options)
         folder = None if out is None else expanded(out)
-        device = next(self.model.parameters()).device
-        return list(generating.answers(self._bundle, self._saved, given, out=folder, device=device))
+        device, moment = next(self.model.parameters()).device, moment_of(self.step)
+        return list(generating.answers(self._bundle, self.config, given, moment=moment, out=folder, device=device))
 
     def evaluate(
         self,

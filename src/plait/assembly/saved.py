@@ -20,7 +20,7 @@ from plait.engine.state import load_weights
 from plait.errors import PlaitError
 
 MODEL_SETTINGS = "plait.json"
-"""File of an exported or consolidated folder: {"family": name, "model": `model:` section}, to compare with a run that starts from it."""
+"""File of an exported or consolidated folder: {"family": name, "model": `model:` section, ...}, as `settings` returns them."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,23 @@ def open_checkpoint(saved: SavedModel, ranks: Ranks, *, averaged: bool = True, l
     return bundle
 
 
-def write_model_settings(folder: Path, family: str, model: Mapping[str, Any], **more: Any) -> None:
-    """Write `family`, `model`, the `model:` section, and `more` settings to plait.json in a folder of weights outside of a run."""
-    files.write_json(folder / MODEL_SETTINGS, {"family": family, "model": model, **more})
+def settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that decide what a model is and how it is asked, as a configuration has them, for `write_model_settings`."""
+    more = {} if config.data.max_tokens is None else {"data": {"max_tokens": config.data.max_tokens}}
+    own = {"family": config.family, "model": config.model, "seed": config.seed, "train": {"precision": config.train.precision}}
+    return {**own, **more}
+
+
+def write_model_settings(folder: Path, told: Mapping[str, Any]) -> None:
+    """Write what `settings` returns, and what exported.py adds to it, to plait.json in a folder of weights outside of a run."""
+    files.write_json(folder / MODEL_SETTINGS, told)
+
+
+def run_settings(folder: Path) -> dict[str, Any] | None:
+    """Return `settings` of the run of a checkpoint's folder; None without its configuration. Raises PlaitError if it cannot be read."""
+    run = checkpoint.run_of(folder)
+    told = (run / signed.NAME).is_file() or (folder / signed.COPY).is_file()
+    return settings(open_of_checkpoint(run, folder).config) if told else None
 
 
 def model_settings(folder: Path) -> tuple[str, Mapping[str, Any]] | None:
@@ -73,14 +87,9 @@ def model_settings(folder: Path) -> tuple[str, Mapping[str, Any]] | None:
 
     Raises PlaitError for a file that cannot be read.
     """
-    run, path = checkpoint.run_of(folder), folder / MODEL_SETTINGS
-    if (run / signed.NAME).is_file() or (folder / signed.COPY).is_file():
-        config = open_of_checkpoint(run, folder).config
-        return config.family, config.model
-    if not path.is_file():
-        return None
+    path = folder / MODEL_SETTINGS
     try:
-        told = json.loads(path.read_bytes())
-        return str(told["family"]), dict(told["model"])
+        told = run_settings(folder) or (json.loads(path.read_bytes()) if path.is_file() else None)
+        return None if told is None else (str(told["family"]), dict(told["model"]))
     except (ValueError, KeyError, TypeError) as error:
         raise PlaitError(f"{path} is damaged: {error}") from error

@@ -11,6 +11,8 @@ from plait.training import launch
 
 SPEC = "RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder"
 """The ways to name a checkpoint, for help and messages."""
+EXPORT = "; or the folder of an export"
+"""What verbs that read an export too add to them."""
 
 
 def positive(text: str) -> int:
@@ -41,9 +43,9 @@ def add_config(parser: Parser) -> None:
     parser.add_argument("config", type=path, help=text.replace("%", "%%"))
 
 
-def add_checkpoint(parser: Parser) -> None:
-    """Add the positional argument `checkpoint` (RUN, RUN@STEP, ...) to the parser of a verb that reads one checkpoint."""
-    parser.add_argument("checkpoint", help=SPEC)
+def add_checkpoint(parser: Parser, also: str = "") -> None:
+    """Add the positional argument `checkpoint` (RUN, RUN@STEP, ...) to the parser of a verb that reads one checkpoint, or `also` more."""
+    parser.add_argument("checkpoint", help=f"{SPEC}{also}")
 
 
 def add_weights(parser: Parser) -> None:

@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 
 from plait.assembly.checked_configuration import open_checked
-from plait.commands.arguments import SPEC, add_weights, path, positive, spread
+from plait.commands.arguments import EXPORT, SPEC, add_weights, path, positive, spread
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser, actions
 from plait.errors import PlaitError
 from plait.families import registry
@@ -17,7 +17,7 @@ def declare(parser: Parser) -> None:
 
     Raises PlaitError for a family that cannot be loaded, or whose flag has the name of another option.
     """
-    parser.add_argument("checkpoint", nargs="?", help=SPEC)
+    parser.add_argument("checkpoint", nargs="?", help=f"{SPEC}{EXPORT}")
     parser.add_argument("--base", type=path, metavar="CONFIG", help="in place of a checkpoint: the model of CONFIG before its first step")
     parser.add_argument(
         "--bench",
@@ -89,7 +89,7 @@ def run(arguments: Arguments) -> None:
         out=arguments.out,
         by_sample=arguments.against is not None,
     )
-    measured = subject.Base(resolved) if resolved is not None else subject.Saved(arguments.checkpoint)
+    measured = subject.Base(resolved) if resolved is not None else subject.named(arguments.checkpoint)
     others = against.others_of(measured, arguments.against.split(",")) if arguments.against is not None else {}
     results = []
     names = arguments.bench.split(",")

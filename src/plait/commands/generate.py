@@ -3,7 +3,7 @@
 from argparse import SUPPRESS
 from typing import Any
 
-from plait.commands.arguments import add_checkpoint, add_weights, path
+from plait.commands.arguments import EXPORT, add_checkpoint, add_weights, path
 from plait.commands.command import Arguments, Command, HelpFormatter, Parser
 from plait.config.messages import flag
 from plait.families import registry
@@ -11,7 +11,7 @@ from plait.families import registry
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait generate` to its parser."""
-    add_checkpoint(parser)
+    add_checkpoint(parser, EXPORT)
     parser.add_argument("--out", type=path, help="folder for what is written")
     add_weights(parser)
 

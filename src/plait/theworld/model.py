@@ -13,13 +13,16 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
-from plait.assembly import checkpoint_specs, saved
+from plait.assembly import checkpoint_specs, exported, saved
+from plait.assembly.model import ModelBundle, hashes
 from plait.commands.actions.generate import checked_options
 from plait.config import hub_errors
+from plait.config.schema import RunConfig, Train
 from plait.engine.checkpoints.folders import new_folder
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import autocast
 from plait.errors import PlaitError
+from plait.families import registry
 from plait.families.theworld import export, model
 from plait.families.theworld.generate import answers
 from plait.families.theworld.hf import processing
@@ -108,12 +111,18 @@ class TheWorld:
         out = expanded(folder)
         if out.exists():
             raise PlaitError(f"{out} exists already: save to a new directory, or remove it")
-        settings = {"seed": 0, "train": {"precision": self.precision}}  # nothing is drawn from a seed: what is not there has a pin
         with new_folder(out) as written:
             lines = export.save(self.model, self.processor, written, encoder=encoder)
-            saved.write_model_settings(written, FAMILY, self.model.config.section, **settings)
+            saved.write_model_settings(written, self._settings(written))
         for line in lines:
             log.info(line)
+
+    def _settings(self, folder: Path) -> dict[str, Any]:
+        """Return the content of plait.json for what was just saved to `folder`."""
+        whole = self.model.model
+        bundle = ModelBundle(registry.load(FAMILY), self.model.config.plait, folder, whole, hashes(whole), None)
+        config = RunConfig(family=FAMILY, model=self.model.config.section, train=Train.model_validate({"precision": self.precision}))
+        return exported.settings(folder, bundle, config, set())
 
 
 def _exported(name: str, revision: str | None) -> TheWorld:

@@ -145,8 +145,8 @@ def consolidate(spec: str, out: Path, averaged: bool) -> None:
         listed = {path.name: {"size": path.stat().st_size, "xxh3": files.xxh3(path)} for path in sorted(folder.iterdir())}
         metadata = {"kind": "weights", "of": str(saved.folder), "step": saved.step, "averaged": bool(averages), "files": listed}
         files.write_json(folder / "weights.json", metadata | {name: saved.manifest[name] for name in ("base", "frozen_xxh3", "versions")})
-        if (settings := saved_models.model_settings(saved.folder)) is not None:
-            saved_models.write_model_settings(folder, *settings)
+        if (settings := saved_models.run_settings(saved.folder)) is not None:
+            saved_models.write_model_settings(folder, settings)
     log.info(f"{saved.folder}: {len(weights)} {'averaged' if averages else 'last'} weights, whole, in {out}")
 
 

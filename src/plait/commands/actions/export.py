@@ -7,7 +7,7 @@ import difflib
 import logging
 from pathlib import Path
 
-from plait.assembly import saved
+from plait.assembly import exported, saved
 from plait.engine.parallel import distributed
 from plait.errors import PlaitError
 from plait.families import registry
@@ -40,6 +40,9 @@ def export(spec: str | Path, out: Path, to: str, *, averaged: bool = True) -> No
         if ranks.first:
             for line in publisher.exports[to](bundle.model, bundle.section, bundle.assets, out):
                 log.info(line)
-            saved.write_model_settings(out, family, config.model, seed=config.seed, train={"precision": config.train.precision})
+            told = exported.settings(out, bundle, config, set(checkpoint.manifest["state"]["trained"]))
+            saved.write_model_settings(out, told)
+            if told["left_out"]:
+                log.warning(f"{to} leaves out what the run trained of {', '.join(told['left_out'])}: another layout may hold it")
             which = "averaged" if averaged and checkpoint.tensors("ema") else "last"
             log.info(f"{checkpoint.folder}, {which} weights, as {to}: written to {out}")

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from plait.assembly import saved
+from plait.assembly import exported, saved
 from plait.assembly.model import ModelBundle
 from plait.config.messages import flag, one_line
+from plait.config.schema import RunConfig
 from plait.engine import evaluation
 from plait.engine.parallel import distributed
 from plait.engine.precision import autocast
@@ -25,19 +26,25 @@ _QUESTION = ("prompt", "image")
 
 
 def generate(spec: str | Path, options: Sequence[str], *, averaged: bool, out: Path | None, length: float | None = None) -> None:
-    """Generate with the checkpoint that `spec` names (RUN, RUN@STEP, ...), and print the answers, or the names of the files written.
+    """Generate with the checkpoint that `spec` names (RUN, RUN@STEP, ...), or an export, and print the answers, or names of files written.
 
     `options`: the family's own, such as "prompt=a cat". `averaged`: use the EMA weights; `length`: use a post-hoc average of this length
     (a share of the run) instead. `out`: folder for files; None: the family's default. Raises PlaitError for an option that is unknown or
     wrong, and for a family that generates nothing.
     """
     with distributed.join() as ranks:
-        located = saved.locate(spec)
-        bundle = saved.open_checkpoint(located, ranks, averaged=averaged, length=length)
+        model = exported.find(spec)
+        if model is not None:
+            exported.check_weights(spec, averaged=averaged, length=length)
+            bundle, config, moment = model.open(ranks), model.config, exported.MOMENT
+        else:
+            located = saved.locate(spec)
+            bundle = saved.open_checkpoint(located, ranks, averaged=averaged, length=length)
+            config, moment = located.config, evaluation.moment_of(located.checkpoint.step)
         given = generate_options(options_class(bundle.family, spec), options)
         if not ranks.first:  # one question has one answer, however many ranks there are
             return
-        for line in answers(bundle, located, given, out=out, device=ranks.device):
+        for line in answers(bundle, config, given, moment=moment, out=out, device=ranks.device):
             log.info(line)
 
 
@@ -48,18 +55,17 @@ def options_class(family: Family, spec: str | Path) -> Any:
     return family.GenerateOptions
 
 
-def answers(bundle: ModelBundle, located: saved.SavedModel, given: Any, *, out: Path | None, device: torch.device) -> Iterator[str]:
-    """Yield what the opened checkpoint generates for the family's options `given`: answers, or lines with the names of files written.
+def answers(bundle: ModelBundle, config: RunConfig, given: Any, *, moment: str, out: Path | None, device: torch.device) -> Iterator[str]:
+    """Yield what an opened model generates for the family's options `given`: answers, or lines with the names of files written.
 
-    `device`: where the model is. `out`: folder for files; None: the family's default.
+    `config`: of its run; `moment`: the name of its step; `device`: where it is. `out`: folder for files; None: the family's default.
     """
     assert bundle.family.generate is not None, "options_class has refused it"
     asked = [name for name in _QUESTION if name in type(given).model_fields]
     if asked and given.model_fields_set.isdisjoint(asked):
         log.warning(f"given neither {' nor '.join(map(flag, asked))}: this is what the model makes of nothing")
-    with autocast(located.config.train.precision, device):
-        moment = evaluation.moment_of(located.checkpoint.step)
-        yield from bundle.family.generate(bundle.model, bundle.inputs(located.config, train=False), given, out, moment)
+    with autocast(config.train.precision, device):
+        yield from bundle.family.generate(bundle.model, bundle.inputs(config, train=False), given, out, moment)
 
 
 def generate_options(kind: Any, options: Sequence[str]) -> Any:

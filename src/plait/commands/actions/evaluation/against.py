@@ -12,7 +12,7 @@ from typing import Any
 from plait import files
 from plait.commands.actions.evaluation import ablations, evaluate
 from plait.commands.actions.evaluation.evaluate import EvaluateOptions, Measured
-from plait.commands.actions.evaluation.subject import Base, Randomised, Saved, Subject
+from plait.commands.actions.evaluation.subject import Base, Exported, Randomised, Saved, Subject, named
 from plait.commands.pages.table import render_table
 from plait.engine.evaluation import Bench, Row, usable
 from plait.errors import PlaitError
@@ -25,6 +25,12 @@ log = logging.getLogger(__name__)
 
 BASE, RANDOM = "base", "random:"
 """Names of baselines: the model before its first step; `random:COMPONENT`, with the values of that component in random order."""
+
+
+_WHY: Mapping[type[Subject], str] = {
+    Base: "what --base measures has learned nothing yet",
+    Exported: "an export does not tell how its run began",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def others_of(subject: Subject, names: Sequence[str]) -> dict[str, Subject]:
         if name in others:
             raise PlaitError(f"--against names {name!r} twice")
         if (name == BASE or name.startswith(RANDOM)) and not isinstance(subject, Saved):
-            raise PlaitError(f"--against {name} is for a checkpoint; what --base measures has learned nothing yet")
+            raise PlaitError(f"--against {name} is for a checkpoint of a run; {_WHY[type(subject)]}")
         others[name] = _model(subject, name)
         if others[name].config.family != subject.config.family:
             raise PlaitError(
@@ -62,7 +68,7 @@ def _model(subject: Subject, name: str) -> Subject:
         return Base(subject.saved.resolved, subject.run)
     if isinstance(subject, Saved) and name.startswith(RANDOM):
         return Randomised(subject.checkpoint.folder, name.removeprefix(RANDOM))
-    return Saved(name)
+    return named(name)
 
 
 def compare(subject: Subject, others: Mapping[str, Subject], measured: Sequence[Measured]) -> None:

@@ -39,6 +39,8 @@ def entry_of(config: RunConfig, bench: str, *, data: str | None, split: str | No
                 share = f"{config.data.validation} of the training data"
                 raise PlaitError(f"--split {split}: what is held out is {share}, without splits; give --data as well")
             given = [one.model_copy(update={"split": split}) for one in config.data.validation_sources]
+        if not (given or config.data.validation):
+            raise PlaitError(f"--bench {name}: there is no held-out data with this model: give some with --data")
         return Evaluate(bench=name, samples=samples, batch=batch, data=given)
     if part and split not in (None, part):
         raise PlaitError(f"--bench {bench} and --split {split} name two splits: keep one")

@@ -10,7 +10,8 @@ import torch
 import xxhash
 
 from plait import files
-from plait.assembly import overwritten, saved
+from plait.assembly import exported, overwritten, saved
+from plait.assembly.exported import ExportedModel
 from plait.assembly.model import ModelBundle, build_model
 from plait.config.resolved import Resolved, StageView, dump
 from plait.config.schema import RunConfig
@@ -20,6 +21,7 @@ from plait.engine.state import State
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.keys import key
+from plait.nn.pretrained import weights_hash
 from plait.training import from_weights
 
 
@@ -91,6 +93,36 @@ class Saved(Subject):
         from.
         """
         return saved.open_checkpoint(self.saved, ranks, averaged=averaged, length=length), self.config
+
+
+class Exported(Subject):
+    """A model in the folder of an export; results are written to its folder `eval`."""
+
+    without_averages = "weights of the export"
+
+    def __init__(self, model: ExportedModel) -> None:
+        self.model, self.config, self.step = model, model.config, 0
+        self.run, self.shown, self.moment = model.folder, str(model.folder), exported.MOMENT
+
+    def identity(self) -> str:
+        """Return a hash of the folder's weights and settings."""
+        settings = files.xxh3(self.run / saved.MODEL_SETTINGS)
+        return xxhash.xxh3_64_hexdigest(f"{weights_hash(self.run)} {settings}".encode())
+
+    def has_averages(self) -> bool:
+        """Return False: an export has one set of weights."""
+        return False
+
+    def build(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
+        """Build the model in eval mode on the rank's device. Raises PlaitError where others than its only weights are asked for."""
+        exported.check_weights(self.run, averaged=averaged, length=length)
+        return self.model.open(ranks), self.config
+
+
+def named(spec: str | Path) -> Subject:
+    """Return the model that `spec` names: a checkpoint, or the folder of an export. Raises PlaitError if there is none."""
+    model = exported.find(spec)
+    return Saved(spec) if model is None else Exported(model)
 
 
 class Randomised(Saved):

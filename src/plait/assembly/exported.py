@@ -1,0 +1,124 @@
+"""Open a folder of weights outside of a run, such as an export, as a model, by what `plait.json` tells.
+
+The settings are those of its run (`saved.settings`), the hash of the weights that are not in the folder, as they come from a base, and the
+components whose trained weights it leaves out.
+"""
+
+import atexit
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from plait.assembly import checkpoint_specs, overwritten, saved, weight_files
+from plait.assembly.model import ModelBundle, build_model, write_assets
+from plait.config.messages import one_line
+from plait.config.schema import RunConfig
+from plait.engine.checkpoints import checkpoint
+from plait.engine.parallel.distributed import Ranks
+from plait.engine.state import load_weights
+from plait.errors import PlaitError, first_names
+from plait.families import registry
+
+MOMENT = "export"
+"""What stands for a step in names of results."""
+_FROZEN, _LEFT_OUT = "frozen_xxh3", "left_out"
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A folder of weights outside of a run, not opened yet. `config`: settings of its run, as far as they decide what the model is.
+
+    `frozen_xxh3`: hash of the weights that are not in the folder.
+    """
+
+    folder: Path
+    config: RunConfig
+    frozen_xxh3: str
+
+    def open(self, ranks: Ranks) -> ModelBundle:
+        """Return the model with the folder's weights, in evaluation mode on the rank's device; frozen parts come from their base.
+
+        Raises PlaitError where weights are missing that no base has, where a base is another, and for files that are damaged or of another
+        model.
+        """
+        work = Path(tempfile.mkdtemp(prefix="plait-"))  # for the tokenizer, as a run has it
+        atexit.register(shutil.rmtree, work, ignore_errors=True)
+        if not ranks.first:
+            write_assets(self.config, work / "assets")
+        bundle = build_model(self.config, work, ranks, lambda: overwritten.shapes_of_start(self.config, work, ranks))
+        weights = _imported(weight_files.read(self.folder), bundle)
+        _check_missing(self.folder, bundle, set(weights))
+        if _frozen(bundle, set(weights)) != self.frozen_xxh3:
+            names = " or ".join(dict.fromkeys(str(part["name"]) for part in bundle.family.base(bundle.section)))
+            raise PlaitError(f"{self.folder} does not hold all weights, and those of {names} are not what its run was built over")
+        load_weights(bundle.model, weights)
+        bundle.model.to(ranks.device).eval()
+        return bundle
+
+
+def _imported(weights: Mapping[str, Tensor], bundle: ModelBundle) -> Mapping[str, Tensor]:
+    """Return weights of a folder, of whatever layout, under the model's names."""
+    publisher = registry.publisher(bundle.family.name)
+    return weights if publisher is None else publisher.imported(weights, bundle.model)
+
+
+def _frozen(bundle: ModelBundle, given: set[str]) -> str:
+    """Return a hash of the weights as built that are not in a folder, those `given`; of a component that never trains none counts."""
+    never = {name for component in bundle.family.never_trained for name in bundle.component_names.get(component, ())}
+    return bundle.frozen_xxh3(given | never)
+
+
+def settings(folder: Path, bundle: ModelBundle, config: RunConfig, trained: set[str]) -> dict[str, Any]:
+    """Return the content of plait.json for a folder that was just written of a run's model.
+
+    `bundle`: the model; `trained`: names of the weights that its run ever trained. `left_out` lists the components of which the folder
+    lacks some.
+    """
+    given = set(_imported(weight_files.empty(folder), bundle))
+    lost = [component for component, names in bundle.component_names.items() if (trained - given) & set(names)]
+    return {**saved.settings(config), _FROZEN: _frozen(bundle, given), _LEFT_OUT: lost}
+
+
+def find(spec: str | Path) -> ExportedModel | None:
+    """Return the model of the folder that `spec` names, or None if it is none outside of a run with a plait.json.
+
+    Raises PlaitError for a plait.json that is damaged, or says too little, and for a folder that leaves out what its run has trained.
+    """
+    folder, mark = checkpoint_specs.split(str(spec))
+    path = folder / saved.MODEL_SETTINGS
+    if mark or not path.is_file() or checkpoint.is_step(folder) or (folder / "config.yaml").is_file():
+        return None
+    try:
+        told: dict[str, Any] = json.loads(path.read_bytes())
+        frozen, left_out = told.pop(_FROZEN, None), told.pop(_LEFT_OUT, [])
+        config = RunConfig.model_validate({**told, "from": str(folder.absolute())})
+    except ValidationError as error:
+        raise PlaitError(f"{path} is damaged, or of another version of plait: {one_line(error.errors()[0]['msg'])}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise PlaitError(f"{path} is damaged: {error}") from error
+    if frozen is None:
+        raise PlaitError(f"{path} does not tell what the folder lacks: `plait export` of this version writes folders that can be opened")
+    if left_out:
+        raise PlaitError(f"{folder} leaves out what its run trained of {', '.join(left_out)}: export the run in a layout that holds it")
+    return ExportedModel(folder, config, frozen)
+
+
+def check_weights(spec: str | Path, *, averaged: bool, length: float | None) -> None:
+    """Raise PlaitError where other weights than an export's only ones are asked for: the last ones, or an average of a length."""
+    if not averaged or length is not None:
+        raise PlaitError(f"{spec} is an export, with one set of weights: leave {'--raw' if length is None else '--ema-length'} out")
+
+
+def _check_missing(folder: Path, bundle: ModelBundle, given: set[str]) -> None:
+    """Raise PlaitError for parameters without weights that are of no pretrained part, such as a projector: they would know nothing."""
+    parts = {str(part["part"]) for part in bundle.family.base(bundle.section)}
+    missing = sorted(name for name, _ in bundle.model.named_parameters() if name not in given and name.partition(".")[0] not in parts)
+    if missing:
+        raise PlaitError(f"{folder} lacks {len(missing)} of the model's weights, which no base has: {first_names(missing)}")

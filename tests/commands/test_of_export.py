@@ -1,0 +1,127 @@
+"""`plait generate` and `plait eval` take the folder of an export, in every layout, and a run starts from it."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from plait import cli
+from tests.families.theworld.conftest import photo
+
+SCENES = {"source": "scenes", "limit": 24, "options": {"size": [32, 32], "objects": [1, 2], "tasks": ["colour"]}}
+CONFIG = {
+    "family": "theworld",
+    "preset": "tiny",
+    "seed": 5,
+    "model": {"tiny": {"initializer_range": 0.08}},
+    "trainable": ["projector", "language"],
+    "data": {"train": [SCENES], "validation": [{**SCENES, "limit": 6}], "workers": 0},
+    "train": {"steps": 6, "global_batch": 8},
+    "optim": {"lr": 0.01},
+    "evaluate": [],
+    "track": {"every_steps": 1, "tensorboard": False},
+}
+DATA = json.dumps([{**SCENES, "limit": 6}])
+
+
+def command(capsys, *words):
+    """The exit code of a command, and all that it says."""
+    capsys.readouterr()
+    code = cli.main(list(map(str, words)))
+    said = capsys.readouterr()
+    return code, (said.out + said.err).strip()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a run, a picture, and the run's exports by layout."""
+    folder = tmp_path_factory.mktemp("exports")
+    (folder / "run.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "a.png").write_bytes(photo(1))
+    assert cli.main(["train", str(folder / "run.yaml"), f"--run={folder / 'run'}"]) == 0
+    for layout in ("hf", "theworld"):
+        assert cli.main(["export", str(folder / "run"), str(folder / layout), f"--to={layout}"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["hf", "theworld"])
+def test_an_export_answers_and_measures_as_its_run_does(folder, layout, capsys):
+    asked = ("--prompt=What colour is the circle?", f"--image={folder / 'a.png'}", "--max-new-tokens=8")
+    (code, answer), of_run = (command(capsys, "generate", folder / name, *asked) for name in (layout, "run"))
+    assert (code, answer) == of_run and code == 0
+    figures = []
+    for name in (layout, "run"):
+        assert command(capsys, "eval", folder / name, "--bench=loss,accuracy", f"--data={DATA}")[0] == 0
+        written = {path.parent.name.split("-")[0]: json.loads(path.read_text()) for path in (folder / name / "eval").glob("*/metrics.json")}
+        figures.append({bench: report["figures"] for bench, report in written.items()})
+    assert figures[0] == figures[1] and figures[0].keys() == {"loss", "accuracy"}
+
+
+@pytest.mark.parametrize("layout", ["hf", "theworld"])
+def test_a_run_starts_from_an_export_with_the_weights_of_the_run(folder, layout, tmp_path, capsys):
+    for name in (layout, "run"):
+        begun = ("train", folder / "run.yaml", f"--run={tmp_path / name}", f"--from={folder / name}", "--train.steps=2")
+        code, said = command(capsys, *begun)
+        assert code == 0, said
+    rows = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in (layout, "run")]
+    assert rows[0][0] == rows[1][0] and len(rows[0]) == 2  # later steps differ: an export has no moments
+
+
+def test_data_and_weights_that_an_export_has_not_are_asked_for(folder, capsys):
+    out = folder / "theworld"
+    lacks = "plait: --bench accuracy: there is no held-out data with this model: give some with --data"
+    assert command(capsys, "eval", out, "--bench=accuracy") == (2, lacks)
+    refusal = f"plait: {out} is an export, with one set of weights: leave --raw out"
+    assert command(capsys, "generate", out, "--raw", "--prompt=a") == (2, refusal)
+    assert command(capsys, "eval", out, "--raw", "--bench=loss", f"--data={DATA}") == (2, refusal)
+    code, said = command(capsys, "eval", out, "--bench=accuracy", f"--data={DATA}", "--against=base")
+    assert (code, said) == (2, "plait: --against base is for a checkpoint of a run; an export does not tell how its run began")
+
+
+def test_an_export_is_compared_with_its_run_on_the_same_samples(folder, tmp_path, capsys):
+    code, said = command(capsys, "eval", folder / "run", "--bench=loss", f"--against={folder / 'theworld'}", f"--out={tmp_path / 'out'}")
+    assert code == 0 and "theworld" in said
+
+
+def test_settings_that_say_too_little_are_told(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(folder / "hf", out)
+    told = json.loads((out / "plait.json").read_text())
+    asked = ("generate", out, "--prompt=a")
+    lines = {
+        "{": f"plait: {out}/plait.json is damaged: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        json.dumps({**told, "seed": "five"}): f"plait: {out}/plait.json is damaged, or of another version of plait: ",
+        json.dumps({"family": "theworld", "model": told["model"]}): f"plait: {out}/plait.json does not tell what the folder lacks: ",
+        json.dumps({**told, "left_out": ["world"]}): f"plait: {out} leaves out what its run trained of world: export the run in a layout",
+        json.dumps({**told, "seed": 6}): f"plait: {out} does not hold all weights, and those of tiny are not what its run was built over",
+    }
+    for content, line in lines.items():
+        (out / "plait.json").write_text(content)
+        code, said = command(capsys, *asked)
+        assert code == 2 and said.startswith(line) and "\n" not in said
+    (out / "plait.json").write_text(json.dumps(told))
+    (out / "projector.safetensors").unlink()
+    code, said = command(capsys, *asked)
+    assert code == 2 and said.startswith(f"plait: {out} lacks 5 of the model's weights, which no base has: projector.brackets, ")
+
+
+def test_what_a_layout_leaves_out_of_what_was_trained_is_told(folder, tmp_path, capsys):
+    begun = ("train", folder / "run.yaml", f"--run={tmp_path / 'run'}", "--train.steps=1", '--trainable=["projector", "world"]')
+    assert command(capsys, *begun)[0] == 0
+    line = "hf leaves out what the run trained of world: another layout may hold it"
+    for layout, lost in (("hf", ["world"]), ("theworld", [])):
+        code, said = command(capsys, "export", tmp_path / "run", tmp_path / layout, f"--to={layout}")
+        assert code == 0 and (line in said) == bool(lost)
+        assert json.loads((tmp_path / layout / "plait.json").read_text())["left_out"] == lost
+
+
+def test_another_familys_export_answers_too(tmp_path, capsys):
+    recipe = {**CONFIG, "family": "molmo", "preset": "debug", "trainable": ["connector", "language"], "model": {}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "a.png").write_bytes(photo(1))
+    assert command(capsys, "train", tmp_path / "run.yaml", f"--run={tmp_path / 'run'}")[0] == 0
+    assert command(capsys, "export", tmp_path / "run", tmp_path / "hf")[0] == 0
+    asked = ("--prompt=What colour is the circle?", f"--image={tmp_path / 'a.png'}", "--max-new-tokens=6")
+    answers = [command(capsys, "generate", tmp_path / name, *asked) for name in ("hf", "run")]
+    assert answers[0] == answers[1] and answers[0][0] == 0
