@@ -124,6 +124,7 @@ TESTS: dict[str, str] = {
     "engine/parallel/sharding.py": "engine/test_sharding.py training/test_reshard.py",
     "engine/parallel/strategy.py": "engine/test_strategy.py",
     "training/blindness.py": "training/test_blindness.py",
+    "training/ledger.py": "training/test_ledger.py",
     "training/changes.py": "training/test_start.py commands/test_stages.py",
     "training/divergence.py": "engine/test_nonfinite.py",
     "training/features/store.py": "training/test_feature_store.py",
@@ -133,7 +134,6 @@ TESTS: dict[str, str] = {
     "training/from_weights.py": "training/test_start.py commands/test_stages.py",
     "training/figures/intervals.py": "training/test_intervals.py",
     "training/launch.py": "training/test_launch.py training/test_processes.py",
-    "training/passes.py": "training/test_passes.py training/test_summary.py",
     "training/probes.py": "training/test_start.py training/test_stage.py engine/test_micro_batch.py",
     "training/run.py": "training/test_stage.py training/test_start.py engine/test_nonfinite.py commands/test_stages.py "
     "training/test_precision_runs.py",
@@ -142,6 +142,7 @@ TESTS: dict[str, str] = {
     "engine/test_nonfinite.py engine/test_replicas.py commands/test_stages.py training/test_precision_runs.py training/test_data_look.py",
     "training/stage_evaluation.py": "training/test_stage.py commands/test_stages.py engine/test_evaluation.py",
     "training/stage_plan.py": "training/test_stage.py training/test_start.py commands/test_stages.py",
+    "training/figures/forgetting.py": "training/test_ledger.py",
     "training/figures/plateau.py": "training/test_plateau.py",
     "training/figures/picture_use.py": "training/test_blindness.py",
     "training/figures/paired.py": "training/test_paired.py",

@@ -47,6 +47,19 @@ def test_stages_shows_what_the_page_shows(said):
     assert second.count("done: planned steps done") == 3
 
 
+def test_the_ledger_of_the_page_has_its_rows(said):
+    (shown,) = re.findall(r"```text\n(gained and forgotten.*?)```", PAGE, re.S)
+    (told,) = re.findall(r"^gained and forgotten.*", said["plait stages runs/small"][1], re.S | re.M)
+
+    def words(text):
+        return [re.sub(r"[-+\[]?\d+\.\d+[,\]]?| +", " ", line).split() for line in text.splitlines()]
+
+    changed = {"better", "worse", "not", "sure"}  # with the machine's last digits, in so few steps
+    assert [[word for word in line if word not in changed] for line in words(told)] == [
+        [word for word in line if word not in changed] for line in words(shown)
+    ]
+
+
 def test_the_start_report_is_the_pages(said):
     (shown,) = re.findall(r"```text\n(continuing from.*?)```", PAGE, re.S)
     (report,) = said["plait train small.yaml --run=runs/small"]

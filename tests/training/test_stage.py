@@ -250,8 +250,8 @@ def test_the_heartbeat_goes_through_the_phases_of_a_stage(recipe, tmp_path, monk
     monkeypatch.setattr(Heartbeat, "phase", noted)
     settings = ("stages=[]", "train.steps=2", "evaluate=[{bench: loss, every_steps: 2}]", "checkpoint.every_steps=null")
     toy.train(recipe, tmp_path / "run", *settings)
-    step = [("data", 0), ("step", 0), ("data", 1), ("step", 1), ("evaluate", 2), ("save", 2)]
-    assert seen == [("start", 0), ("stage", 0), *step, ("done", 2)]
+    step = [("data", 0), ("step", 0), ("data", 1), ("step", 1), ("evaluate", 2), ("evaluate", 2), ("save", 2)]
+    assert seen == [("start", 0), ("stage", 0), ("evaluate", 0), *step, ("done", 2)]
 
 
 def test_a_stage_says_what_it_trains_on_what_and_what_looks_odd(recipe, tmp_path, capsys):
@@ -314,6 +314,7 @@ def failing(monkeypatch, at):
 
 
 EVALUATED = (
+    "guard.forgetting=null",
     "stages=[]",
     "checkpoint.every_steps=null",
     "checkpoint.best=null",
@@ -391,6 +392,7 @@ def test_a_figure_that_is_not_finite_is_never_the_best_and_no_part_of_a_plateau(
     monkeypatch.setitem(toy.BENCHES, "odd", Bench(nothing, summarise=lambda rows: {"odd": next(figures)}))
     settings = (
         "stages=[]",
+        "guard.forgetting=null",
         "train.steps=10",
         "evaluate=[{bench: odd, every_steps: 2}]",
         "checkpoint.best=odd",

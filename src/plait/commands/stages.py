@@ -7,17 +7,18 @@ from plait.commands.command import Arguments, Command, Parser
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait stages` to its parser."""
     parser.add_argument("run", type=path, help="a run directory")
+    parser.add_argument("--json", action="store_true", help="as one JSON object: stages, ledger, warnings")
 
 
 def run(arguments: Arguments) -> None:
-    """Print for each stage of a run the steps done, why it ended, what it trains and its best evaluation results.
+    """Print for each stage of a run how far it is, what it trains, its best evaluation results, and what it forgot.
 
-    The run's directory is the argument `run`. Raises PlaitError for a path that is no run directory, and, after printing, if no
-    checkpoint of several is intact.
+    The run's directory is the argument `run`; with `json`, all is printed as one JSON object. Raises PlaitError for a path that is no run
+    directory, and, after printing, if no checkpoint of several is intact.
     """
     from plait.commands.actions import stages
 
-    stages.show(arguments.run)
+    stages.show(arguments.run, as_json=arguments.json)
 
 
-COMMANDS = (Command(("stages",), "how far each stage of a run is, why it ended, what it trains, how good it became", declare, run),)
+COMMANDS = (Command(("stages",), "how far each stage of a run is, why it ended, what it trains, what it gained and forgot", declare, run),)

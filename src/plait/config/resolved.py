@@ -3,6 +3,7 @@
 A run is trained in stages, one after the other, each with settings of its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ class Resolved:
     warnings: list[str]
     yaml: str
     train_options: frozenset[str] = frozenset()
+
+
+def keeps_ledger(stages: Sequence[StageView], stage: RunConfig) -> bool:
+    """Return whether the end of `stage`, of a run with these stages, is compared with its start (`training/ledger.py`)."""
+    views = [view.config for view in stages]
+    several = len(views) > 1 and any(view.data.validation for view in views)
+    return stage.guard.forgetting is not None and (several or any(view.evaluate for view in views))
 
 
 def folder(text: str | None) -> Path | None:

@@ -350,6 +350,7 @@ class Guard(Section):
         default=True,
         description="from step 100 of a stage on, look whether pictures make a difference to the held-out loss, and warn if not",
     )
+    forgetting: Share | None = Field(default=0.05, description="share that a stage may lose of a figure unwarned; None: none is measured")
     memory_probe: Literal["auto", "always", "never"] = Field(
         default="auto", description="try the largest of some micro-batches before the first step; auto: on a GPU"
     )

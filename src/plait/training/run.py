@@ -109,7 +109,7 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
             from_weights.begin_from(state, bundle, first, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
         monitors = bundle.family.monitors(bundle.section)
         tracker = open_tracker(run, config, rundir.identity(run), state, monitors) if ranks.first else Tracker(None, [])
-        context = RunContext(run, ranks, tracker, signals, heartbeat, resolved.yaml, options=options, resumed_from=resumed_from)
+        context = RunContext(run, ranks, tracker, signals, heartbeat, resolved, options=options, resumed_from=resumed_from)
         with contextlib.closing(tracker):
             for view in stages_ahead(resolved, options.only, state):
                 heartbeat.phase("stage", state.step)

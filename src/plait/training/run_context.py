@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from plait.config.resolved import Resolved
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.loop import Hook
 from plait.engine.monitoring.heartbeat import Heartbeat
@@ -27,13 +28,13 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all stages of a run share. `config`: its settings as YAML; `resumed_from`: where this process continued it, None: began it."""
+    """What all stages of a run share. `resolved`: its settings; `resumed_from`: where this process continued it, None: began it."""
 
     run: Path
     ranks: Ranks
     tracker: Tracker
     signals: Signals
     heartbeat: Heartbeat
-    config: str
+    resolved: Resolved
     options: TrainOptions
     resumed_from: Checkpoint | None

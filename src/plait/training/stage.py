@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from plait.assembly import data_look
+from plait.assembly import data_look, passes
 from plait.assembly.model import ModelBundle
+from plait.config.resolved import keeps_ledger
 from plait.data.loading.loader import Loader, StepBatch
 from plait.data.order import digest
 from plait.engine import nonfinite, optim, source_shares
@@ -25,11 +26,12 @@ from plait.engine.monitoring.signals import Paused, stopped_by
 from plait.engine.parallel import distributed, replicas
 from plait.engine.state import PLANNED, State
 from plait.errors import PlaitError, Stopped
-from plait.training import changes, passes, summary
+from plait.training import changes, summary
 from plait.training.blindness import FEWEST_STEPS, Blindness
 from plait.training.divergence import stop_if_diverged
 from plait.training.features import stage_features
 from plait.training.layout import Counters, lay_out
+from plait.training.ledger import Ledger
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
 from plait.training.run_context import RunContext
 from plait.training.stage_evaluation import StageEvaluation
@@ -92,6 +94,7 @@ class StageRun:
         self.evaluation = StageEvaluation(plan, bundle, state, context) if evaluates(config) else None
         looks = config.guard.blindness and plan.steps >= FEWEST_STEPS
         self.blindness = Blindness(plan, bundle, state, context) if looks else None
+        self.ledger = Ledger(plan, bundle, state, context) if keeps_ledger(context.resolved.stages, config) else None
         cached, amounts = config.data.feature_cache != "off", (plan.steps - state.stage_step, sum(plan.order.sizes))
         self.features = stage_features.of_stage(config, bundle, plan.loss, ranks, amounts) if cached else None
         self.gradients = GradientWatch(list(plan.trained), stop=config.guard.no_gradient == "stop")
@@ -125,6 +128,8 @@ class StageRun:
         if state.stage_done is None and not context.signals.agreed:
             if self.evaluation is not None:
                 self.evaluation.rehearse()
+            if self.ledger is not None and not state.stage_step:
+                self.ledger.measure_start()
             if wants_memory_probe(plan, context.ranks):
                 self.micro_batch.fit(self._probe_memory, self._drop_gradients)
             self.micro_batch.fit(self._train, self._drop_gradients)
@@ -164,12 +169,14 @@ class StageRun:
         """
         state, improved = self.state, False
         failures: Sequence[str] = ()
-        planned = state.step >= self.stop_step
+        planned, before = state.step >= self.stop_step, state.evaluated_step
         if state.stage_step and (planned or state.evaluated_step != state.step):
             if self.evaluation is None:
                 state.evaluated_step, state.stage_done = state.step, PLANNED if planned else None
             else:
                 improved, failures = self.evaluation.conclude(planned=planned)
+            if state.stage_done and self.ledger is not None and not self.ledger.measure_end():
+                state.evaluated_step, state.stage_done = before, None  # a restart concludes again
         if state.stage_done or improved or failures or due:
             self.save()
         if failures and self.plan.config.guard.bench_failure == "stop":
@@ -196,7 +203,7 @@ class StageRun:
         frozen = {"base": bundle.family.base(bundle.section), "frozen_xxh3": bundle.frozen_xxh3(state.ever_trained)}
         spared = state.best["step"] if state.best else None
         manifest = {**self.manifest, **frozen, "state": state.metadata()}
-        keep, config = plan.config.checkpoint.keep, self.context.config
+        keep, config = plan.config.checkpoint.keep, self.context.resolved.yaml
         self.saver.save(folder, state.tensors(), manifest, keep=keep, spared=spared, config=config)
 
     def _require_run(self) -> None:

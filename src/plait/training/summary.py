@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from plait.assembly import passes
 from plait.assembly.data import TrainingData
 from plait.data.sources.bucketing import contents_of
 from plait.engine import averages, source_shares
-from plait.training import passes
 from plait.training.stage_plan import StagePlan
 
 log = logging.getLogger(__name__)

@@ -26,6 +26,7 @@ from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import GROUPS
 from plait.errors import PlaitError, command
 from plait.training import changes, start
+from plait.training.figures import forgetting
 from plait.training.stage_plan import plan_stage, wanted_figures
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def _lineage(spec: str, saved: Checkpoint, parent: Path, differences: Sequence[t
 
 
 def _fill(folder: Path, saved: Checkpoint, after: Resolved, lineage: dict[str, Any]) -> None:
-    """Write the new run into `folder`: the checkpoint and the stage's best one, assets, rows up to the step, lineage, configuration."""
+    """Write the new run into `folder`: checkpoint, the stage's best one, assets, ledger and rows up to the step, lineage, configuration."""
     parent, best = checkpoint.run_of(saved.folder), saved.manifest["state"]["best"]
     for step in {saved.folder, saved.folder.with_name(f"step-{best['step']:08d}") if best else saved.folder}:
         if step.is_dir():
@@ -89,6 +90,10 @@ def _fill(folder: Path, saved: Checkpoint, after: Resolved, lineage: dict[str, A
     for name in ("metrics.jsonl", "quarantine.jsonl"):
         rows = files.read_rows(parent / name, files.STEP_KINDS)
         files.append_rows(folder / name, [row for row in rows if row["step"] <= saved.step])
+    for path in (parent / forgetting.FOLDER).glob("*.json"):
+        boundary, state = forgetting.read(path), saved.manifest["state"]
+        if boundary is not None and boundary["stage"] < state["stage"] + (state["stage_done"] is not None):
+            files.write_whole(folder / forgetting.FOLDER / path.name, path.read_bytes())
     files.write_json(folder / changes.LINEAGE, lineage)
     files.write_whole(folder / signed.NAME, signed.sign(after.yaml))
     rundir.identity(folder)

@@ -1,10 +1,11 @@
-"""Print, for `plait stages`, how far each stage is, why it ended, what it trains, and its best evaluation results.
+"""Print, for `plait stages`, how far each stage of a run is, its best evaluation results, and the ledger.
 
 Reads the run's files only; no model is built. The newest checkpoint is verified, as by `plait train`; if it is damaged, the one before.
 """
 
 import contextlib
 import fcntl
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.evaluation import Bench, is_count
 from plait.engine.monitoring import screen
 from plait.errors import PlaitError
-from plait.training.figures import picture_use
+from plait.training.figures import forgetting, picture_use
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,11 @@ Row = Mapping[str, Any]
 """A row of metrics.jsonl: metrics by name."""
 
 
-def show(run: Path) -> None:
-    """Print the state of each stage of the run directory `run`: steps done, what trains, hours, best evaluation results.
+def show(run: Path, *, as_json: bool = False) -> None:
+    """Print for each stage of the run directory `run` steps, what trains, hours and best results; and the ledger.
 
-    Raises PlaitError if `run` is no run directory, and, after printing, if it has checkpoints of which none is intact.
+    `as_json`: as one JSON object. Raises PlaitError if `run` is no run directory, and, after printing, if it has checkpoints of which
+    none is intact.
     """
     resolved = open_run_config(run)
     rows = rows_of(run)
@@ -44,14 +46,27 @@ def show(run: Path) -> None:
     now = max([*manifests, *(row["stage"] for row in rows if "stage" in row), 0])
     newest = manifests.get(max(manifests, default=0))
     ending = "running" if running else "stopped; `plait train` goes on" if intact or not damaged else "stopped; no checkpoint is intact"
-    for fault in damaged.values():
+    for fault in () if as_json else damaged.values():
         log.info(f"passed over: {fault}")
+    ledger = forgetting.of_run(run)
+    stages = list[dict[str, Any]]()
     for view in resolved.stages:
         manifest = manifests.get(view.index)
-        log.info(f"stage {view.index} {view.name}: {_state(view.index, now, manifest, ending)}")
-        log.info(f"  trains     {_trains(view.config, manifest, newest)}")
-        for name, text in _progress_lines(view, rows, manifest) if view.index <= now else []:
-            log.info(f"  {name:<10} {text}")
+        state, trains = _state(view.index, now, manifest, ending), _trains(view.config, manifest, newest)
+        lines = _progress_lines(view, rows, manifest) if view.index <= now else []
+        figures = [figure._asdict() for figure in progress(view, rows, manifest).figures] if lines else []
+        told = {name: text for name, text in lines if name not in ("held out", "pictures")}
+        stages.append({"stage": view.index, "name": view.name, "state": state, "trains": trains, **told, "held_out": figures})
+        if not as_json:
+            log.info(
+                "\n".join(
+                    [f"stage {view.index} {view.name}: {state}", *(f"  {name:<10} {text}" for name, text in [("trains", trains), *lines])]
+                )
+            )
+    if as_json:
+        log.info(json.dumps({"run": str(run), "stages": stages, "ledger": ledger, "passed_over": list(damaged.values())}, indent=2))
+    elif ledger:
+        log.info("\n".join(["gained and forgotten, on the same held-out samples", *(f"  {line}" for line in forgetting.table(ledger))]))
     if damaged and not intact:
         raise PlaitError(integrity.none_intact(run, list(damaged), next(iter(damaged.values()))))
 

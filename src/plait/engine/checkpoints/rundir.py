@@ -37,7 +37,7 @@ FREE = (
 """Keys that may differ when a run is continued: they change how it computes or what it reports, never its results."""
 
 _OF_A_START = frozenset(
-    ["lock", "config.yaml", "identity", "assets", "lineage.json", "migrations.jsonl", "heartbeat", "events", "metrics.jsonl"]
+    ["lock", "config.yaml", "identity", "assets", "lineage.json", "migrations.jsonl", "heartbeat", "events", "metrics.jsonl", "ledger"]
 )
 """What a run directory holds before anything of its training is recorded."""
 
