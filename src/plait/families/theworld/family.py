@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from plait.families.limits import Limits, language_positions
 from plait.families.theworld import towers
 from plait.families.theworld.config import TINY, Config
 from plait.families.theworld.features import frozen_features
 from plait.families.theworld.generate import generate
-from plait.families.theworld.inputs import Inputs, inspect
-from plait.families.theworld.limits import limits
+from plait.families.theworld.inputs import Inputs
+from plait.families.theworld.inspection import inspect
 from plait.families.theworld.loss import Loss
 from plait.families.theworld.model import NEVER_TRAINED, blocks, build, build_over, components
 from plait.families.theworld.options import GenerateOptions
@@ -55,3 +56,13 @@ def base(config: Config) -> list[dict[str, str | None]]:
         world = config.world
         parts.append({"part": "world", "name": world.source, "revision": world.revision, "folder": towers.subfolder(world)})
     return parts
+
+
+def limits(config: Config) -> Limits:
+    """Return what settings and data are checked against: Gemma's longest sequence, its images' side (px), and what needs images."""
+    needs = {"vision": ["images"]}
+    if config.world is not None:
+        needs |= {"world": ["images", "frames"], "projector": ["images", "frames"]}
+        needs |= {"model.world": ["images", "frames"]} | ({"model.world.steps": ["frames", "rollout"]} if config.world.steps else {})
+    idle = {"model.world": "off", "model.world.steps": "0"}
+    return Limits(language_positions(towers.gemma_config(config)), towers.image_sizes(config)[0], needs, idle)
