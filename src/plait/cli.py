@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from plait.commands import command_line
-from plait.commands.path_faults import path_fault
 from plait.config import plugins, secrets
 from plait.engine.monitoring import reporter
+from plait.engine.monitoring.path_faults import path_fault
 from plait.engine.monitoring.signals import INTERRUPTED
 from plait.errors import PlaitError, printable
 

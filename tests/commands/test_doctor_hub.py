@@ -293,10 +293,9 @@ def test_the_world_encoder_is_one_folder_of_its_repository():
 
 
 def sizes(run):
-    """(how many checkpoints a run has, their bytes of tensors)."""
+    """(how many checkpoints a run has, the bytes of their files)."""
     folders = checkpoint.published(run)
-    headers = sum(8 + int.from_bytes(path.read_bytes()[:8], "little") for folder in folders for path in folder.glob("*.safetensors"))
-    return len(folders), sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors")) - headers
+    return len(folders), sum(path.stat().st_size for folder in folders for path in folder.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -312,8 +311,7 @@ def test_the_room_of_checkpoints_is_what_a_run_leaves(recipe, tmp_path, settings
     count, size = sizes(run)
     expected_count, expected = run_needs.checkpoints(open_config(recipe, settings))
     last = run_needs.checkpoints(open_config(recipe, [*settings, "stages=[]", "checkpoint.every_steps=null"]))[1] / 2
-    steps = 4 * 6 * 12  # AdamW counts the updates of each of six tensors, which are left out
-    assert expected_count == count and abs(expected - size - last) < steps * count
+    assert expected_count == count and expected - last == pytest.approx(size, rel=0.2)  # of a toy the manifest is most, and not exact
 
 
 def test_all_checkpoints_count_where_all_are_kept(recipe, tmp_path):
@@ -324,9 +322,10 @@ def test_all_checkpoints_count_where_all_are_kept(recipe, tmp_path):
 
 def test_post_hoc_averages_that_are_kept_of_deleted_checkpoints_count(recipe, tmp_path):
     settings = ["optim.ema={decay: 0.5, post_hoc: true}", "checkpoint.keep=1", "checkpoint.best=null", "stages=[]"]
-    values = 45  # of the toy
-    one = values * (4 + 2 * 4 + 3 * 4)
-    assert run_needs.checkpoints(open_config(recipe, settings)) == (1, 2 * one + 2 * values * 2 * 4)
+    one = run_needs.checkpoints(open_config(recipe, [*settings, "checkpoint.every_steps=null"]))[1] // 2
+    averages = 2 * 45 * 4  # bytes of the toy's values in two averages, without the headers of the files
+    count, size = run_needs.checkpoints(open_config(recipe, settings))
+    assert count == 1 and 2 * averages < size - 2 * one < 2 * (averages + 2 * 1_000)
 
 
 def test_too_little_room_for_checkpoints_or_downloads_is_told(recipe, hub, monkeypatch, capsys, tmp_path):
@@ -345,7 +344,7 @@ def test_too_little_room_for_checkpoints_or_downloads_is_told(recipe, hub, monke
 
 def test_checkpoints_that_are_there_take_no_more_room(recipe, monkeypatch, capsys, tmp_path):
     run = toy_family.train(recipe, tmp_path / "run")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_500))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=30_000))
     for folder, state in ((run, "ok "), (tmp_path / "new", "MEND")):
         line = only(doctor(recipe, monkeypatch, capsys, folder=folder)[1], " disk ")
         assert line.startswith(state) and ("of them there" in line) is (folder == run)

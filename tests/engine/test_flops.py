@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from plait.engine import flops
 from plait.engine.flops import Flops, Meter
 from plait.nn.losses import token_cross_entropy
+from plait.nn.weighted import weighted_cross_entropy
 
 
 def stack(*trains):
@@ -153,6 +154,13 @@ def test_logits_are_counted_where_there_is_a_target():
     with Flops() as flop:
         token_cross_entropy(hidden, head, torch.tensor([1, -100, 0, -100, 6])).sum()
     assert flop.total == 3 * 2 * 16 * 7 * 3  # three targets; forward, and a gradient for both factors
+
+
+def test_weighted_logits_are_counted_where_there_is_a_weight():
+    hidden, head = torch.randn(5, 16, requires_grad=True), torch.randn(7, 16, requires_grad=True)
+    with Flops() as flop:
+        weighted_cross_entropy(hidden, head, torch.tensor([1, 0, 0, 3, 6]), torch.tensor([1.0, 0.0, 0.5, 0.0, 0.2]))
+    assert flop.total == 3 * 2 * 16 * 7 * 3
 
 
 def test_a_batched_product_counts_the_length_of_its_inner_dimension():

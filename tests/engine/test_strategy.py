@@ -60,7 +60,7 @@ def test_what_fits_to_the_byte_fits(monkeypatch):
     for layout in (Layout("ddp", 16), Layout("hsdp", 16, 4, shard_frozen=False), Layout("hsdp", 16, 4)):
         need = memory(WEIGHTS, layout, Storage.of("fp32"), accumulating=False).total
         monkeypatch.setattr(strategy, "_STATE_FRACTION", 1.0)  # no rounding
-        monkeypatch.setattr(strategy, "_memory", lambda settings, ranks, need=need: need)
+        monkeypatch.setattr(strategy, "memory_of", lambda settings, ranks, need=need: need)
         assert choose(Distributed(), WEIGHTS, Storage.of("fp32"), Ranks(0, 16, torch.device("cpu")), accumulating=False)[0] == layout
 
 

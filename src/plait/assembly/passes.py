@@ -40,21 +40,30 @@ def _buckets(source: Source) -> list[str]:
 
 
 def announce(names: Sequence[str], order: Order | BucketOrder, steps: int, epochs: float | None) -> None:
-    """Log how often `steps` steps go through each source of a mixture. Warns of one never drawn, and of passes far from `epochs` >= 1.
+    """Log how often `steps` steps go through each source of a mixture, and the warnings of `warnings`."""
+    rows = zip(names, order.sizes, samples_drawn(order, steps), strict=True) if len(names) > 1 else ()
+    for name, size, samples in rows:
+        log.info(f"  {name:<18} {samples / size:,.2f} passes: {samples:,} samples drawn of {size:,}")
+    for line in warnings(names, order, steps, epochs):
+        log.warning(line)
 
-    Warns as well of steps that take more samples than there are.
+
+def warnings(names: Sequence[str], order: Order | BucketOrder, steps: int, epochs: float | None) -> list[str]:
+    """Return a warning for each source of a mixture that is never drawn, or whose passes are far from `epochs` >= 1.
+
+    And one of steps that take more samples than there are.
     """
-    samples, batch = sum(order.sizes), order.segments[-1].batch
-    if batch > samples:
-        log.warning(f"a step takes {batch:,} samples and there are {samples:,}, so each is in it more than once: lower train.global_batch")
+    total, batch, lines = sum(order.sizes), order.segments[-1].batch, []
+    if batch > total:
+        lines.append(f"a step takes {batch:,} samples and there are {total:,}, so each is in it more than once: lower train.global_batch")
     rows = zip(names, order.sizes, samples_drawn(order, steps), strict=True) if len(names) > 1 else ()
     for name, size, samples in rows:
         passes = samples / size
-        log.info(f"  {name:<18} {passes:,.2f} passes: {samples:,} samples drawn of {size:,}")
         if not samples:
-            log.warning(f"{name} gives no sample in the {steps:,} steps of this stage: raise its weight, or train longer, or remove it")
+            lines.append(f"{name} gives no sample in the {steps:,} steps of this stage: raise its weight, or train longer, or remove it")
         elif epochs is not None and epochs >= 1 > passes:
             cure = "an epoch of a mixture is as many samples as its sources hold together, drawn by weight"
-            log.warning(f"train.epochs is {epochs:g}, but {name} is not gone through once ({passes:.2f} passes): {cure}")
+            lines.append(f"train.epochs is {epochs:g}, but {name} is not gone through once ({passes:.2f} passes): {cure}")
         elif epochs is not None and passes > 4 * max(1, epochs):  # up to four, repeated data is nearly as good as new (arXiv 2305.16264)
-            log.warning(f"train.epochs is {epochs:g}, but {name} is gone through {passes:.2f} times: lower its weight, or add samples")
+            lines.append(f"train.epochs is {epochs:g}, but {name} is gone through {passes:.2f} times: lower its weight, or add samples")
+    return lines

@@ -18,7 +18,22 @@ from plait.errors import PlaitError
 
 GROUP = "plait.commands"
 """Entry points of this group name a module that has COMMANDS, such as `hello = words_family.hello`."""
-ORDER = ("train", "config", "prove", "eval", "export", "generate", "stages", "compare", "fork", "ckpt", "data", "doctor", "completion")
+ORDER = (
+    "train",
+    "config",
+    "plan",
+    "prove",
+    "eval",
+    "export",
+    "generate",
+    "stages",
+    "compare",
+    "fork",
+    "ckpt",
+    "data",
+    "doctor",
+    "completion",
+)
 """The order in which help lists the first words of verbs; others follow in alphabetical order, and those of other packages last."""
 GROUPS = {"ckpt": "look into checkpoints", "data": "look into data"}
 """The help of a first word that several verbs share, such as `data` of `plait data inspect`."""

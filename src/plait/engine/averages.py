@@ -204,8 +204,12 @@ def half_life_warning(rate: float, steps: int) -> str | None:
     reach = half_life(rate)
     if reach <= steps / _HALF_LIVES_IN_A_RUN:
         return None
-    fitting = 2 ** (-_HALF_LIVES_IN_A_RUN / steps)
     return (
         f"optim.ema.decay = {rate:g} has a half-life of {reach:,.0f} updates, more than a fifth of the {steps:,} steps: evaluations would "
-        f"measure old weights; use {math.floor(fitting * 1e6) / 1e6:g} or less"
+        f"measure old weights; use {fitting_decay(steps):g} or less"
     )
+
+
+def fitting_decay(steps: int) -> float:
+    """Return the largest decay, of six digits, whose half-life is a fifth of a run of `steps`."""
+    return math.floor(2 ** (-_HALF_LIVES_IN_A_RUN / steps) * 1e6) / 1e6

@@ -65,11 +65,17 @@ def _supervised(_: Tensor, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor,
     return (target_N >= 0).sum(dtype=torch.float64) * (2.0 * head_VD.numel() * (1 + _gradients(hidden_ND, head_VD)))
 
 
+def _weighted(_: Sequence[Tensor], hidden_ND: Tensor, head_VD: Tensor, __: Tensor, weight_N: Tensor) -> Tensor:
+    """Count the logits of positions with a weight, likewise."""
+    return (weight_N > 0).sum(dtype=torch.float64) * (2.0 * head_VD.numel() * (1 + _gradients(hidden_ND, head_VD)))
+
+
 _RULES: dict[str, Callable[..., float | Tensor]] = {
     **dict.fromkeys(("linear", "matmul", "__matmul__", "mm", "bmm", "grouped_mm", "_grouped_mm"), _matrices),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     "scaled_dot_product_attention": _attention,
     "token_cross_entropy": _supervised,
+    "weighted_cross_entropy": _weighted,
 }
 """FLOPs of a call, by the name of a torch function or of one that dispatches to `__torch_function__` itself."""
 

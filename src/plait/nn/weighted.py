@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 CHUNK_POSITIONS = 256
 
@@ -22,6 +23,9 @@ def weighted_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor,
     the second is the z-loss of PaLM (Chowdhery et al. 2022, section 5). Float32 scalars (float64 for float64 inputs). Without a weighted
     position both are exactly 0, with gradients of zero. Under autocast the products are computed in its dtype.
     """
+    if has_torch_function(factors := (hidden_ND, head_VD, target_N, weight_N)):  # a FLOP counter sees one product with its gradients
+        counted: tuple[Tensor, Tensor] = handle_torch_function(weighted_cross_entropy, factors, *factors)
+        return counted
     weighted = weight_N > 0
     hidden_ND, target_N, weight_N = hidden_ND[weighted], target_N[weighted], weight_N[weighted]
     device = hidden_ND.device.type

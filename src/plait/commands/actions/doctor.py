@@ -312,7 +312,7 @@ def room(resolved: Resolved, folder: Path, download: int) -> Iterator[Finding]:
     except PlaitError as error:
         yield Finding("disk", f"{gigabytes(_free(on))} free in {folder}; the size of checkpoints is not known: {error}")
         count = size = 0
-    there = sum(path.stat().st_size for path in folder.glob("stage-*/step-*/**/*.safetensors"))
+    there = sum(path.stat().st_size for path in folder.glob("stage-*/step-*/**/*") if path.is_file())
     together = on.stat().st_dev == cache.stat().st_dev
     if count:
         needed = max(0, size - there) + (download if together else 0)

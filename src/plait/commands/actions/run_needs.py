@@ -6,26 +6,18 @@ A Finding is the result of a check, with a `cure` if something is wrong; a Wante
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from plait.assembly import checkpoint_specs, hub_start
 from plait.assembly.data import open_data, open_training
 from plait.assembly.held_out import HeldOutData, benches
 from plait.commands.actions.findings import Finding
 from plait.commands.actions.hub_access import Wanted
-from plait.config import mixture
-from plait.config.resolved import Resolved, StageView
-from plait.config.schema import Evaluate, ModelSection, RunConfig, SourceEntry
-from plait.data.sources.open import KINDS
-from plait.engine import optim
+from plait.config.resolved import Resolved
+from plait.config.schema import Evaluate, ModelSection
 from plait.engine.checkpoints import checkpoint
-from plait.engine.precision import TYPES
 from plait.errors import PlaitError
 from plait.families import registry
-from plait.training.stage_plan import steps_of
-
-_FLOAT32 = 4
-_MOMENTS = 2  # of AdamW
+from plait.training.planning import checkpoint_size
+from plait.training.planning.entries import held_out_entries, on_hub, training_entries
 
 
 def names_hub(name: str) -> bool:
@@ -93,25 +85,10 @@ def _encoders(family: str, section: ModelSection, entry: Evaluate) -> list[str]:
     return [] if bench is None else [name for name in bench.needs(section) if not name.startswith("tiny")]
 
 
-def on_hub(entry: SourceEntry) -> bool:
-    """Return whether an item of `data.train` or `data.validation` is read from a dataset repository of the Hub."""
-    return entry.source == "datasets" and entry.path is None and entry.name is not None
-
-
-def _training(config: RunConfig) -> list[SourceEntry]:
-    """Return the sources that a stage trains on, those of its mixture included."""
-    if config.data.mixture is None:
-        return list(config.data.train)
-    return mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without, KINDS).entries
-
-
-def _held_out(config: RunConfig) -> list[SourceEntry]:
-    return [*config.data.validation_sources, *(source for entry in config.evaluate for source in entry.data)]
-
-
 def datasets(resolved: Resolved) -> list[Wanted]:
     """Return the Hub datasets that the run is trained or evaluated on, each once. Raises PlaitError for a mixture that cannot be read."""
-    entries = [entry for view in resolved.stages for entry in (*_training(view.config), *_held_out(view.config)) if on_hub(entry)]
+    configs = [view.config for view in resolved.stages]
+    entries = [entry for config in configs for entry in (*training_entries(config), *held_out_entries(config)) if on_hub(entry)]
     revisions = [None if entry.options.get("revision") is None else str(entry.options["revision"]) for entry in entries]
     named = zip(entries, revisions, strict=True)
     return list(dict.fromkeys(Wanted("data", str(entry.name), revision, None, "dataset", library=False) for entry, revision in named))
@@ -126,7 +103,7 @@ def data(resolved: Resolved) -> Iterator[Finding]:
     remote: set[str] = set()
     try:
         for config in (view.config for view in resolved.stages):
-            entries = _training(config)
+            entries = training_entries(config)
             remote |= {str(entry.name) for entry in entries if on_hub(entry)}
             if config.data.mixture is not None and not any(map(on_hub, entries)):
                 sources = open_training(config).sources
@@ -154,7 +131,7 @@ def bench_data(resolved: Resolved) -> Iterator[Finding]:
             benches(config, config.evaluate)
             held_out = HeldOutData(config)
             for entry in config.evaluate:
-                held = config.data.validation_sources if config.data.held_out_share is None else _training(config)
+                held = config.data.validation_sources if config.data.held_out_share is None else training_entries(config)
                 remote = any(map(on_hub, entry.data or ([] if ":" in entry.bench else held)))
                 taken.append(f"{entry.bench} " + ("on the Hub, not opened" if remote else f"{len(held_out.of(entry)[1]):,} samples"))
         except PlaitError as error:
@@ -169,45 +146,4 @@ def checkpoints(resolved: Resolved) -> tuple[int, int]:
 
     Builds the model on the meta device. Raises PlaitError if its sizes are not known, such as those of a Hub model that is not accessible.
     """
-    config = resolved.config
-    family = registry.load(config.family)
-    section = family.Config.model_validate(config.model)
-    with torch.device("meta"):
-        model = family.build(section, Path(config.run or "."), seed=0)
-    parts = family.components(model)
-    sizes = {name: value.numel() for part in parts.values() for name, value in part.items()}
-    ever: set[str] = set()
-    averaged: set[str] = set()
-    with_moments: set[str] = set()
-    total = count = largest = 0
-    for view in resolved.stages:
-        settings = view.config.optim
-        now = {name for part in optim.select(parts, view.config.trainable, family.never_trained).values() for name in part}
-        ever |= now
-        with_moments = now if settings.returning_moments == "reset" else with_moments | now
-        averaged = averaged | now if settings.ema is not None else set()
-        trained = TYPES[view.config.train.precision].trained.itemsize
-        weights, moments, average = (sum(sizes[name] for name in names) for names in (ever, with_moments, averaged))
-        averages = _FLOAT32 * average * optim.average_count(settings)
-        size = trained * weights + _MOMENTS * trained * moments + averages
-        kept, deleted = _kept(view)
-        left = 0 if settings.ema is None or not settings.ema.post_hoc else deleted * (averages - _FLOAT32 * average)
-        total, count, largest = total + kept * size + left, count + kept, max(largest, size)
-    return count, total + largest
-
-
-def _kept(view: StageView) -> tuple[int, int]:
-    """Return how many checkpoints a stage leaves at most, and how many it deletes.
-
-    The newest `checkpoint.keep` stay (0: all), and the best one. Where the steps are those of a dataset on the Hub, none is deleted, and of
-    "all" one is counted.
-    """
-    settings = view.config.checkpoint
-    limit = settings.keep + (settings.best is not None) if settings.keep else None
-    if view.config.train.steps is None and any(map(on_hub, _training(view.config))):
-        return limit or 1, 0
-    steps = steps_of(view)
-    intervals = [settings.every_steps, *(entry.every_steps for entry in view.config.evaluate if settings.best is not None)]
-    saved = {steps}.union(*(range(interval, steps, interval) for interval in intervals if interval is not None))
-    kept = len(saved) if limit is None else min(len(saved), limit)
-    return kept, len(saved) - kept
+    return checkpoint_size.needed(checkpoint_size.of_run(resolved))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import NamedTuple
 
 import torch
 
@@ -15,51 +16,68 @@ _STATE_FRACTION = 0.7
 _GB = 1e9
 
 
+class Place(NamedTuple):
+    """Where a stage runs: on so many `ranks`, of which `group` share one copy under hsdp, each with `memory` bytes."""
+
+    ranks: int
+    group: int
+    memory: float
+
+
 def choose(settings: Distributed, counts: ParameterCounts, storage: Storage, ranks: Ranks, *, accumulating: bool) -> tuple[Layout, str]:
-    """Choose how ranks divide a stage's state, by `distributed.strategy`; returns that layout, the same on every rank, and a log line.
+    """Choose how the present ranks divide a stage's state, as `decide` does for the smallest device.
+
+    The same on every rank. Raises PlaitError if `distributed.shard_size` does not fit.
+    """
+    group = shard_group(settings, ranks.size, int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size)))
+    place = Place(ranks.size, group, min(ranks.gather(memory_of(settings, ranks))))
+    return decide(settings, counts, storage, place, accumulating=accumulating)
+
+
+def decide(settings: Distributed, counts: ParameterCounts, storage: Storage, place: Place, *, accumulating: bool) -> tuple[Layout, str]:
+    """Choose how ranks divide a stage's state, by `distributed.strategy`; returns that layout and a log line.
 
     `counts`, `storage`: how many values train or are frozen, and the bytes of each. `auto` replicates the state if the smallest device can
-    hold it, else shards it. `accumulating`: steps have several micro-batches. Raises PlaitError if `distributed.shard_size` does not fit.
+    hold it, else shards it. `accumulating`: steps have several micro-batches.
     """
-    group = _shard_group(settings, ranks)
-    free = min(ranks.gather(_memory(settings, ranks))) * _STATE_FRACTION
+    free = place.memory * _STATE_FRACTION
 
     def total(layout: Layout) -> float:
         return memory(counts, layout, storage, accumulating=accumulating).total
 
-    replicated = Layout("ddp", ranks.size)
+    replicated = Layout("ddp", place.ranks)
     if settings.strategy == "ddp" or (settings.strategy == "auto" and total(replicated) <= free):
         reason = "as set" if settings.strategy == "ddp" else f"fits the {free / _GB:.3g} GB for it"
-        return replicated, f"ddp: {total(replicated) / _GB:.3g} GB of state on each of {ranks.size} ranks, {reason}"
+        return replicated, f"ddp: {total(replicated) / _GB:.3g} GB of state on each of {place.ranks} ranks, {reason}"
     if settings.strategy == "auto":
-        grouped = Layout("hsdp", ranks.size, group)
-        chosen = grouped if group < ranks.size and total(grouped) <= free else Layout("fsdp", ranks.size)
+        grouped = Layout("hsdp", place.ranks, place.group)
+        chosen = grouped if place.group < place.ranks and total(grouped) <= free else Layout("fsdp", place.ranks)
         reason = f"whole it would be {total(replicated) / _GB:.3g} GB, more than the {free / _GB:.3g} GB for it"
     else:
-        chosen = Layout(settings.strategy, ranks.size, group if settings.strategy == "hsdp" else None)
+        chosen = Layout(settings.strategy, place.ranks, place.group if settings.strategy == "hsdp" else None)
         reason = "as set"
     if settings.frozen != "shard":
         with_full_frozen = dataclasses.replace(chosen, shard_frozen=False)
         if settings.frozen == "replicate" or total(with_full_frozen) <= free:
             chosen = with_full_frozen
     frozen = f", frozen blocks {'cut too' if chosen.shard_frozen else 'whole on every rank'}" if counts.frozen + counts.paused else ""
-    size = f"{chosen.strategy}: {total(chosen) / _GB:.3g} GB of state on each of {ranks.size} ranks"
+    size = f"{chosen.strategy}: {total(chosen) / _GB:.3g} GB of state on each of {place.ranks} ranks"
     return chosen, f"{size}, cut over {chosen.shards}{frozen}: {reason}"
 
 
-def _shard_group(settings: Distributed, ranks: Ranks) -> int:
-    """Return how many ranks hold one copy together under hsdp: as set, or those of one node.
+def shard_group(settings: Distributed, ranks: int, per_node: int) -> int:
+    """Return how many of `ranks` ranks hold one copy together under hsdp: as set, or those of one node (`per_node`).
 
     Raises PlaitError when that does not divide the number of ranks.
     """
-    size = settings.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
-    if settings.strategy == "hsdp" and (ranks.size % size or size == 1):
-        fitting = [str(n) for n in range(2, ranks.size + 1) if ranks.size % n == 0]
-        raise PlaitError(f"distributed.shard_size is {size}, but {ranks.size} ranks make groups of {', '.join(fitting)}; set one of these")
-    return size if ranks.size % size == 0 else ranks.size
+    size = settings.shard_size or per_node
+    if settings.strategy == "hsdp" and (ranks % size or size == 1):
+        fitting = [str(n) for n in range(2, ranks + 1) if ranks % n == 0]
+        raise PlaitError(f"distributed.shard_size is {size}, but {ranks} ranks make groups of {', '.join(fitting)}; set one of these")
+    return size if ranks % size == 0 else ranks
 
 
-def _memory(settings: Distributed, ranks: Ranks) -> float:
+def memory_of(settings: Distributed, ranks: Ranks) -> float:
     """Return the bytes of memory that one rank has: as set, the GPU's, or its equal part of the machine's."""
     if settings.memory_gb is not None:
         return settings.memory_gb * _GB

@@ -1,0 +1,38 @@
+"""What `plait plan` asks of nanodit: a batch of the usual shapes without data, and learning rates that have worked."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from plait.families.nanodit.config import Config
+from plait.families.nanodit.inputs import Conditions, Example, Inputs
+
+_CELLS = 128
+"""Side of the latents assumed, in cells: 1,024 pixels with an encoder of stride 8."""
+_SMALL = 512
+"""Width below which a model is trained from scratch at the rate of small ones."""
+_TEXT = 64
+"""Text tokens assumed of a caption."""
+_RATE, _SMALL_RATE = 3e-4, 1e-3  # presets/production.yaml, presets/tiny.yaml
+_PARTS = ("embed", "text", "conditioning", "blocks", "final")
+
+
+def assumed_batch(config: Config, *, samples: int, tokens: int | None) -> dict[str, Tensor]:
+    """Return a batch of `samples` pictures of `model.image_size`, or latents of 128 x 128 cells, with captions of 64 tokens at most.
+
+    `tokens`: the longest caption, or None.
+    """
+    side = config.image_size if config.space == "pixels" else _CELLS
+    length = min(_TEXT, tokens or _TEXT)
+    text = torch.zeros(length, dtype=torch.int64) if config.text == "words" else torch.zeros(length, config.text_dim)
+    x0 = torch.zeros(config.channels, side, side)
+    conditions = Conditions(text, torch.zeros(config.image_dim) if config.image_dim else None)
+    example = Example(x0, x0, 0.5, conditions, "", mirrored=False)
+    return Inputs(config, Path(), max_tokens=tokens).collate([example] * samples)
+
+
+def usual_rates(config: Config) -> Mapping[str, float]:
+    """Return {component: peak learning rate}: 3e-4 as in the production preset, 1e-3 for models of a width below 512."""
+    return dict.fromkeys(_PARTS, _RATE if config.hidden >= _SMALL else _SMALL_RATE)

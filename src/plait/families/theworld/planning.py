@@ -1,0 +1,51 @@
+"""What `plait plan` asks of theworld: a batch of the usual shapes without data or tokenizer, and learning rates that have worked."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from plait.families.theworld import towers
+from plait.families.theworld.config import TINY, Config
+from plait.families.theworld.inputs import NO_LATENTS
+from plait.families.theworld.sequence import Kind, Span, fuse, pad_rows
+from plait.families.theworld.world import tokens_per_frame
+
+_TEXT = 128
+"""Text tokens assumed of a sample, half of them supervised: a question and a caption."""
+_MARKS = 6
+"""Tokens around turns and the image."""
+_RATES = {"projector": 1e-4, "vision": 5e-5, "language": 1e-5, "world": 5e-6}  # each part's first stage, configs/theworld/stages.yaml
+_TINY_RATE = 1e-3
+
+
+def assumed_batch(config: Config, *, samples: int, tokens: int | None) -> dict[str, Tensor]:
+    """Return a batch of `samples` conversations about one picture each, as `Inputs.collate` makes it.
+
+    A row has the world block, the picture's tokens and 128 of text, or so many that it is `tokens` long. Raises BadSample if the picture
+    and world alone are longer.
+    """
+    side, image_tokens = towers.image_sizes(config)
+    world = config.world
+    world_tokens = tokens_per_frame(world, towers.wan_config(config, world)["z_dim"]) * (1 + world.steps) if world else 0
+    fixed = 1 + (world_tokens + 2 if world_tokens else 0) + image_tokens + _MARKS
+    text = _TEXT if tokens is None else max(2, min(_TEXT, tokens - fixed))
+    spans = [
+        Span([0]),
+        Span([0] * image_tokens, Kind.IMAGE),
+        Span([0] * (_MARKS + text // 2)),
+        Span([0] * (text - text // 2), supervised=True),
+    ]
+    row = fuse(spans, world_tokens, pad_id=0, max_tokens=tokens)
+    batch = pad_rows([row] * samples, pad_id=0)
+    frames, width = (world.frames, world.image_size) if world else (0, 8)
+    batch["pixels"] = torch.zeros(samples, 3, side, side, dtype=torch.uint8)
+    batch["frames"] = torch.zeros(samples * frames, 3, width, width, dtype=torch.uint8)
+    batch["frame_counts"] = torch.tensor([frames] * samples if world else [], dtype=torch.int64)
+    batch["latent_counts"] = torch.zeros(len(batch["frame_counts"]), dtype=torch.int64)
+    return {**batch, "latents": NO_LATENTS, "cut": torch.zeros(samples, dtype=torch.int64)}
+
+
+def usual_rates(config: Config) -> Mapping[str, float]:
+    """Return {component: peak learning rate}: those of the four published stages, or 1e-3 for a model from random weights (tiny)."""
+    return dict.fromkeys(_RATES, _TINY_RATE) if config.base == TINY else _RATES

@@ -1,0 +1,108 @@
+"""Count the bytes of a run's checkpoints before there are any.
+
+They follow from the names, shapes and types of what each stage (part of a run) trains.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from plait import files
+from plait.assembly.model import ModelBundle
+from plait.config.resolved import Resolved, StageView
+from plait.engine import optim
+from plait.engine.precision import TYPES
+from plait.training.planning.entries import on_hub, training_entries
+from plait.training.planning.meta_model import meta_bundle
+from plait.training.stage_plan import steps_of
+
+_FLOAT32 = 4
+_DTYPE = {2: "BF16", 4: "F32"}
+_MANIFEST = 3_000
+"""Bytes of what a manifest.json holds besides the names of parameters: versions, totals, hashes, fingerprints of the data."""
+_ALIGNMENT = 8  # of a safetensors header, which is filled up with blanks
+
+
+class StageCheckpoints(NamedTuple):
+    """The checkpoints of a stage: `kept` at most, of `size` bytes each, and `left` bytes of averages that deleted ones leave behind."""
+
+    kept: int
+    size: int
+    left: int
+
+
+def of_run(resolved: Resolved) -> list[StageCheckpoints]:
+    """Return the checkpoints of each stage; the model is built on the meta device. Raises PlaitError if its sizes are not known."""
+    return of_stages(resolved, meta_bundle(resolved.config, Path(resolved.config.run or ".")))
+
+
+def of_stages(resolved: Resolved, bundle: ModelBundle) -> list[StageCheckpoints]:
+    """Return the checkpoints of each stage of a run whose model, with or without weights, is in `bundle`."""
+    components, family = bundle.components(), bundle.family
+    parameters = {name: value for part in components.values() for name, value in part.items()}
+    ever: set[str] = set()
+    averaged: set[str] = set()
+    with_moments: set[str] = set()
+    stages = []
+    for view in resolved.stages:
+        settings = view.config.optim
+        now = {name for part in optim.select(components, view.config.trainable, family.never_trained).values() for name in part}
+        ever |= now
+        with_moments = now if settings.returning_moments == "reset" else with_moments | now
+        averaged = averaged | now if settings.ema is not None else set()
+        trained = TYPES[view.config.train.precision].trained.itemsize
+        average = _file(parameters, averaged, [""], _FLOAT32) if averaged else 0
+        averages = average * optim.average_count(settings)
+        moments = _file(parameters, with_moments, [".exp_avg", ".exp_avg_sq"], trained, ".step")
+        kept, deleted = _kept(view)
+        left = 0 if settings.ema is None or not settings.ema.post_hoc else deleted * (averages - average)
+        beside = _manifest(parameters, ever) + len(resolved.yaml.encode())
+        stages.append(StageCheckpoints(kept, _file(parameters, ever, [""], trained) + moments + averages + beside, left))
+    return stages
+
+
+def needed(stages: Collection[StageCheckpoints]) -> tuple[int, int]:
+    """Return (the number of checkpoints of all stages, their bytes on the disk plus those of one more that is being written)."""
+    total = sum(stage.kept * stage.size + stage.left for stage in stages)
+    return sum(stage.kept for stage in stages), total + max((stage.size for stage in stages), default=0)
+
+
+def _file(parameters: Mapping[str, nn.Parameter], names: Collection[str], kinds: Sequence[str], itemsize: int, scalar: str = "") -> int:
+    """Return the bytes of a safetensors file with a tensor of each kind for each name: its values, and the header that lists them.
+
+    `itemsize`: bytes of a value; `scalar`: a kind besides, one float32 number for each name.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    values = 0
+    for name in sorted(names):
+        shape, count = list(parameters[name].shape), parameters[name].numel()
+        tensors = [(kind, _DTYPE[itemsize], shape, count * itemsize) for kind in kinds]
+        for kind, dtype, form, size in tensors + ([(scalar, _DTYPE[_FLOAT32], [], _FLOAT32)] if scalar else []):
+            header[name + kind] = {"dtype": dtype, "shape": form, "data_offsets": [values, values + size]}
+            values += size
+    return values + -(-len(json.dumps(header, separators=(",", ":"))) // _ALIGNMENT) * _ALIGNMENT + _ALIGNMENT
+
+
+def _manifest(names: Collection[str], ever: Collection[str]) -> int:
+    """Return about how many bytes a manifest.json takes, which lists all parameters once and those that were ever trained twice."""
+    return len(files.json_text({"names": sorted(names), "weights": sorted(ever), "trained": sorted(ever)})) + _MANIFEST
+
+
+def _kept(view: StageView) -> tuple[int, int]:
+    """Return how many checkpoints a stage leaves at most, and how many it deletes.
+
+    The newest `checkpoint.keep` stay (0: all), and the best one. Where the steps are those of a dataset on the Hub, none is deleted, and of
+    "all" one is counted.
+    """
+    settings = view.config.checkpoint
+    limit = settings.keep + (settings.best is not None) if settings.keep else None
+    if view.config.train.steps is None and any(map(on_hub, training_entries(view.config))):
+        return limit or 1, 0
+    steps = steps_of(view)
+    intervals = [settings.every_steps, *(entry.every_steps for entry in view.config.evaluate if settings.best is not None)]
+    saved = {steps}.union(*(range(interval, steps, interval) for interval in intervals if interval is not None))
+    kept = len(saved) if limit is None else min(len(saved), limit)
+    return kept, len(saved) - kept

@@ -1,0 +1,153 @@
+"""Judge the settings of a stage (part of a run) by what they mean, with the override that cures each finding."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from plait.assembly import passes
+from plait.config.conflicts import schedule_conflicts
+from plait.config.schema import Component
+from plait.engine import averages, schedule
+from plait.families.planning import planner
+from plait.training.planning.findings import Finding, Judge, Level
+from plait.training.planning.forecast import StageForecast
+from plait.training.planning.hardware import Hardware
+
+_LONG_WARMUP, _USUAL_WARMUP = 0.5, 0.05
+"""A warm-up of more than this share of a stage is told; and the share that is proposed."""
+SPARE = 0.95
+"""Part of a device's memory that a run can have; the rest is the driver's and the libraries'."""
+_RATE_FACTOR = 10.0 * (1 + 1e-9)
+"""A learning rate that is so many times another one is told."""
+
+
+def judge(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
+    """Yield what is to be said of a stage's settings. `findings` makes each."""
+    yield from _data(stage, findings)
+    yield from _schedule(stage, findings)
+    yield from _rates(stage, findings)
+    yield from _average(stage, findings)
+    yield from _plateau(stage, findings)
+    yield from _intervals(stage, findings)
+
+
+def _data(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
+    train = stage.view.config.train
+    if stage.plan is None:
+        reason = stage.faults["data"]
+        conflicts = schedule_conflicts(stage.view.config.optim, stage.steps)
+        if conflicts or reason.startswith("optim."):
+            yield findings.find("error", "schedule", reason, "optim.schedule.warmup", _USUAL_WARMUP)
+        else:
+            yield findings.find("advice" if ": not opened, " in reason else "error", "data", reason)
+        return
+    batch, samples = train.global_batch, sum(stage.plan.order.sizes)
+    for text in passes.warnings(stage.plan.data.names(), stage.plan.order, stage.plan.steps, train.epochs):
+        fitting = samples - samples % (train.micro_batch or 1) if batch > samples else 0
+        yield findings.find("warning", "data", text, "train.global_batch" if fitting else "", fitting)
+
+
+def _schedule(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
+    """Say where a warm-up takes most of the stage, so that it hardly trains at its rate."""
+    optim, steps = stage.view.config.optim if stage.plan is None else stage.plan.config.optim, stage.steps
+    if optim.schedule.units != "steps" or not steps:
+        return
+    for component in (None, *optim.components):
+        warmup = schedule.warmup_of(optim, component)
+        if warmup > _LONG_WARMUP * steps:
+            key = "optim.schedule" if component is None else f"optim.components.{component}"
+            text = f"the warm-up{'' if component is None else f' of {component}'} takes {warmup:,} of {steps:,} steps"
+            value = max(1, round(_USUAL_WARMUP * steps))
+            yield findings.find("warning", "schedule", f"{text}, so that most of the stage is below its rate", f"{key}.warmup_steps", value)
+
+
+def _rates(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
+    config = stage.view.config
+    family = planner(config.family)
+    usual: Mapping[str, float] = {} if family is None else family.usual_rates(findings.section)
+    for component, size in stage.sizes.items():
+        if not size.trained or component not in usual:
+            continue
+        own = config.optim.components.get(component, Component()).lr
+        rate = config.optim.lr if own is None else own
+        ratio = rate / usual[component]
+        if not 1 / _RATE_FACTOR < ratio < _RATE_FACTOR:
+            text = f"{component} trains at {rate:g}, {_times(ratio)} than the {usual[component]:g} with which it has been trained well"
+            yield findings.find("warning", "rate", text, f"optim.components.{component}.lr", usual[component])
+
+
+def fits(stage: StageForecast, hardware: Hardware, findings: Judge) -> Iterator[Finding]:
+    """Say where the stage's peak is more than the memory of a rank, with the first change that would make it fit."""
+    settings, peak = stage.view.config.distributed, stage.chosen.peak
+    memory = hardware.memory(settings)
+    if peak is None or peak <= memory * SPARE:
+        return
+    certain = hardware.gpu is not None or settings.memory_gb is not None or torch.cuda.is_available()
+    text = f"a rank holds {peak / 1e9:.1f} GB at its peak, and has {memory / 1e9:.1f} GB"
+    text += "" if certain else " on this machine; name the GPUs it is for, as --gpu H100"
+    level: Level = "error" if certain else "warning"
+    for other in stage.others:
+        if other.peak is not None and other.peak <= memory * SPARE:
+            same = other.layout.strategy == stage.chosen.layout.strategy
+            key, value = ("activation_checkpointing", other.checkpointing) if same else ("strategy", other.layout.strategy)
+            yield findings.find(level, "memory", text, f"distributed.{key}", value)
+            return
+    smaller = next((size for size in range(stage.micro_batch - 1, 0, -1) if _with_micro_batch(stage, size) <= memory * SPARE), None)
+    yield findings.find(level, "memory", text, "train.micro_batch" if smaller else "", smaller)
+
+
+def _with_micro_batch(stage: StageForecast, size: int) -> float:
+    """Return about the peak with micro-batches of `size`: what grows with them is taken to be proportional to their size."""
+    batch, step = stage.view.config.train.global_batch, stage.chosen.step
+    if step is None or batch % size:
+        return math.inf
+    return stage.chosen.state.total + (step.transient + step.batch) * size / stage.micro_batch
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.3g} times more" if ratio > 1 else f"{1 / ratio:,.3g} times less"
+
+
+def _average(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
+    ema, steps = stage.view.config.optim.ema, stage.steps
+    if ema is not None and steps and (text := averages.half_life_warning(ema.decay, steps)):
+        yield findings.find("warning", "average", text, "optim.ema.decay", averages.fitting_decay(steps))
+
+
+def _plateau(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
+    """Say where the rule that ends a stage early can never do so, or would at the first look."""
+    config, steps = stage.view.config, stage.steps
+    rule = config.train.plateau
+    if rule is None or not steps:
+        return
+    bench = rule.metric.partition("/")[0]
+    entries = [(i, entry) for i, entry in enumerate(config.evaluate) if entry.bench == bench]
+    looks = [(i, entry.every_steps) for i, entry in entries if entry.every_steps is not None]
+    if entries and not looks:
+        text = f"train.plateau looks at {rule.metric}, which is measured at the end of the stage only: the rule never ends it"
+        every = max(1, min(rule.patience_steps, steps) // 4)
+        yield findings.find("warning", "plateau", text, f"evaluate.{entries[0][0]}.every_steps", every)
+        return
+    first = max(rule.min_steps, min(rule.patience_steps, rule.window_steps))
+    if first >= steps:
+        text = f"train.plateau can end the stage from step {first:,} on, and it has {steps:,}: the rule never ends it"
+        yield findings.find("warning", "plateau", text, "train.plateau", None)
+    for i, every in looks:
+        if rule.patience_steps < 2 * every:
+            text = f"train.plateau waits {rule.patience_steps:,} steps and {rule.metric} is measured every {every:,}: one figure ends it"
+            yield findings.find("advice", "plateau", text, f"evaluate.{i}.every_steps", max(1, rule.patience_steps // 4))
+
+
+def _intervals(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
+    config, steps = stage.view.config, stage.steps
+    if not steps:
+        return
+    every = config.checkpoint.every_steps
+    if every is not None and every >= steps:
+        text = f"checkpoint.every_steps is {every:,} and the stage has {steps:,}: only its end is saved, and a kill before loses all"
+        yield findings.find("advice", "checkpoints", text, "checkpoint.every_steps", max(1, steps // 4))
+    for i, entry in enumerate(config.evaluate):
+        if entry.every_steps is not None and entry.every_steps >= steps:
+            text = f"{entry.title} is measured every {entry.every_steps:,} steps and the stage has {steps:,}: only at its end"
+            yield findings.find("advice", "evaluation", text, f"evaluate.{i}.every_steps", max(1, steps // 4))

@@ -1,0 +1,83 @@
+"""A micro-batch of a stage to plan with: the largest of its first steps, or one of usual shapes without data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plait.assembly.model import ModelBundle
+from plait.config.schema import RunConfig
+from plait.data.loading.loader import Loader
+from plait.engine import micro_batch
+from plait.engine.loss import Loss, weights_of
+from plait.engine.schedule import TOKENS
+from plait.errors import BadSample, PlaitError
+from plait.families.planning import planner
+from plait.training.planning.meta_model import without_downloads
+from plait.training.probes import probed_steps
+from plait.training.stage_plan import StagePlan
+
+Batch = Mapping[str, Any]
+_TYPICAL = 4
+"""Micro-batches, evenly spaced among all by size, of which the FLOPs are counted."""
+
+
+@dataclass(frozen=True)
+class StageBatch:
+    """`largest`: the micro-batch that takes the most memory; `typical`: some whose mean is about that of all, with their samples.
+
+    `samples`, `tokens`: of all that were looked at; tokens None where the family counts none. `assumed`: there was no data to look at, and
+    why; None for the run's own samples.
+    """
+
+    largest: Batch
+    typical: Sequence[tuple[Batch, int]]
+    samples: int
+    tokens: float | None
+    assumed: str | None = None
+
+    @property
+    def tokens_per_sample(self) -> float | None:
+        """Return the mean number of tokens of a sample, or None where the family counts none."""
+        return None if self.tokens is None else self.tokens / self.samples
+
+
+def of_data(plan: StagePlan, bundle: ModelBundle, ranks: int) -> StageBatch:
+    """Read the samples of the stage's first steps, about 64, as the first of `ranks` ranks. Raises PlaitError if they cannot be used."""
+    with without_downloads():
+        inputs = bundle.inputs(plan.config, train=True)
+    _, stop_step = probed_steps(plan, 0)
+    loader = Loader(
+        plan.data.sources,
+        plan.order,
+        inputs,
+        seed=plan.data_seed,
+        world_size=ranks,
+        micro_batch=plan.micro_batch(ranks),
+        workers=0,
+        stop_step=stop_step,
+    )
+    with loader:
+        micros = [micro for step in loader for micro in step.micro if not micro.padding]
+    if not micros:
+        raise PlaitError("the stage's first steps have no samples for this rank")
+    batches = sorted(((micro.batch, len(micro.ids)) for micro in micros), key=lambda pair: micro_batch.size(pair[0]))
+    count = min(_TYPICAL, len(batches))
+    typical = [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
+    tokens = _tokens(plan.loss, [batch for batch, _ in batches])
+    return StageBatch(batches[-1][0], typical, sum(samples for _, samples in batches), tokens)
+
+
+def assumed(config: RunConfig, bundle: ModelBundle, loss: Loss, micro_batch_size: int, reason: str) -> StageBatch:
+    """Return a batch of the family's usual shapes. Raises PlaitError if the family tells none, or none fits `data.max_tokens`."""
+    family = planner(config.family)
+    if family is None:
+        raise PlaitError(f"family {config.family!r} has no module planning, which would tell its usual shapes")
+    try:
+        batch = family.assumed_batch(bundle.section, samples=micro_batch_size, tokens=config.data.max_tokens)
+    except BadSample as error:
+        raise PlaitError(f"no sample of the usual shapes fits: {error}") from error
+    return StageBatch(batch, [(batch, micro_batch_size)], micro_batch_size, _tokens(loss, [batch]), reason)
+
+
+def _tokens(loss: Loss, batches: Sequence[Batch]) -> float | None:
+    return sum(float(weights_of(loss, batch)[TOKENS]) for batch in batches) if TOKENS in loss.counts else None

@@ -1,0 +1,60 @@
+"""A family's module `planning`: batches of the usual shapes that its own loss takes, and learning rates of its components."""
+
+import math
+import sys
+
+import pytest
+
+from plait.engine.loss import sums_of, weights_of
+from plait.errors import PlaitError
+from plait.families import registry
+from plait.families.planning import planner
+
+TINY = {
+    "theworld": {"base": "tiny"},
+    "molmo": {"language": "debug"},
+    "nanodit": {"space": "pixels", "depth": 1, "hidden": 32, "heads": 2, "text": "words", "text_dim": 16, "image_dim": 0},
+}
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("tokens", [None, 200])
+def test_an_assumed_batch_is_one_that_the_loss_takes(family, tokens, tmp_path):
+    members, section = registry.load(family), registry.model_config(family).model_validate(TINY[family])
+    model, loss = members.build(section, tmp_path, seed=0), members.Loss(section)
+    batch = planner(family).assumed_batch(section, samples=2, tokens=tokens)
+    assert len(batch["cut"]) == 2 and all(math.isfinite(float(value.detach())) for value in sums_of(loss, model, batch).values())
+    weights = weights_of(loss, batch)
+    assert all(float(weights[term]) > 0 for term, factor in loss.coefficients.items() if factor)
+    if tokens is not None and "tokens" in loss.counts:
+        assert float(weights["tokens"]) <= 2 * tokens
+
+
+def test_usual_rates_are_of_components_that_may_train(tmp_path):
+    for family, section in TINY.items():
+        members, made = registry.load(family), registry.model_config(family).model_validate(section)
+        components = set(members.components(members.build(made, tmp_path, seed=0))) - members.never_trained
+        assert components <= set(planner(family).usual_rates(made))
+
+
+def test_the_published_models_have_other_rates_than_tiny_ones():
+    rates = {family: planner(family).usual_rates(registry.model_config(family).model_validate({})) for family in ("theworld", "molmo")}
+    assert rates["theworld"] == {"projector": 1e-4, "vision": 5e-5, "language": 1e-5, "world": 5e-6}
+    assert rates["molmo"] == {"connector": 2e-4, "vision": 6e-6, "language": 2e-5}
+
+
+def test_a_family_without_the_module_has_no_planner_and_a_wrong_one_is_told(tmp_path, monkeypatch):
+    folder = tmp_path / "words_family"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "config.py").write_text("from plait.config.schema import ModelSection\n\n\nclass Config(ModelSection):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "packages", lambda: {"words": "words_family"})
+    try:
+        assert planner("words") is None
+        (folder / "planning.py").write_text("def assumed_batch(config, *, samples):\n    return {}\n")
+        with pytest.raises(PlaitError, match=r"family 'words' \(words_family.planning\) does not fulfil the contract: .*usual_rates"):
+            planner("words")
+    finally:
+        for name in [name for name in sys.modules if name.startswith("words_family")]:
+            del sys.modules[name]
