@@ -10,6 +10,7 @@ from plait.assembly.checked_configuration import open_checked, open_run_config
 from plait.assembly.configuration import open_config
 from plait.assembly.data import open_training
 from plait.config import mixture
+from plait.config import resolved as settings
 from plait.config.data_paths import has_moved
 from plait.config.source_rules import unknown_kind
 from plait.data.sources.open import KINDS
@@ -175,3 +176,40 @@ def test_a_leading_tilde_in_the_model_is_the_home_directory(tmp_path, monkeypatc
 @pytest.mark.parametrize(("kind", "meant"), [("CSV", "datasets"), ("parquet", "datasets"), ("llava", "jsonl"), ("webdataset", "shards")])
 def test_a_kind_by_another_name_is_told_what_is_meant(kind, meant):
     assert unknown_kind(kind, KINDS).endswith(f"got {kind!r}: did you mean {meant!r}?")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("run=$UNSET/x", "command line: run: $UNSET/x"),
+        ("run=runs/a-${UNSET}", "command line: run: runs/a-${UNSET}"),
+        ("from=$UNSET/run@best", "command line: from: $UNSET/run@best"),
+        ("model.base=$UNSET/gemma", "command line: model.base: $UNSET/gemma"),
+        ("model.world.source=${UNSET}", "command line: model.world.source: ${UNSET}"),
+        ("data.train.0.path=$UNSET/a.jsonl", "$UNSET/a.jsonl"),
+        ("data.train.0.options.images=$UNSET", "$UNSET"),
+        ("data.validation=[{source: shards, path: '/x/${UNSET}/{0..3}.tar'}]", "/x/${UNSET}/{0..3}.tar"),
+        ("data.cache=$UNSET/cache", "$UNSET/cache"),
+        ("data.root=$UNSET", "$UNSET"),
+        ("data.mixture=$UNSET/mix.yaml", "$UNSET/mix.yaml"),
+    ],
+)
+def test_a_variable_that_is_not_set_is_named_before_anything_is_written(project, tmp_path, monkeypatch, capsys, setting, said):
+    monkeypatch.delenv("UNSET", raising=False)
+    monkeypatch.setenv("PLAIT_CACHE", str(tmp_path / "cache"))
+    text = "data: {train: [{source: jsonl, path: ../data/a.jsonl}]}\n".replace("data: {train", "data: {workers: 0, train")
+    path = project(text if "mixture" not in setting else "")
+    assert cli.main(["train", path, f"--{setting}"]) == 2
+    assert f"{said} needs the environment variable UNSET, which is not set\n" in capsys.readouterr().err
+    assert {file.name for file in tmp_path.iterdir()} - {"cache"} == {"configs", "data"}
+
+
+def test_a_variable_that_is_set_is_filled_in_where_the_run_and_the_model_lie(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    path = project("run: $SCRATCH${SCRATCH}-x\nfrom: $SCRATCH/old@best\ndata: {train: [{source: scenes}], cache: $SCRATCH/cache}\n")
+    config = open_config(path, ["model.base=$SCRATCH/gemma", "model.system=it costs $5"]).config
+    scratch = f"{tmp_path}/scratch"
+    assert (config.run, config.from_) == (f"{scratch}{scratch}-x", f"{scratch}/old@best")
+    assert config.model["base"] == f"{scratch}/gemma"
+    assert (settings.folder(config.data.cache), config.data.cache) == (tmp_path / "scratch/cache", "$SCRATCH/cache")
+    assert config.model["system"] == "it costs $5"

@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from PIL import Image
 from plait.config.schema import SourceEntry
 from plait.data.sources.dataset import UserDataset
 from plait.data.sources.open import open_source
-from plait.errors import BadSample, PlaitError
+from plait.engine.monitoring.signals import Signals
+from plait.errors import BadSample, PlaitError, sample_errors
 
 CODE = """
 import numpy as np
@@ -115,3 +118,60 @@ def test_wrong_names_and_options_are_told(code):
 def test_what_is_no_sample_is_a_bad_sample(code, index, line):
     with pytest.raises(BadSample, match=line):
         made(code, "Loose")[index]
+
+
+ENDING = """
+import multiprocessing, os, sys
+class Loads:
+    def load(self): ENDS
+    def get(self, idx, rng): return {}
+class Gets:
+    def load(self): return [1, 2]
+    def get(self, idx, rng):
+        ENDS
+        return {}
+class Starts:
+    def load(self): return [1]
+    def get(self, idx, rng):
+        child = multiprocessing.get_context("fork").Process(target=os._exit, args=(7,))
+        child.start()
+        child.join()
+        return {"messages": [{"role": "assistant", "content": str(child.exitcode)}]}
+"""
+ENDS = {
+    "os._exit(3)": "it calls os._exit(3) (ends.py:{line})",
+    "raise KeyboardInterrupt": "it raises KeyboardInterrupt (ends.py:{line})",
+    "sys.exit(3)": "SystemExit: 3",
+}
+
+
+@pytest.mark.parametrize(("statement", "said"), ENDS.items())
+def test_a_class_that_wants_to_end_the_process_does_not(tmp_path, statement, said):
+    (tmp_path / "ends.py").write_text(ENDING.replace("ENDS", statement))
+    with Signals():  # as in a run: Ctrl-C sets a flag
+        with pytest.raises(PlaitError) as told:
+            made(tmp_path / "ends.py", "Loads")
+        assert str(told.value) == f"{tmp_path}/ends.py:Loads: load() failed: {said.format(line=4)}"
+        entry = SourceEntry(source="dataset", name=f"{tmp_path}/ends.py:Gets")
+        with pytest.raises(BadSample) as bad, sample_errors:
+            open_source(entry, seed=0, split="train")[1]
+        assert str(bad.value).startswith(said.format(line=9))
+
+
+def test_ctrl_c_while_a_class_is_called_outside_of_a_run_is_no_bad_sample(tmp_path):
+    (tmp_path / "ends.py").write_text(ENDING.replace("ENDS", "raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "ends.py", "Gets")[0]
+
+
+def test_a_process_that_a_class_starts_may_end(tmp_path):
+    (tmp_path / "ends.py").write_text(ENDING.replace("ENDS", "pass"))
+    assert made(tmp_path / "ends.py", "Starts")[0]["messages"][0]["content"] == "7"
+
+
+def test_a_run_whose_class_ends_the_process_says_so_in_one_line(tmp_path):
+    (tmp_path / "ends.py").write_text(ENDING.replace("ENDS", "os._exit(0)"))
+    recipe = "family: theworld\npreset: tiny\ntrainable: [projector]\ndata: {train: [{source: dataset, name: 'ends.py:Loads'}]}\n"
+    (tmp_path / "c.yaml").write_text(recipe + "train: {steps: 1}\n")
+    done = subprocess.run([sys.executable, "-m", "plait", "train", "c.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, f"plait: {tmp_path}/ends.py:Loads: load() failed: it calls os._exit(0) (ends.py:4)\n")

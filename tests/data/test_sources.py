@@ -138,6 +138,23 @@ def test_images_of_lines_may_lie_elsewhere_or_inside(tmp_path):
     assert [source[i]["images"] for i in range(2)] == [[picture(1)], [picture(2)]]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "datasets"])
+def test_a_picture_named_by_a_file_address_is_read_below_the_sources_folder(tmp_path, kind):
+    if kind == "datasets":
+        pytest.importorskip("datasets")
+    (tmp_path / "a b.png").write_bytes(picture(1))
+    names = [f"file://{tmp_path}/a%20b.png", f"file://localhost{tmp_path}/a b.png", "https://x/y.png"]
+    path = tmp_path / ("a.jsonl" if kind == "jsonl" else "a.csv")
+    if kind == "jsonl":
+        write_lines(path, [{"image": name, "caption": "x"} for name in names])
+    else:
+        path.write_text("image,caption\n" + "".join(f"{name},x\n" for name in names))
+    source = opened(kind, path)
+    assert [source[i]["images"] for i in range(2)] == [[picture(1)]] * 2
+    with pytest.raises(BadSample, match=r"the image https://x/y\.png is on the network; download it first"):
+        source[2]
+
+
 @pytest.mark.parametrize(
     ("record", "words"),
     [
@@ -146,6 +163,8 @@ def test_images_of_lines_may_lie_elsewhere_or_inside(tmp_path):
             r"cannot read .*none\.png.: No such file or directory; where images are not relative to .*set options: {images: FOLDER}$",
         ),
         ('{"image": "https://x/y.png"}', "is on the network; download it first"),
+        ('{"image": "file://host/y.png"}', "names no file of this machine: write file:///FOLDER/NAME, or the path alone"),
+        ('{"image": "file:///etc/passwd"}', r"the path 'file:///etc/passwd' leaves the folder .*; options {outside: true} allows it"),
         ('{"image": 5}', "an image is named by a path, not by a number"),
         ('{"image": "data:image/png;base64,???"}', "broken data: address"),
         ("{", "a.jsonl:2 is not JSON"),

@@ -11,33 +11,47 @@ from dataclasses import replace
 from glob import escape, iglob
 from pathlib import Path
 
+from plait.config import secrets
 from plait.config.nodes import COMMAND_LINE, Node
 from plait.config.source_rules import SourceRules
 from plait.errors import PlaitError
-from plait.files import expanded
 
 _FOLDERS: tuple[tuple[str, ...], ...] = (("data", "root"), ("data", "cache"))
 _LISTS: tuple[tuple[str, ...], ...] = (("data", "train"), ("data", "validation"), ("evaluate", "*", "data"))
 _MIXTURES = (".yaml", ".yml", ".json")
+_BEGINS_WITH_VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})(?:/|$)")
 _BRACE = re.compile(r"(?<!\$)\{[^{}]*\}")
 _CLASS_IN_FILE = re.compile(r"(.+\.py)(:\w+)")
 
 
-def expand_home(tree: Node) -> Node:
-    """Return a configuration's tree with the home directory in place of a leading ~ in `run`, `from` and the strings of `model`.
+def expand(tree: Node) -> Node:
+    """Return a configuration's tree with a leading ~ and `$NAME`s filled in, in `run`, `from` and `model`.
 
-    Paths of data are expanded where they are opened, so that a run's saved configuration fits another machine.
+    Of `model` these are the strings that begin so. Paths of data are expanded where they are opened, so that a run's saved configuration fits another machine. Raises PlaitError for a
+    variable that is not set.
     """
 
-    def expand(node: Node) -> Node:
+    def filled(node: Node) -> Node:
         if isinstance(node.value, dict):
-            return replace(node, value={key: expand(child) for key, child in node.value.items()})
-        return replace(node, value=str(expanded(node.value))) if isinstance(node.value, str) and node.value.startswith("~/") else node
+            return replace(node, value={key: filled(child) for key, child in node.value.items()})
+        begins = isinstance(node.value, str) and (node.value.startswith("~/") or _BEGINS_WITH_VARIABLE.match(node.value))
+        return _filled_in(node) if begins else node
+
+    def anywhere(node: Node) -> Node:
+        return _filled_in(node) if isinstance(node.value, str) and ("$" in node.value or node.value.startswith("~/")) else node
 
     for above in ((), ("stages", "*")):
-        for keys in (("run",), ("from",), ("model",)):
-            tree = _change(tree, (*above, *keys), expand)
+        for keys, change in ((("run",), anywhere), (("from",), anywhere), (("model",), filled)):
+            tree = _change(tree, (*above, *keys), change)
     return tree
+
+
+def _filled_in(node: Node) -> Node:
+    """Return a path with ~ and variables filled in. Raises PlaitError, with file and line, for a variable that is not set."""
+    try:
+        return replace(node, value=str(secrets.filled_in(node.value)))
+    except PlaitError as error:
+        raise PlaitError(f"{node.location}: {node.path}: {error}") from None
 
 
 def resolve(tree: Node, kinds: Mapping[str, SourceRules], base: Path | None = None) -> Node:

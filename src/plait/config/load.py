@@ -68,7 +68,7 @@ def load_config(
     tree = _trial(tree, run_folder) if run_folder else tree
     secrets.refuse(tree)
     reading.refuse_unwritable(tree)
-    tree = data_paths.expand_home(tree)
+    tree = data_paths.expand(tree)
     tree = data_paths.resolve(tree, sources, Path.cwd() if translation.dialect else data_base)
     config, views = _validated(tree, section, sources)
     absent = section.model_validate(config.model).absent() if section is not None else {}

@@ -10,8 +10,8 @@ from typing import Any
 
 from plait.config.nodes import dotted, leaves
 from plait.config.schema import RunConfig
+from plait.config.secrets import filled_in
 from plait.config.translation import TranslatedKey
-from plait.files import expanded
 
 ABSENT = "(absent)"
 """Stands for the value of a key that a configuration does not have."""
@@ -52,8 +52,11 @@ def keeps_ledger(stages: Sequence[StageView], stage: RunConfig) -> bool:
 
 
 def folder(text: str | None) -> Path | None:
-    """Return a setting that names a folder as a Path with a leading ~ expanded; None if it is not set."""
-    return None if text is None else expanded(text)
+    """Return a setting that names a folder as a Path with a leading ~ and each `$VARIABLE` filled in.
+
+    None if the setting is None. Raises PlaitError for a variable that is not set.
+    """
+    return None if text is None else filled_in(text)
 
 
 def dump(config: RunConfig) -> dict[str, Any]:

@@ -100,11 +100,20 @@ def without_secrets(text: str) -> str:
     return _WEB_QUERY.sub(r"\1", _ANY_USER.sub("", text))
 
 
+def unset_in(written: str) -> str | None:
+    """Return the name of the first environment variable in a text, `$NAME` or `${NAME}`, that is not set; None without one."""
+    names = (variable.strip("${}") for variable in _VARIABLE.findall(written))
+    return next((name for name in names if name not in os.environ), None)
+
+
 def filled_in(written: str) -> Path:
     """Return a path on disk with `~` and each `$VARIABLE` filled in; from then on `masked` puts the variables back into texts.
 
-    A variable that is not set stays as it is written. What was filled in is kept in this module, for the whole process.
+    What was filled in is kept in this module, for the whole process. Raises PlaitError for a variable that is not set, unless there is a
+    file or folder of this very name.
     """
+    if (name := unset_in(written)) and not expanded(written).exists():
+        raise PlaitError(f"{without_secrets(written)} needs the environment variable {name}, which is not set")
     path = expanded(os.path.expandvars(written))
     steps = written.split("/")
     held = [number for number, step in enumerate(steps) if _VARIABLE.search(step)]

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from glob import glob
 from pathlib import Path
+from urllib.parse import unquote
 
 from plait.config import secrets
 from plait.data import splits
@@ -31,7 +32,7 @@ _PACKED_TAR = (".tgz", ".tbz2", ".txz")
 def local(path: str) -> Path:
     """Return a path on disk with `~` and `$VARIABLE` filled in and file:// removed.
 
-    A variable that is not set stays. Later messages and records show the variables' names in place of their values.
+    Later messages and records show the variables' names in place of their values. Raises PlaitError for a variable that is not set.
     """
     return secrets.filled_in(path.removeprefix("file://"))
 
@@ -113,12 +114,12 @@ def read_image(root: Path, name: str, *, anywhere: bool) -> bytes:
 
 
 def inside(root: Path, name: str, *, anywhere: bool, links: bool = False) -> Path:
-    """Return the path of the file `name` that a record names, relative to `root` or absolute. Raises BadSample if it is not below `root`.
+    """Return the path of the file `name` that a record names, relative to `root`, absolute or file://. Raises BadSample outside of `root`.
 
     Downloaded data must not point to other files of the machine. `anywhere`: allow any path. `links`: allow symbolic links that lead out
     of `root`, for a folder that the user has put together. The blobs of a Hub cache, to which its files link, count as inside.
     """
-    path, base = os.path.normpath(root / name), os.path.normpath(root)
+    path, base = os.path.normpath(root / _without_scheme(name)), os.path.normpath(root)
     if path == base:
         raise BadSample(f"the path {name!r} names no file")
     if anywhere:
@@ -128,6 +129,22 @@ def inside(root: Path, name: str, *, anywhere: bool, links: bool = False) -> Pat
     if not links and "\0" not in path and not any(_below(os.path.realpath(path), folder) for folder in _real_folders(base)):
         raise BadSample(f"the path {name!r} leaves the folder {base} by a link; options {{outside: true}} allows it")
     return Path(path)
+
+
+def _without_scheme(name: str) -> str:
+    """Return the path in a file:// address, its %20 and the like read, and any path as it is.
+
+    Raises BadSample for other addresses, and for a file:// one that names a machine, or no absolute path.
+    """
+    scheme, mark, rest = name.partition("://")
+    if not mark:
+        return name
+    if scheme != "file":
+        raise BadSample(f"the image {name} is on the network; download it first, and name the file in its place")
+    path = rest.removeprefix("localhost")
+    if not path.startswith("/"):
+        raise BadSample(f"{name} names no file of this machine: write file:///FOLDER/NAME, or the path alone")
+    return path if Path(path).exists() else unquote(path)
 
 
 def _below(path: str, folder: str) -> bool:

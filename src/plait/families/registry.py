@@ -19,8 +19,8 @@ from pydantic import BaseModel
 from plait.config import plugins
 from plait.config.messages import section_faults
 from plait.config.schema import ModelSection
+from plait.config.secrets import filled_in
 from plait.errors import PlaitError
-from plait.files import expanded
 
 if TYPE_CHECKING:
     from plait.engine.evaluation import Benches
@@ -132,7 +132,7 @@ def mixture(family: str, name: str) -> Path:
 
     Raises PlaitError if there is none.
     """
-    path = expanded(name)
+    path = filled_in(name)
     if path.suffix in (".yaml", ".yml", ".json"):
         return path
     folder = _folder(family) / "mixtures"

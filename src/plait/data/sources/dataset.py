@@ -6,17 +6,21 @@ text) and `messages` of {"role", "content"}, or several `annotations` of them; `
 a numpy RandomState that only depends on the run's seed, the sample and its epoch.
 """
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
 import inspect
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sized
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import xxhash
@@ -89,10 +93,12 @@ class UserDataset(Source):
     def draw(self, index: int, sample_key: int) -> Sample:
         """Return sample `index` from the user's `get`, called with an `rng` seeded by the 64-bit `sample_key`.
 
-        Raises BadSample if `get` returns no dict, no messages or an unreadable image; what `get` itself raises is passed on.
+        Raises BadSample if `get` returns no dict, no messages or an unreadable image, or wants to end the process; what else `get` raises
+        is passed on.
         """
         random = np.random.RandomState(np.random.Philox(key=sample_key))
-        row = self._object.get(index, random)
+        with _ending_nothing():
+            row = self._object.get(index, random)
         where = f"{self.name}[{index}]"
         if not isinstance(row, Mapping):
             raise BadSample(f"{where}: get() returned a {type(row).__name__}, not a dict with `image` and `messages`")
@@ -164,11 +170,54 @@ def _constructor_arguments(cls: Any, spec: str, split: str, options: Mapping[str
 def _call(what: str, run: Callable[[], T]) -> T:
     """Return `run()`, a call of the user's code; any exception becomes a PlaitError of one line, which names `what` failed."""
     try:
-        return run()
+        with _ending_nothing():
+            return run()
+    except BadSample as error:
+        raise PlaitError(f"{what} failed: {error}") from error
     except PlaitError:
         raise
-    except Exception as error:  # whatever it is, it is the user's code that must be mended
+    except (Exception, SystemExit) as error:  # whatever it is, it is the user's code that must be mended
         raise PlaitError(f"{what} failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+
+
+_called = threading.local()
+"""`by`: the process in which this thread runs a user's code at the moment, by its id."""
+_end_process = os._exit
+
+
+class _Exit(SystemExit):
+    """Raised by a call of os._exit in a user's code; its text has the call."""
+
+
+@contextlib.contextmanager
+def _ending_nothing() -> Iterator[None]:
+    """Run the block, a user's code, so that it ends no process: raises BadSample where it calls os._exit, or raises KeyboardInterrupt.
+
+    A KeyboardInterrupt that may come of Ctrl-C is passed on; in a run, whose Ctrl-C only sets a flag, none may.
+    """
+    os._exit = _exit
+    before, _called.by = getattr(_called, "by", None), os.getpid()
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        pressed = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if pressed:
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise BadSample(f"it raises KeyboardInterrupt ({Path(frame.filename).name}:{frame.lineno})") from error
+    except _Exit as error:
+        raise BadSample(str(error)) from error
+    finally:
+        _called.by = before
+
+
+def _exit(status: int) -> NoReturn:
+    """Do what os._exit does, but raise _Exit where a user's code calls it: neither plait itself, nor a process that this code started."""
+    caller = sys._getframe(1)
+    own = str(caller.f_globals.get("__name__")).partition(".")[0] in ("plait", "multiprocessing")
+    if not own and getattr(_called, "by", None) == os.getpid():
+        raise _Exit(f"it calls os._exit({status}) ({Path(caller.f_code.co_filename).name}:{caller.f_lineno})")
+    _end_process(status)
 
 
 def _encode(image: object, where: str) -> bytes:

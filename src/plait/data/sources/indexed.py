@@ -166,7 +166,7 @@ class IndexedRecords:
     def _frames(self, value: object) -> list[bytes]:
         """Return the encoded frames of a clip: the pictures of a list, or those of a folder or video that one path names."""
         cells = picture_cells(value)
-        if len(cells) == 1 and isinstance(cells[0], str) and self.root is not None and "://" not in cells[0]:
+        if len(cells) == 1 and isinstance(cells[0], str) and self.root is not None:
             clip = paths.inside(self.root, cells[0], anywhere=self.outside)
             if clips.is_clip(clip):
                 return clips.read_clip(clip, IMAGE_KINDS)
@@ -179,7 +179,7 @@ class IndexedRecords:
             raise BadSample(f"an image is named by a path, not by {kind_of(value)}")
         if address.startswith("data:"):
             return _decode_data_url(address)
-        if "://" in address:
+        if "://" in address and not address.startswith("file://"):
             raise RemotePicture.at(address, fields)
         if self.root is None:
             raise BadSample(f"an image is a path, {address!r}, and this dataset has no folder: set options {{images: FOLDER}}")
