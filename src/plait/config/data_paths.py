@@ -27,8 +27,8 @@ _CLASS_IN_FILE = re.compile(r"(.+\.py)(:\w+)")
 def expand(tree: Node) -> Node:
     """Return a configuration's tree with a leading ~ and `$NAME`s filled in, in `run`, `from` and `model`.
 
-    Of `model` these are the strings that begin so. Paths of data are expanded where they are opened, so that a run's saved configuration fits another machine. Raises PlaitError for a
-    variable that is not set.
+    Of `model` these are the strings that begin so. Paths of data are expanded where they are opened, so that a run's saved configuration
+    fits another machine. Raises PlaitError for a variable that is not set.
     """
 
     def filled(node: Node) -> Node:
