@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
 from torch import nn
 from transformers import Gemma3ForConditionalGeneration
 
@@ -37,8 +36,9 @@ from plait.families.theworld import family, towers
 from plait.families.theworld.config import Config
 from plait.families.theworld.loss import Loss
 from plait.families.theworld.model import TheWorld
+from plait.families.theworld.pretrained import classes
 from plait.families.theworld.sequence import Kind, Row, pad_rows
-from plait.families.theworld.world import WorldEncoder, WorldProjector, tokens_per_frame
+from plait.families.theworld.world import WorldProjector, tokens_per_frame
 from plait.nn.losses import IGNORED
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "theworld" / "stages.yaml"
@@ -71,10 +71,10 @@ def build(section: Config, device: torch.device) -> TheWorld:
     torch.manual_seed(0)
     with torch.device(device):
         gemma = Gemma3ForConditionalGeneration(towers.gemma_config(section)).to(torch.bfloat16)
-        vae = AutoencoderKLWan(**towers.wan_config(section, section.world)).to(torch.bfloat16)
-        projector = WorldProjector(section.world, vae.config["z_dim"], gemma.config.get_text_config().hidden_size)
+        encoder = classes.random(towers.encoder_settings(section, section.world), section.world.image_size).to(torch.bfloat16)
+        projector = WorldProjector(section.world, encoder.grid, gemma.config.get_text_config().hidden_size)
         projector.match_embedding_scale(EMBEDDING_RMS)
-    return TheWorld(gemma, WorldEncoder(vae), projector).to(device)
+    return TheWorld(gemma, encoder, projector).to(device)
 
 
 def micro_batch(section: Config, rows: int, text: int, seed: int) -> dict[str, torch.Tensor]:
@@ -83,7 +83,7 @@ def micro_batch(section: Config, rows: int, text: int, seed: int) -> dict[str, t
     random = torch.Generator().manual_seed(seed)
     side, image_tokens = towers.image_sizes(section)
     vocabulary = towers.gemma_config(section).get_text_config().vocab_size
-    world_tokens = tokens_per_frame(section.world, towers.wan_config(section, section.world)["z_dim"])
+    world_tokens = tokens_per_frame(section.world, towers.encoder_grid(section, section.world))
     runs = [(Kind.TEXT, 1), (Kind.WORLD_START, 1), (Kind.WORLD, world_tokens), (Kind.WORLD_END, 1)]
     runs += [(Kind.TEXT, PROMPT), (Kind.IMAGE, image_tokens), (Kind.TEXT, 1 + text)]
     kinds = torch.cat([torch.full((length,), int(kind)) for kind, length in runs])

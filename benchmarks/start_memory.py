@@ -25,8 +25,9 @@ from transformers.utils import logging
 
 from plait.assembly.model import hashes
 from plait.engine.parallel import distributed
-from plait.families.theworld import family, published, towers
+from plait.families.theworld import family, towers
 from plait.families.theworld.config import COSMOS, Config
+from plait.families.theworld.pretrained import published
 
 SIZES = {"hidden": 1280, "layers": 12, "heads": 8, "kv_heads": 4, "head_dim": 160, "mlp": 5120, "vocabulary": 65_536}
 RANKS = (1, 2)
@@ -100,7 +101,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = towers.gemma_config(Config.model_validate({"base": "tiny", "tiny": SIZES}))
         Gemma3ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(f"{folder}/gemma")
-        AutoencoderKLWan(**published.WAN[COSMOS]).save_pretrained(f"{folder}/wan")
+        AutoencoderKLWan.from_config(published.encoder(COSMOS)).save_pretrained(f"{folder}/wan")
         print("| world | ranks | rank | model, GB | of it the encoder | own memory at most, GB | wall, s | processor, s | hashes, s |")
         print("|---|---|---|---|---|---|---|---|---|")
         for world in ("off", "on"):

@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN = {
     "README.md": "test_readme.py::test_readme_command_runs",
     "docs/stages.md": "test_docs_stages.py::test_every_command_of_the_page_runs",
+    "docs/training_guide.md": "test_docs_guides.py::test_every_command_of_the_guides_runs",
+    "docs/evaluation.md": "test_docs_guides.py::test_every_command_of_the_guides_runs",
+    "docs/tokenization.md": "test_docs_guides.py::test_every_command_of_the_guides_runs",
     "docs/data.md": "test_docs_own_data.py::test_the_commands_of_the_page_compare_measure_and_export",
 }
 """The pages whose commands are run, and the test that does it."""

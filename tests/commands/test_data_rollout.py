@@ -170,7 +170,10 @@ def test_wrong_arguments_are_one_clear_line(tmp_path, capsys):
     path = config_file(tmp_path)
     for arguments, message in (
         ([str(path), str(tmp_path / "o"), "--with", "copy", "--number=3"], "--number=3: data.train has 1 entries, counted from 0"),
-        ([str(path), str(tmp_path / "o"), "--with", "copy", "--model.world.steps=0"], "a future has 1 + 4 k frames, and k is 0: set"),
+        (
+            [str(path), str(tmp_path / "o"), "--with", "copy", "--model.world.steps=0"],
+            "a future has k latent frames after the first, and k is 0: set",
+        ),
         ([str(path), str(tmp_path / "o"), "--with", "copy", "--model.world=off"], "model.world is off: there is no encoder"),
         (["scenes", str(tmp_path / "o"), "--with", "copy"], "--model: name the configuration whose world encoder is to see"),
         ([str(path), str(tmp_path), "--with", "copy"], "is not empty and has no rollout.json: name a new folder"),
@@ -248,13 +251,14 @@ def with_pipeline(tmp_path, monkeypatch):
     from diffusers.pipelines.cosmos import pipeline_cosmos2_5_predict, pipeline_cosmos2_video2world
 
     from plait.families.theworld import tiny
+    from plait.families.theworld.pretrained import wan
 
     for module in (pipeline_cosmos2_video2world, pipeline_cosmos2_5_predict):
         monkeypatch.setattr(module, "CosmosSafetyChecker", Guardrail)
 
     def make(name: str) -> tuple[Path, Path]:
         torch.manual_seed(2)
-        vae = tiny.AutoencoderKLWan(**tiny.wan_sizes(Config(base="tiny").tiny), temperal_downsample=[False, True, True])
+        vae = wan.make(tiny.encoder_settings(Config(base="tiny").tiny, "wan"), 32)
         tiny.measure_latent_statistics(vae)
         write_pipeline(tmp_path / "pipeline", name, vae)
         return config_file(tmp_path, world={"source": str(tmp_path / "pipeline")}), tmp_path / "pipeline"

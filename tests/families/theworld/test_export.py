@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from plait.families.theworld import export, family
 from plait.families.theworld.config import Config
-from plait.families.theworld.world import unit_range
+from plait.families.theworld.pretrained.encoder import unit_range
 
 from .conftest import photo, sample
 

@@ -12,11 +12,12 @@ import transformers.modeling_utils
 from safetensors import safe_open
 from transformers import Gemma3Config
 
-from plait.families.theworld import export, family, published, towers
+from plait.families.theworld import export, family, towers
 from plait.families.theworld.config import COSMOS, Config
 from plait.families.theworld.hf import encoder_weights
 from plait.families.theworld.hf.configuration import TheWorldConfig
 from plait.families.theworld.hf.modeling import TheWorldForConditionalGeneration
+from plait.families.theworld.pretrained import published
 
 BASE = "google/gemma-3-4b-it"
 BESIDE = ("added_tokens.json", "chat_template.json", "preprocessor_config.json", "processor_config.json", "special_tokens_map.json")
@@ -73,7 +74,7 @@ def base(directory, tmp_path) -> Path:
     for name in BESIDE:
         if not (base / name).exists():
             (base / name).write_text("{}")
-    Gemma3Config(**{**published.GEMMA[BASE], "dtype": "bfloat16"}).save_pretrained(base)
+    Gemma3Config(**{**published.gemma(BASE), "dtype": "bfloat16"}).save_pretrained(base)
     return base
 
 
@@ -152,8 +153,9 @@ def test_a_full_size_whole_export_holds_gemma_the_projector_and_the_pin(base, di
     assert (settings["model_type"], settings["encoder_pin"], settings["dtype"]) == ("theworld", PIN, "bfloat16")
     assert settings["gemma_config"]["text_config"]["num_hidden_layers"] == 34 and settings["section"]["world"]["steps"] == 1
     assert len(settings["encoder_config"]["latents_mean"]) == settings["encoder_config"]["z_dim"] == 16
+    grid = {"name": "AutoencoderKLWan", "channels": 16, "side": 64, "first": 1, "later": 4, "most": None}
     sizes = json.loads((tmp_path / "out" / "processor_config.json").read_text())["sizes"]
-    assert sizes == {"image_size": 896, "image_tokens": 256, "positions": 131_072, "tokens_per_frame": 256}
+    assert sizes == {"image_size": 896, "image_tokens": 256, "positions": 131_072, "grid": grid}
     with torch.device("meta"):
         again = TheWorldForConditionalGeneration(TheWorldConfig.from_pretrained(tmp_path / "out"))
     assert {name: value.shape for name, value in again.state_dict().items()} == {

@@ -12,7 +12,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from plait.errors import BadSample, PlaitError
 from plait.families.theworld import family
 from plait.families.theworld.config import Config
-from plait.families.theworld.world import unit_range
+from plait.families.theworld.pretrained.encoder import unit_range
 
 from .conftest import encoded, photo, sample
 

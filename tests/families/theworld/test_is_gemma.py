@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from plait.families.theworld.generate import CachedTheWorld
-from plait.families.theworld.world import unit_range
+from plait.families.theworld.pretrained.encoder import unit_range
 from plait.nn.decoding import decode
 
 from .conftest import sample, talkative

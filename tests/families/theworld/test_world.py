@@ -4,11 +4,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from plait.errors import PlaitError
 from plait.families.theworld.config import WorldEncoderConfig
+from plait.families.theworld.pretrained import wan
+from plait.families.theworld.pretrained.encoder import Grid
 from plait.families.theworld.world import (
-    WorldEncoder,
     WorldProjector,
-    frames_kept,
     group_by_length,
     group_side,
     latents_to_tokens,
@@ -19,13 +20,17 @@ SIZES = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 
 MEAN, STD = [0.1, -0.2, 0.3, 0.0], [0.5, 1.0, 2.0, 1.5]
 
 
-def stock_and_ours() -> tuple[AutoencoderKLWan, WorldEncoder]:
+def stock_and_ours() -> tuple[AutoencoderKLWan, wan.Encoder]:
     """Two copies of one random VAE: one left alone, one folded."""
     torch.manual_seed(4)
     stock = AutoencoderKLWan(**SIZES, latents_mean=MEAN, latents_std=STD)
     copy = AutoencoderKLWan(**SIZES, latents_mean=MEAN, latents_std=STD)
     copy.load_state_dict(stock.state_dict())
-    return stock, WorldEncoder(copy)
+    return stock, wan.Encoder(copy, SIZES, 32)
+
+
+def grid(side: int, channels: int = 16) -> Grid:
+    return wan.grid({"z_dim": channels}, side)
 
 
 def noise(frames: int, rows: int = 2, side: int = 32) -> torch.Tensor:
@@ -67,7 +72,8 @@ def test_white_enters_as_one_and_black_as_minus_one():
 
 
 def test_encoder_refuses_frames_it_would_drop():
-    with pytest.raises(AssertionError, match="2 frames: the encoder silently drops"):
+    line = "^2 frames: AutoencoderKLWan takes one picture, or 1 [+] 4 k frames, k from 1 on, and would drop what exceeds that$"
+    with pytest.raises(PlaitError, match=line):
         stock_and_ours()[1](noise(2))
 
 
@@ -76,13 +82,13 @@ def test_encoder_refuses_frames_it_would_drop():
 )
 def test_pooled_tokens_are_few(side, most, group, tokens):
     world = WorldEncoderConfig(image_size=side, max_tokens=most)
-    assert group_side(world) == group
-    assert tokens_per_frame(world, 16) == tokens <= most
+    assert group_side(world, side // 8) == group
+    assert tokens_per_frame(world, grid(side)) == tokens <= most
 
 
 def test_spatial_and_channel_tokens_are_one_per_cell_and_per_channel():
-    assert tokens_per_frame(WorldEncoderConfig(tokens="spatial", image_size=224), 16) == 784
-    assert tokens_per_frame(WorldEncoderConfig(tokens="channel", image_size=512), 16) == 16
+    assert tokens_per_frame(WorldEncoderConfig(tokens="spatial", image_size=224), grid(224)) == 784
+    assert tokens_per_frame(WorldEncoderConfig(tokens="channel", image_size=512), grid(512)) == 16
 
 
 def test_cut_puts_each_cell_where_the_legend_says():
@@ -100,7 +106,7 @@ def test_cut_puts_each_cell_where_the_legend_says():
 
 
 def test_world_block_is_at_the_embeddings_scale_and_signed():
-    projector = WorldProjector(WorldEncoderConfig(image_size=32), channels=4, hidden=64)
+    projector = WorldProjector(WorldEncoderConfig(image_size=32), grid(32, 4), hidden=64)
     projector.match_embedding_scale(0.25)
     block = projector(torch.randn(3, 4, 1, 4, 4) * 30)
     assert block.shape == (3, 18, 64)
@@ -110,7 +116,7 @@ def test_world_block_is_at_the_embeddings_scale_and_signed():
 
 
 def test_world_magnitude_is_learned():
-    projector = WorldProjector(WorldEncoderConfig(image_size=32), channels=4, hidden=64)
+    projector = WorldProjector(WorldEncoderConfig(image_size=32), grid(32, 4), hidden=64)
     projector.match_embedding_scale(0.25)
     projector(torch.randn(1, 4, 1, 4, 4))[:, 1:-1].abs().sum().backward()
     along = (projector.brackets.grad * projector.brackets).sum()
@@ -119,7 +125,7 @@ def test_world_magnitude_is_learned():
 
 def test_temporal_positions_tell_frames_apart():
     world = WorldEncoderConfig(image_size=32, steps=2, max_steps=3)
-    projector = WorldProjector(world, channels=4, hidden=8)
+    projector = WorldProjector(world, grid(32, 4), hidden=8)
     projector.match_embedding_scale(1.0)
     latents = torch.randn(1, 4, 1, 4, 4).expand(1, 4, 3, 4, 4)
     frames = projector(latents)[0, 1:-1].view(3, 16, 8)
@@ -139,4 +145,4 @@ def test_pictures_and_clips_may_share_a_batch():
 
 @pytest.mark.parametrize(("available", "steps", "kept"), [(0, 2, 1), (1, 2, 1), (4, 2, 1), (5, 2, 5), (8, 2, 5), (30, 2, 9), (30, 0, 1)])
 def test_frames_kept_are_one_and_fours(available, steps, kept):
-    assert frames_kept(available, steps) == kept
+    assert grid(32).kept(available, steps) == kept

@@ -6,14 +6,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from plait.config.schema import ModelSection
+from plait.families.theworld.pretrained.published import COSMOS
+from plait.families.theworld.tiny_sizes import TINY_ENCODERS, Tiny
 
 TINY = "tiny"
-COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"
-"""Hub name of the default world encoder, of which only the `vae` folder is fetched (507 MB in float32)."""
-FRAMES_PER_STEP = 4
-"""The world encoder folds four frames after the first into one latent frame."""
-LATENT_STRIDE = 8
-"""Pixels of one side of a latent cell."""
+SMALLEST_CELL = 8
+"""Pixels of a side of the smallest latent cell of any encoder; towers.py holds `image_size` to the encoder's own."""
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -27,7 +25,10 @@ class Section(BaseModel):
 class WorldEncoderConfig(Section):
     """`model.world`: the world encoder and its projector into the language model; `false` or `off` leaves plain Gemma 3."""
 
-    source: str = Field(default=COSMOS, description="Hub name (its `vae` folder), local directory of an AutoencoderKLWan, or `tiny`")
+    source: str = Field(
+        default=COSMOS,
+        description="Hub name or local directory of a Wan or Cosmos VAE (of a pipeline its `vae` folder), DINOv3 or V-JEPA 2; or `tiny`",
+    )
     revision: str | None = Field(default=None, description="commit or tag of a Hub source")
     tokens: Literal["pooled", "patches", "spatial", "channel"] = Field(
         default="pooled",
@@ -37,63 +38,30 @@ class WorldEncoderConfig(Section):
     max_tokens: Positive = Field(
         default=256, description="tokens per latent frame; `pooled`, `patches` take the smallest group that keeps to it; others ignore it"
     )
-    image_size: Annotated[int, Field(ge=LATENT_STRIDE, multiple_of=LATENT_STRIDE)] = Field(default=512, description="pixels of a side")
+    image_size: Annotated[int, Field(ge=SMALLEST_CELL, multiple_of=SMALLEST_CELL)] = Field(default=512, description="pixels of a side")
     steps: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="latent frames after the first: the encoder sees 1 + 4 * steps frames"
+        default=0, description="latent frames after the first, each of so many frames as the encoder folds: of Wan 4"
     )
     max_steps: Positive = Field(default=16, description="rows of the temporal position embedding, less one; there is none while steps is 0")
 
     @property
-    def frames(self) -> int:
-        """Return the number of frames of a clip that the world encoder takes.
+    def tiny(self) -> str | None:
+        """Return NAME of the random encoder that `source` means: of `tiny` "wan", of `tiny:dinov3` "dinov3"; None of any other source."""
+        word, _, name = self.source.partition(":")
+        return (name or "wan") if word == TINY else None
 
-        It is 1 + 4 * `steps`: the first, and four for each latent frame.
-        """
-        return 1 + FRAMES_PER_STEP * self.steps
+    @field_validator("source")
+    @classmethod
+    def _check_tiny(cls, value: str) -> str:
+        word, colon, name = value.partition(":")
+        if word == TINY and colon and name not in TINY_ENCODERS:
+            raise ValueError(f"there is no {value}; known: {TINY}, {', '.join(f'{TINY}:{each}' for each in TINY_ENCODERS)}")
+        return value
 
     @model_validator(mode="after")
     def _check_steps(self) -> "WorldEncoderConfig":
         if self.steps > self.max_steps:
             raise ValueError(f"world.steps is {self.steps}, more than world.max_steps, {self.max_steps}: raise max_steps")
-        return self
-
-
-class Tiny(Section):
-    """`model.tiny`: sizes of the random model that `base: tiny` and `world.source: tiny` build; by default 1.1 M parameters."""
-
-    hidden: Positive = 128
-    layers: Positive = 4
-    heads: Positive = 4
-    kv_heads: Positive = 2
-    head_dim: Positive = 32
-    mlp: Positive = 256
-    window: Positive = Field(default=64, description="tokens that a local layer sees")
-    global_every: Positive = Field(default=2, description="every n-th layer is global")
-    vocabulary: Annotated[int, Field(ge=300)] = Field(default=512, description="rows: 256 bytes, special tokens, merges")
-    positions: Positive = Field(default=2048, description="longest sequence, tokens")
-    image_size: Positive = Field(default=32, description="pixels of a side, as the vision tower sees it")
-    patch: Positive = Field(default=4, description="pixels of a side")
-    image_tokens: Positive = Field(default=16, description="soft tokens per image, a square number")
-    vision_hidden: Positive = 128
-    vision_layers: Positive = 2
-    vision_heads: Positive = 4
-    vision_mlp: Positive = 256
-    initializer_range: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        default=0.02,
-        description="standard deviation of Gemma's first weights. Its blocks put out rms 1, its embeddings this times sqrt(hidden): "
-        "hidden ** -0.5 makes them equal, and a model from nothing learn to look several times faster",
-    )
-    world_base: Positive = Field(default=8, description="channels of the world encoder's first layer")
-    world_channels: Positive = Field(default=4, description="latent channels")
-
-    @model_validator(mode="after")
-    def _check_pooling(self) -> "Tiny":
-        side = round(self.image_tokens**0.5)
-        if side * side != self.image_tokens or self.image_size % self.patch or (self.image_size // self.patch) % side:
-            raise ValueError(
-                f"tiny: {self.image_size} px in patches of {self.patch} px cannot be pooled to {self.image_tokens} image tokens: "
-                "image_size must be a multiple of patch x the square root of image_tokens"
-            )
         return self
 
 
@@ -109,6 +77,11 @@ class Augment(Section):
     shift: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
         default=0.0, description="largest shift, as a share of the side; the edge is repeated"
     )
+
+    @property
+    def on(self) -> bool:
+        """Return whether any of them is asked for."""
+        return self.flip or self.shift > 0
 
 
 class Config(ModelSection):
@@ -163,5 +136,5 @@ class Config(ModelSection):
         if not isinstance(world, dict):
             return values
         size = (values.get("tiny") or {}).get("image_size", Tiny.model_fields["image_size"].default)
-        world_size = -(-int(size) // LATENT_STRIDE) * LATENT_STRIDE
+        world_size = -(-int(size) // SMALLEST_CELL) * SMALLEST_CELL
         return {**values, "world": {"source": TINY, "image_size": world_size, **world}}

@@ -8,7 +8,8 @@ from plait.families.theworld import towers
 from plait.families.theworld.config import TINY, Config
 from plait.families.theworld.features import frozen_features
 from plait.families.theworld.generate import generate
-from plait.families.theworld.inputs import Inputs, inspect
+from plait.families.theworld.inputs import Inputs
+from plait.families.theworld.inspection import inspect
 from plait.families.theworld.loss import Loss
 from plait.families.theworld.model import NEVER_TRAINED, blocks, build, build_over, components
 from plait.families.theworld.options import GenerateOptions

@@ -14,12 +14,12 @@ from plait.families.theworld.model import IMAGE_FEATURES, WORLD_LATENTS, TheWorl
 
 def frozen_features(config: Config) -> list[FrozenEncoder]:
     """Return the world encoder, if there is one, and the vision tower with Gemma's image projection."""
-    changes = "model.augment" if config.augment.flip or config.augment.shift else None
+    changes = "model.augment" if config.augment.on else None
     sizes = towers.gemma_config(config).to_dict()
     vision = {"vision": sizes["vision_config"], "tokens": sizes["mm_tokens_per_image"]}
     encoders = [FrozenEncoder(IMAGE_FEATURES, _images, _vision, _encode_images, vision, changes)]
     if config.world is not None:
-        settings = {name: value for name, value in towers.wan_config(config, config.world).items() if not name.startswith("_")}
+        settings = {"encoder": towers.encoder_settings(config, config.world), "pin": towers.pin(config.world)}
         encoders.insert(0, FrozenEncoder(WORLD_LATENTS, _clips, _world, _encode_clips, settings, changes))
     return encoders
 

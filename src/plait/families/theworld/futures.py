@@ -1,7 +1,7 @@
 """Predict futures for `plait data rollout`, as the world encoder's latents: of frames copied or drawn, or by a video world model.
 
-A future is 1 + 4 k frames, the first of which is the picture: k latent frames follow the picture's own. Predictors: the picture repeated
-(`copy`, the control), the exact motion of scenes (`scenes`), and video world models of diffusers (plait.nn.cosmos).
+A future is a clip (of the Wan VAE 1 + 4 k frames) that begins with the picture: k latent frames follow the first. Predictors: the picture
+repeated (`copy`, the control), the exact motion of scenes (`scenes`), and video world models of diffusers (plait.nn.cosmos).
 """
 
 import io
@@ -18,8 +18,8 @@ from plait.data.synthetic.physics import scene_of
 from plait.errors import BadSample, PlaitError
 from plait.families.futures import Futures, Request, Sample
 from plait.families.theworld import towers
-from plait.families.theworld.config import TINY, Config, WorldEncoderConfig
-from plait.families.theworld.world import WorldEncoder
+from plait.families.theworld.config import Config, WorldEncoderConfig
+from plait.families.theworld.pretrained import wan
 from plait.nn import cosmos
 
 Frames = Callable[[Sample], Sequence[Tensor]]
@@ -35,8 +35,8 @@ class Encoder:
     def __init__(self, config: Config, seed: int, device: str = "cpu") -> None:
         assert config.world is not None
         self.world = config.world
-        self.module = WorldEncoder(towers.load_wan(config, config.world, seed)).eval().requires_grad_(False).to(device)
-        self.device, self.pin = device, towers.pin(config.world)
+        self.module = towers.load_encoder(config, config.world, seed).eval().requires_grad_(False).to(device)
+        self.device, self.pin, self.grid = device, towers.pin(config.world), self.module.grid
 
     @torch.no_grad()
     def encode(self, futures: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -60,25 +60,30 @@ def open_futures(config: Config, request: Request, *, seed: int) -> Futures:
     steps = config.world.steps if request.steps is None else request.steps
     if not 1 <= steps <= config.world.max_steps:
         raise PlaitError(
-            f"a future has 1 + 4 k frames, and k is {steps}: set model.world.steps, or --steps, to 1 to {config.world.max_steps} "
-            "(model.world.max_steps)"
+            f"a future has k latent frames after the first, and k is {steps}: set model.world.steps, or --steps, to 1 to "
+            f"{config.world.max_steps} (model.world.max_steps)"
         )
     world = config.world.model_copy(update={"steps": steps})
     encoder = Encoder(config.model_copy(update={"world": world}), seed, request.device)
     predict, made_by, lines = _predictor(request, encoder, world)
-    return Futures(predict, steps, encoder.pin, made_by, seed if world.source == TINY else None, lines)
+    return Futures(predict, steps, encoder.pin, made_by, seed if world.tiny is not None else None, lines)
 
 
 def _predictor(request: Request, encoder: Encoder, world: WorldEncoderConfig) -> tuple[Any, Mapping[str, Any], list[str]]:
     """Return what predicts futures, what is to be said of it beside them, and what is to be told before."""
     if request.predictor in ("copy", "scenes"):
-        frames_of = predictor(request.predictor, world.steps, int(request.options.get("supersample", 3)))
+        frames_of = predictor(request.predictor, encoder.grid.frames(world.steps), int(request.options.get("supersample", 3)))
         return (lambda samples, indices: _of_frames(samples, indices, frames_of, encoder)), {"name": request.predictor}, []
+    if not isinstance(encoder.module, wan.Encoder):
+        raise PlaitError(
+            f"--with={request.predictor}: video world models predict latents of their own VAE, an AutoencoderKLWan, and "
+            f"model.world.source is a {encoder.grid.name}: make futures of its frames, with copy or scenes"
+        )
     line = f"{request.predictor}: {cosmos.needs(cosmos.sizes(request.predictor, request.revision), request.device)}"
     model = cosmos.Cosmos(
         request.predictor,
         encoder.module.vae,
-        (world.image_size, world.frames),
+        (world.image_size, encoder.grid.frames(world.steps)),
         revision=request.revision,
         device=request.device,
         dtype=request.dtype,
@@ -112,7 +117,7 @@ def _of_model(
     found: dict[int, Tensor | str] = {}
     for i, sample in zip(indices, samples, strict=True):
         try:
-            (frame,) = predictor("copy", 0)(dict(sample))
+            (frame,) = predictor("copy", 1)(dict(sample))
             picture = Image.fromarray(frame.permute(1, 2, 0).numpy())
             found[i] = torch.cat([encoder.encode([[frame]])[0], predict(picture, i)[1:]])
         except BadSample as error:
@@ -120,9 +125,8 @@ def _of_model(
     return found
 
 
-def predictor(name: str, steps: int, supersample: int = 3) -> Frames:
-    """Return the predictor `copy` or `scenes` of 1 + 4 `steps` frames. `supersample`: that of the scenes' pictures."""
-    count = 1 + 4 * steps
+def predictor(name: str, count: int, supersample: int = 3) -> Frames:
+    """Return the predictor `copy` or `scenes` of `count` frames. `supersample`: that of the scenes' pictures."""
     return (lambda sample: [_picture(sample)] * count) if name == "copy" else (lambda sample: _moved(sample, count, supersample))
 
 

@@ -5,12 +5,10 @@ A row is one sample's sequence of tokens. Its world block holds the world encode
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -22,10 +20,11 @@ from plait.families import limits
 from plait.families.theworld import towers
 from plait.families.theworld.chat import Chat
 from plait.families.theworld.config import Config
+from plait.families.theworld.pretrained.encoder import Grid
 from plait.families.theworld.sequence import Kind, Row, Span, fuse, pad_rows
-from plait.families.theworld.world import frames_kept, tokens_per_frame
-from plait.keys import rng
-from plait.nn.losses import IGNORED
+from plait.families.theworld.world import tokens_per_frame
+from plait.nn import augment
+from plait.nn.augment import Augmentation
 
 Sample = dict[str, Any]
 """A raw item of data, as in contract.py: `id`, `images`, `messages`, `fields`, for clips `frames`."""
@@ -56,34 +55,26 @@ class Example:
         return int((self.row.kinds == Kind.WORLD).sum())
 
 
-@dataclass(frozen=True)
-class _Augmentation:
-    """An augmentation of one sample: mirrored or not, and shifts as fractions of the side."""
-
-    flip: bool
-    down: float
-    right: float
-
-
 class Parts(NamedTuple):
     """What of the pretrained parts decides how samples are encoded: the tokenizer, and sizes of Gemma and of the world encoder.
 
-    `image_size`: pixels of a side, for the vision tower; `positions`: of the language model, None for any number.
+    `image_size`: pixels of a side, for the vision tower; `positions`: of the language model, None for any number. `grid`: of
+    the world encoder, None without one.
     """
 
     tokenizer: Tokenizer
     image_size: int
     image_tokens: int
     positions: int | None
-    tokens_per_frame: int
+    grid: Grid | None
 
 
 def _parts(config: Config, assets: Path) -> Parts:
     """Read the parts that `config` names. Raises PlaitError for one that cannot be loaded."""
     (image_size, image_tokens), tokenizer = towers.image_sizes(config), towers.load_tokenizer(config, assets)
     world, positions = config.world, limits.language_positions(towers.gemma_config(config))
-    per_frame = tokens_per_frame(world, towers.wan_config(config, world)["z_dim"]) if world else 0
-    return Parts(tokenizer, image_size, image_tokens, positions, per_frame)
+    grid = towers.encoder_grid(config, world) if world else None
+    return Parts(tokenizer, image_size, image_tokens, positions, grid)
 
 
 class Inputs:
@@ -104,7 +95,8 @@ class Inputs:
         parts: Parts | None = None,
     ):
         self.config, self.max_tokens, self.pad, self.train = config, max_tokens, pad, train
-        tokenizer, self.image_size, self.image_tokens, self.positions, self.tokens_per_frame = parts or _parts(config, assets)
+        tokenizer, self.image_size, self.image_tokens, self.positions, self.grid = parts or _parts(config, assets)
+        self.tokens_per_frame = tokens_per_frame(config.world, self.grid) if config.world and self.grid else 0
         self.chat = Chat(tokenizer, image_tokens=self.image_tokens, system=config.system)
 
     def encode(self, sample: Sample, key: int) -> Example:
@@ -117,8 +109,7 @@ class Inputs:
         spans = self.chat.spans(sample["messages"], len(sample["images"]))
         if not any(span.supervised for span in spans):
             raise BadSample(no_answer(sample))
-        augmentation = _draw_augmentation(self.config, key) if self.train else None
-        return self.example(sample, spans, augmentation=augmentation, max_tokens=self.max_tokens)
+        return self.example(sample, spans, augmentation=self._augmentation(key), max_tokens=self.max_tokens)
 
     def prompt(self, sample: Sample) -> Example:
         """Encode the conversation up to its last user turn, for generation, untruncated. Raises BadSample: roles, bad image, too long."""
@@ -147,7 +138,7 @@ class Inputs:
         sample: Sample,
         spans: list[Span],
         *,
-        augmentation: _Augmentation | None = None,
+        augmentation: Augmentation | None = None,
         max_tokens: int | None = None,
     ) -> Example:
         """Encode a sample's images and frames, with `spans` in place of its messages. Raises BadSample: bad image, too long."""
@@ -155,17 +146,21 @@ class Inputs:
         source = sample.get(WORLD_OF, sample)
         latents = self._latents(source or {})
         frames = self._frames(source, pictures if source is sample else None) if self.config.world and source and not len(latents) else []
-        tokens = (len(latents) or 1 + (len(frames) - 1) // 4) * self.tokens_per_frame if frames or len(latents) else 0
-        row = fuse(spans, tokens, pad_id=self.chat.pad, max_tokens=max_tokens)
+        latent_frames = len(latents) or (self.grid.latent_frames(len(frames)) if self.grid and frames else 0)
+        row = fuse(spans, latent_frames * self.tokens_per_frame, pad_id=self.chat.pad, max_tokens=max_tokens)
         limits.check_length(len(row), self.positions)
         side = self.config.world.image_size if self.config.world else 8
         return Example(row, _squares(pictures, self.image_size, augmentation), _squares(frames, side, augmentation), latents)
+
+    def _augmentation(self, key: int) -> Augmentation | None:
+        wanted = self.config.augment
+        return augment.draw(key, flip=wanted.flip, shift=wanted.shift) if self.train and wanted.on else None
 
     def _latents(self, source: Sample) -> Tensor:
         """Return a sample's predicted future, (T, C, h, h); NO_LATENTS where it has none."""
         if source.get(stored.FIELD) is None or self.config.world is None:
             return NO_LATENTS
-        if self.train and (self.config.augment.flip or self.config.augment.shift):
+        if self.train and self.config.augment.on:
             raise PlaitError("model.augment changes pictures, and stored futures (`rollout`) are of unchanged ones: leave one of them out")
         return stored.read(source[stored.FIELD], towers.pin(self.config.world), self.config.world.steps)
 
@@ -174,12 +169,12 @@ class Inputs:
 
         `pictures`: the images of `source`, where they are decoded already.
         """
-        assert self.config.world is not None
+        assert self.config.world is not None and self.grid is not None
         clip = source.get("frames") or []
-        kept = frames_kept(len(clip), self.config.world.steps)
+        kept = self.grid.kept(len(clip), self.config.world.steps)
         if kept == 1 and self.config.world.steps and (clip or source["images"]):
             have = f"a clip of {len(clip)} frames" if clip else "a single picture"
-            takes = f"model.world.steps {self.config.world.steps} takes 1 + 4 k frames, k from 1 on"
+            takes = f"model.world.steps {self.config.world.steps} takes {self.grid.rule}"
             raise BadSample(f"it has {have}, and {takes}: give `frames`, a future by `plait data rollout`, or set model.world.steps=0")
         if kept > 1 or not source["images"]:
             return [self._decode(data) for data in clip[:kept]]
@@ -190,67 +185,9 @@ class Inputs:
         return images.decode(data, at_least=(largest, largest))
 
 
-def _squares(pictures: Sequence[Tensor], side: int, augmentation: _Augmentation | None) -> Tensor:
+def _squares(pictures: Sequence[Tensor], side: int, augmentation: Augmentation | None) -> Tensor:
     """Resize images to squares without keeping their aspect ratio, as Gemma's processor does: (n, 3, side, side) uint8, augmented."""
     if not pictures:
         return torch.empty(0, 3, side, side, dtype=torch.uint8)
     squares = resizing.resize_all(pictures, side, side, mode="bilinear")
-    return squares if augmentation is None else _augment(squares, augmentation)
-
-
-def _draw_augmentation(config: Config, key: int) -> _Augmentation | None:
-    augment = config.augment
-    if not augment.flip and not augment.shift:
-        return None
-    random = rng(key, "augment")
-    flip, down, right = random.random(3)
-    return _Augmentation(bool(augment.flip and flip < 0.5), augment.shift * (2 * down - 1), augment.shift * (2 * right - 1))
-
-
-def _augment(squares: Tensor, augmentation: _Augmentation) -> Tensor:
-    side = squares.shape[-1]
-    down, right = round(augmentation.down * side), round(augmentation.right * side)
-    reach = max(abs(down), abs(right))
-    if reach:
-        padded = F.pad(squares.float(), (reach,) * 4, mode="replicate").to(torch.uint8)
-        squares = padded[..., reach - down : reach - down + side, reach - right : reach - right + side]
-    return squares.flip(-1) if augmentation.flip else squares.contiguous()
-
-
-def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return {"images": [(H, W, 3) uint8], "labels": a name per image, "text": [(text, supervised)], "notes": {name: number}} to show."""
-    images_shown = [image.permute(1, 2, 0).numpy() for image in (*example.pixels, *example.frames)]
-    kinds, supervised = example.row.kinds, example.row.labels != IGNORED
-    notes = {
-        "tokens": len(example.row),
-        "supervised": int(supervised.sum()),
-        "image tokens": int((kinds == Kind.IMAGE).sum()),
-        "world tokens": example.world_tokens,
-        "world frames": len(example.frames),
-        "cut": example.row.cut,
-    }
-    labels = [*_labels("SigLIP", example.pixels, "picture"), *_labels("world encoder", example.frames, "frame")]
-    return {"images": images_shown, "labels": labels, "text": _text_runs(inputs.chat, example.row), "notes": notes}
-
-
-def _labels(encoder: str, pictures: Tensor, noun: str) -> list[str]:
-    """Return what each picture (n, 3, S, S) is: ["SigLIP, 896 px"]. Where there are several: ["SigLIP, 896 px, picture 1 of 2", ...]."""
-    count, label = len(pictures), f"{encoder}, {pictures.shape[-1]} px"
-    return [label] if count == 1 else [f"{label}, {noun} {number} of {count}" for number in range(1, count + 1)]
-
-
-def _text_runs(chat: Chat, row: Row) -> list[tuple[str, bool]]:
-    """Return (text, supervised) of each run of positions of one kind; images and worlds are named with their length."""
-    names = {Kind.IMAGE: "image", Kind.WORLD: "world", Kind.WORLD_START: "start of world", Kind.WORLD_END: "end of world"}
-    kinds, supervised = row.kinds, row.labels != IGNORED
-    starts_run = torch.ones(len(kinds), dtype=torch.bool)
-    starts_run[1:] = (kinds[1:] != kinds[:-1]) | (supervised[1:] != supervised[:-1])
-    runs: list[tuple[str, bool]] = []
-    for start, stop in pairwise([*starts_run.nonzero()[:, 0].tolist(), len(kinds)]):
-        kind = Kind(int(kinds[start]))
-        if kind == Kind.TEXT:
-            text = chat.decode(row.ids[start:stop].tolist(), special=True)
-        else:
-            text = f"[{names[kind]}{f' x {stop - start}' if kind in (Kind.IMAGE, Kind.WORLD) else ''}]"
-        runs.append((text, bool(supervised[start])))
-    return runs
+    return squares if augmentation is None else augment.apply(squares, augmentation)

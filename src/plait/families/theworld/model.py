@@ -5,6 +5,7 @@ batch is what `Inputs.collate` returns: ids, kinds, labels, attention_mask, toke
 Legend: B rows, L positions, D width, K image tokens, V vocabulary rows.
 """
 
+import re
 from pathlib import Path
 
 import torch
@@ -16,9 +17,10 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from plait.errors import PlaitError
 from plait.families.theworld import towers
-from plait.families.theworld.config import FRAMES_PER_STEP, Config, WorldEncoderConfig
+from plait.families.theworld.config import Config, WorldEncoderConfig
+from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder, unit_range
 from plait.families.theworld.sequence import Kind
-from plait.families.theworld.world import WorldEncoder, WorldProjector, group_by_length, unit_range
+from plait.families.theworld.world import WorldProjector, group_by_length
 from plait.keys import key
 from plait.nn.connectors import root_mean_square, seeded
 from plait.nn.idle import contains_sharded, zero_from, zero_from_parameters
@@ -100,10 +102,10 @@ class TheWorld(nn.Module):
 
     def _world_blocks(self, batch: Batch) -> Tensor:
         """Return all world blocks, concatenated in the rows' order: (positions, D)."""
-        assert self.projector is not None
+        assert self.projector is not None and self.world is not None
         counts, futures = batch["frame_counts"].tolist(), batch["latent_counts"].tolist()
         rows, stored = [torch.empty(0)] * len(counts), batch.get(WORLD_LATENTS)
-        lengths = counts if stored is None else [1 + (count - 1) // FRAMES_PER_STEP for count in counts]
+        lengths = counts if stored is None else [self.world.grid.latent_frames(count) if count else 0 for count in counts]
         for indices, group in group_by_length(batch["frames"] if stored is None else stored, lengths):
             if group.shape[1]:  # rows without frames have a stored future
                 latents_BTChw = self.latents(group) if stored is None else group
@@ -127,7 +129,7 @@ class TheWorld(nn.Module):
         assert self.world is not None
         if self.training and any(p.requires_grad for p in self.world.parameters()):
             raise PlaitError("the world encoder trains, and stored futures (`rollout`) stay as it was: leave `world` out of trainable")
-        return latents_BTChw.transpose(1, 2).to(self.world.vae.quant_conv.weight.dtype)
+        return latents_BTChw.transpose(1, 2).to(self.world.dtype)
 
     def _zero_of_unused(self, batch: Batch) -> Tensor:
         """Return a zero that gives a zero gradient to each trainable parameter for which this batch has no input.
@@ -168,15 +170,15 @@ def _joined(gemma: Gemma3ForConditionalGeneration, config: Config, seed: int) ->
     """Join Gemma with the world encoder and a new projector, or leave it alone where the configuration has no world."""
     if config.world is None:
         return TheWorld(gemma, None, None)
-    vae = towers.load_wan(config, config.world, seed)
-    return TheWorld(gemma, WorldEncoder(vae), _projector(config.world, vae.config["z_dim"], gemma, seed))
+    encoder = towers.load_encoder(config, config.world, seed)
+    return TheWorld(gemma, encoder, _projector(config.world, encoder.grid, gemma, seed))
 
 
-def _projector(world: WorldEncoderConfig, channels: int, gemma: Gemma3ForConditionalGeneration, seed: int) -> WorldProjector:
+def _projector(world: WorldEncoderConfig, grid: Grid, gemma: Gemma3ForConditionalGeneration, seed: int) -> WorldProjector:
     weight = gemma.get_input_embeddings().get_parameter("weight").detach()
 
     def make() -> WorldProjector:
-        projector = WorldProjector(world, channels, weight.shape[1])
+        projector = WorldProjector(world, grid, weight.shape[1])
         if not weight.is_meta:
             rows = weight[: 1 << 16]  # 65,536 rows tell the scale; all 262,208 would take 2.7 GB of float32
             projector.match_embedding_scale(
@@ -194,9 +196,15 @@ _COMPONENTS = {
     "gemma.": "language",
     "world.vae.encoder.": "world",
     "world.vae.quant_conv.": "world",
+    "world.model.predictor.": "world_decoder",
+    "world.model.embeddings.mask_token": "world_decoder",
+    "world.model.": "world",
     "world.": "world_decoder",
 }
 """{prefix of a parameter's name: its component}; the first that fits counts."""
+
+_OVER_TIME = re.compile(r"\.time_conv\.|\.temp_attentions\.\d+\.to_[qk]\.")
+"""Parameters of a VAE that a single picture gives no gradient, or one of rounding errors alone."""
 
 NEVER_TRAINED = frozenset({"world_decoder", "world_time"})
 """Components that no setting may train."""
@@ -205,15 +213,15 @@ NEVER_TRAINED = frozenset({"world_decoder", "world_time"})
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     """Group the parameters, {component: {name: parameter}}: of projector, vision, language, world, world_decoder, world_time what there is.
 
-    vision is SigLIP and Gemma's image projection, language has the tied head once, world is the VAE's encoder and quant_conv. world_time
-    are the encoder's convolutions over time, which are not used without world steps (latent frames after the first).
+    vision is SigLIP and Gemma's image projection, language has the tied head once, world is the encoder (of a VAE with its quant_conv).
+    world_time is what it uses over time alone, without world steps (latent frames after the first): convolutions, or queries and keys.
     """
     assert isinstance(model, TheWorld)
     clips = model.projector is not None and model.projector.world.steps > 0
     parameters: dict[str, dict[str, nn.Parameter]] = {name: {} for name in (*dict.fromkeys(_COMPONENTS.values()), "world_time")}
     for name, parameter in model.named_parameters():
         component = next(component for prefix, component in _COMPONENTS.items() if name.startswith(prefix))
-        if component == "world" and ".time_conv." in name and not clips:
+        if component == "world" and not clips and _OVER_TIME.search(name):
             component = "world_time"
         parameters[component][name] = parameter
     return {component: named for component, named in parameters.items() if named}

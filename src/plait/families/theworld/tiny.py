@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
-from transformers import Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
-from plait.families.theworld.config import Tiny
+from plait.families.theworld.pretrained import classes
+from plait.families.theworld.pretrained.encoder import WorldEncoder
+from plait.families.theworld.tiny_sizes import TINY_ENCODERS, Tiny
+from plait.keys import key
+from plait.nn.connectors import seeded
 from plait.nn.tokenizer import train_tokenizer
 
 # Gemma's special tokens under Gemma's names; the index in the list is the id.
@@ -74,11 +77,44 @@ def gemma_sizes(tiny: Tiny) -> dict[str, Any]:
     }
 
 
-def wan_sizes(tiny: Tiny) -> dict[str, Any]:
-    """Return the keyword arguments of diffusers' AutoencoderKLWan for the sizes of `model.tiny`."""
-    channels = tiny.world_channels
-    sizes = {"base_dim": tiny.world_base, "z_dim": channels, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
-    return {**sizes, "latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
+def encoder_settings(tiny: Tiny, name: str) -> dict[str, Any]:
+    """Return the configuration, with its class, of the random encoder `name` of TINY_ENCODERS, by the sizes of `model.tiny`."""
+    base, channels, width = tiny.world_base, tiny.world_channels, 8 * tiny.world_base
+    scale = {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
+    wan = {"base_dim": base, "z_dim": channels, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1, **scale}
+    blocks = [base, 2 * base, 2 * base, 2 * base]
+    transformer = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 8}
+    predictor = {"pred_hidden_size": width // 2, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+    sizes: dict[str, dict[str, Any]] = {
+        "wan": wan,
+        "wan2.2": {**wan, "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16},
+        "cosmos1": {
+            "latent_channels": channels,
+            "encoder_block_out_channels": blocks,
+            "decode_block_out_channels": blocks,
+            "num_layers": 1,
+            **scale,
+        },
+        "dinov3": {**transformer, "intermediate_size": 2 * width, "num_register_tokens": 2},
+        "dinov3-convnext": {"hidden_sizes": [width // 2, width], "depths": [1, 1], "layer_scale_init_value": 1.0},
+        "vjepa2": {**transformer, "mlp_ratio": 2.0, "tubelet_size": 2, **predictor},
+    }
+    return {"_class_name": TINY_ENCODERS[name], **sizes[name]}
+
+
+def gemma(settings: Gemma3Config, seed: int) -> Gemma3ForConditionalGeneration:
+    """Return a random Gemma, drawn from `seed`."""
+    model = seeded(key(seed, "theworld", "gemma") >> 1, lambda: Gemma3ForConditionalGeneration(settings))
+    seeded(key(seed, "theworld", "image matrix") >> 1, lambda: init_image_projection(model))
+    return model
+
+
+def encoder(settings: dict[str, Any], image_size: int, seed: int) -> WorldEncoder:
+    """Return a random world encoder, drawn from `seed`; latents of a VAE have unit scale. `settings`: as of `encoder_settings`."""
+    model = seeded(key(seed, "theworld", "world encoder") >> 1, lambda: classes.file_of(settings).make(settings, image_size))
+    if "latents_mean" in settings:
+        seeded(key(seed, "theworld", "latents") >> 1, lambda: measure_latent_statistics(model))
+    return classes.wrapped(model, settings, image_size)
 
 
 @torch.no_grad()
@@ -94,8 +130,8 @@ def init_image_projection(gemma: Gemma3ForConditionalGeneration) -> None:
 
 
 @torch.no_grad()
-def measure_latent_statistics(vae: AutoencoderKLWan) -> None:
-    """Set latents_mean and latents_std of the VAE's configuration to those of its latents of random images, to give them unit scale."""
+def measure_latent_statistics(vae: Any) -> None:
+    """Set latents_mean and latents_std of a VAE's configuration to those of its latents of random images, to give them unit scale."""
     picture = torch.rand(16, 3, 4, 4).repeat_interleave(8, -1).repeat_interleave(8, -2) * 2 - 1  # flat tiles, as pictures are smooth
     latents = vae.encode(picture[:, :, None]).latent_dist.mode()
     vae.register_to_config(latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist())

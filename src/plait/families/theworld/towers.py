@@ -1,39 +1,24 @@
-"""Load the pretrained parts, Gemma 3 and the Wan VAE (the world encoder): configuration, weights and tokenizer.
+"""Load the pretrained parts, Gemma 3 and the world encoder: configuration, weights and tokenizer.
 
-Each comes from a Hub name, a local `save_pretrained` directory, or is `tiny`: small and random, for tests. Every loader raises PlaitError,
-in one line that names the setting, for a part that cannot be loaded.
+Each comes from a Hub name or a local `save_pretrained` directory (pretrained/), or is `tiny`: small and random, for tests. Every loader
+raises PlaitError, in one line that names the setting, for a part that cannot be loaded.
 """
 
-import contextlib
-import logging
-from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, GenerationConfig
-from transformers.initialization import no_init_weights
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from plait.config import hub_errors
 from plait.errors import PlaitError
-from plait.families.theworld import published, tiny
+from plait.families.theworld import tiny
 from plait.families.theworld.config import TINY, Config, WorldEncoderConfig
-from plait.keys import key
-from plait.nn import trust
-from plait.nn.connectors import seeded
-from plait.nn.pretrained import weights_hash
+from plait.families.theworld.pretrained import classes, gemma, hub
+from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder
+from plait.families.theworld.tiny_sizes import TINY_ENCODERS
 from plait.nn.tokenizer import open_tokenizer
 
-log = logging.getLogger(__name__)
-
-MAIN = "main"
-"""The Hub's name of an unpinned revision."""
 TOKENIZER = "tokenizer"
 """Folder of a tokenizer trained on the spot, inside the run's directory."""
 
@@ -45,29 +30,13 @@ def gemma_config(config: Config) -> Gemma3Config:
     """
     if config.base == TINY:
         return Gemma3Config(**tiny.gemma_sizes(config.tiny))
-    if config.base in published.GEMMA:
-        return Gemma3Config(**published.GEMMA[config.base])
-    with _loading("model.base", config.base):
-        return Gemma3Config.from_pretrained(config.base, revision=config.base_revision or MAIN, **trust.CONFIG)
+    return gemma.config(config.base, config.base_revision)
 
 
 def image_sizes(config: Config) -> tuple[int, int]:
     """Return (image side of the vision tower in pixels, tokens per image), from Gemma's configuration."""
     sizes = gemma_config(config).to_dict()
     return sizes["vision_config"]["image_size"], sizes["mm_tokens_per_image"]
-
-
-def wan_config(config: Config, world: WorldEncoderConfig) -> dict[str, Any]:
-    """Return {name: value}, the configuration of the VAE at `world.source`, without loading weights; of a tiny one by `config.tiny`.
-
-    Raises PlaitError, which names the setting and the reason, if it cannot be loaded.
-    """
-    if world.source == TINY:
-        return tiny.wan_sizes(config.tiny)
-    if world.source in published.WAN:
-        return published.WAN[world.source]
-    with _loading("model.world.source", world.source):
-        return dict(AutoencoderKLWan.load_config(world.source, subfolder=subfolder(world), revision=world.revision, **trust.DIFFUSERS))
 
 
 def load_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
@@ -78,52 +47,44 @@ def load_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
     if _on_meta():
         return Gemma3ForConditionalGeneration(gemma_config(config))
     if config.base == TINY:
-        gemma = seeded(key(seed, "theworld", "gemma") >> 1, lambda: Gemma3ForConditionalGeneration(gemma_config(config)))
-        seeded(key(seed, "theworld", "image matrix") >> 1, lambda: tiny.init_image_projection(gemma))
-        return gemma
-    with _loading("model.base", config.base):
-        return Gemma3ForConditionalGeneration.from_pretrained(
-            config.base, revision=config.base_revision or MAIN, dtype="auto", **trust.WEIGHTS
-        )
+        return tiny.gemma(gemma_config(config), seed)
+    return gemma.load(config.base, config.base_revision)
 
 
 def empty_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
-    """Build Gemma with weights of any value, for a start that overwrites them, in the dtype that its configuration names.
-
-    Reads the configurations of model and generation alone, or the weights too where no dtype is named: only they can tell it then.
-    """
-    settings = gemma_config(config)
-    if not isinstance(settings.dtype, torch.dtype):
+    """Return Gemma with weights of any value, for a start that overwrites them. Raises PlaitError if it cannot be built."""
+    if config.base == TINY:
         return load_gemma(config, seed)
-    with no_init_weights():
-        gemma: Gemma3ForConditionalGeneration = Gemma3ForConditionalGeneration._from_config(settings, dtype=settings.dtype)
-    try:
-        gemma.generation_config = GenerationConfig.from_pretrained(config.base, revision=config.base_revision or MAIN)
-    except OSError as error:
-        if not Path(config.base).is_dir():  # a folder need not have one
-            reason = next(iter(str(error).splitlines()), "")
-            log.warning(f"{config.base}: its generation_config.json cannot be read ({reason}): an export has transformers' settings")
-    gemma.tie_weights()
-    gemma.get_input_embeddings().get_parameter("weight").data[: 1 << 16] = 1.0  # a new projector, overwritten too, is drawn at their scale
-    return gemma
+    return gemma.empty(gemma_config(config), config.base, config.base_revision)
 
 
-def load_wan(config: Config, world: WorldEncoderConfig, seed: int) -> AutoencoderKLWan:
-    """Load the Wan VAE, whose decoder is never used; on the meta device, build it without weights. A `tiny` one is drawn from `seed`.
+def encoder_settings(config: Config, world: WorldEncoderConfig) -> dict[str, Any]:
+    """Return the configuration of the encoder at `world.source`, as pretrained/classes.py says, without loading weights.
 
-    Raises PlaitError, which names the setting and the reason, if it cannot be loaded.
+    That of a tiny one is made by `config.tiny`. Raises PlaitError, which names the setting and the reason, if it cannot be loaded.
     """
+    if world.tiny is not None:
+        return tiny.encoder_settings(config.tiny, world.tiny)
+    return hub.settings(world.source, world.revision)
+
+
+def encoder_grid(config: Config, world: WorldEncoderConfig) -> Grid:
+    """Return the grid of latents of `world`. Raises PlaitError for an encoder that cannot be loaded, and sizes that do not fit it."""
+    return classes.grid(encoder_settings(config, world), world.image_size, world.steps)
+
+
+def load_encoder(config: Config, world: WorldEncoderConfig, seed: int) -> WorldEncoder:
+    """Load the world encoder; on the meta device, build it without weights. A tiny one is drawn from `seed`.
+
+    Raises PlaitError, which names the setting and the reason, if it cannot be loaded, and for sizes that do not fit it.
+    """
+    encoder_grid(config, world)
+    settings = encoder_settings(config, world)
     if _on_meta():
-        meta: AutoencoderKLWan = AutoencoderKLWan(**_public(wan_config(config, world)))
-        return meta
-    if world.source == TINY:
-        vae: AutoencoderKLWan = seeded(key(seed, "theworld", "world encoder") >> 1, lambda: AutoencoderKLWan(**tiny.wan_sizes(config.tiny)))
-        seeded(key(seed, "theworld", "latents") >> 1, lambda: tiny.measure_latent_statistics(vae))
-        return vae
-    with _loading("model.world.source", world.source):
-        where = {"subfolder": subfolder(world), "revision": world.revision}
-        loaded: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(world.source, **where, **trust.DIFFUSERS)
-        return loaded
+        return classes.random(settings, world.image_size)
+    if world.tiny is None:
+        return hub.load(world.source, world.revision, world.image_size)
+    return tiny.encoder(settings, world.image_size, seed)
 
 
 def load_tokenizer(config: Config, assets: Path) -> Tokenizer:
@@ -133,44 +94,25 @@ def load_tokenizer(config: Config, assets: Path) -> Tokenizer:
         if not path.is_file():
             raise PlaitError(f"no tokenizer at {path}: a tiny model's tokenizer is trained when its run starts; give that run's directory")
         return open_tokenizer(path, "copy it back from a fork or a backup of the run; a new one would number the tokens otherwise")
-    with _loading("model.base", config.base):
-        folder = Path(config.base)
-        if folder.is_dir():
-            path = folder / "tokenizer.json"
-        else:
-            path = Path(hf_hub_download(config.base, "tokenizer.json", revision=config.base_revision or MAIN))
-        if not path.is_file():
-            raise PlaitError(f"model.base: {config.base} holds no tokenizer.json; save the tokenizer there with save_pretrained")
-        return open_tokenizer(path, "save or download it again")
+    return gemma.tokenizer(config.base, config.base_revision)
 
 
 def _on_meta() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def _public(sizes: dict[str, Any]) -> dict[str, Any]:
-    """Drop the private entries of a diffusers configuration."""
-    return {name: value for name, value in sizes.items() if not name.startswith("_")}
-
-
 def subfolder(world: WorldEncoderConfig) -> str | None:
-    """Return "vae", the folder of a pipeline with its VAE. None if `world.source` is a local directory of a VAE alone."""
-    return None if (Path(world.source) / "config.json").is_file() else "vae"
+    """Return "vae", the folder of a pipeline with its VAE; None where the encoder stands alone. Of a tiny one it has no meaning."""
+    return "vae" if world.tiny is not None else hub.folder(world.source, world.revision)
 
 
-@lru_cache(maxsize=8)
 def pin(world: WorldEncoderConfig) -> dict[str, Any]:
-    """Return what identifies an encoder and its input: {"source", "revision", "image_size", "xxh3" of a local folder's weights or None}."""
-    folder = Path(world.source) / (subfolder(world) or "")
-    names = {"source": world.source, "revision": world.revision, "image_size": world.image_size}
-    return {**names, "xxh3": weights_hash(folder) if folder.is_dir() else None}
+    """Return what identifies an encoder and its input: {"source", "revision", "class", "xxh3", "image_size"}, as of `hub.pin`.
 
-
-@contextlib.contextmanager
-def _loading(setting: str, value: str) -> Iterator[None]:
-    """Turn the long errors of the Hub libraries into one line that names the setting."""
-    try:
-        yield
-    except (OSError, HFValidationError, SafetensorError) as error:  # absent, gated, torn; or no name at all
-        reason = hub_errors.reason(error, value)
-        raise PlaitError(f"{setting}: cannot load {value!r} as a Hub name or a local directory: {reason}") from error
+    Raises PlaitError for an encoder that cannot be loaded.
+    """
+    if world.tiny is not None:
+        named = {"source": world.source, "revision": world.revision, "class": TINY_ENCODERS[world.tiny], "xxh3": None}
+    else:
+        named = hub.pin(world.source, world.revision)
+    return {**named, "image_size": world.image_size}

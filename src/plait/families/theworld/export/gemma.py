@@ -22,6 +22,7 @@ from plait.engine.checkpoints.folders import new_folder
 from plait.families.theworld import chat, towers
 from plait.families.theworld.config import TINY, Config
 from plait.families.theworld.model import TheWorld
+from plait.families.theworld.pretrained.hub import MAIN
 from plait.nn import trust
 
 PROJECTOR = "projector.safetensors"
@@ -142,7 +143,7 @@ def tokenizer(config: Config, assets: Path) -> Any:
     """Return transformers' tokenizer of the base, or of a tiny model."""
     if config.base == TINY:
         return AutoTokenizer.from_pretrained(assets / towers.TOKENIZER, **trust.CONFIG)
-    return AutoTokenizer.from_pretrained(config.base, revision=config.base_revision or towers.MAIN, **trust.CONFIG)
+    return AutoTokenizer.from_pretrained(config.base, revision=config.base_revision or MAIN, **trust.CONFIG)
 
 
 def copy_files(config: Config, out: Path, names: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from plait.engine.checkpoints.folders import new_folder
-from plait.families.theworld.config import TINY, Config
+from plait.families.theworld.config import Config
 from plait.families.theworld.export import gemma
 from plait.families.theworld.hf import encoder_weights, modeling, processing
 from plait.families.theworld.hf.modeling import TheWorldForConditionalGeneration
@@ -47,7 +47,7 @@ def save(whole: TheWorldForConditionalGeneration, processor: TheWorldProcessor, 
             at = f" at {pin['revision']}" if pin["revision"] else ""
             lines.append(f"the world encoder is {pin['source']}{at}, by its hash; theworld-with-encoder holds its weights too")
         else:
-            why = "is random" if section.world.source == TINY else f"is not that of {section.world.source}: it was trained"
+            why = "is random" if section.world.tiny is not None else f"is not that of {section.world.source}: it was trained"
             lines.append(f"the world encoder {why}, so that its weights are in the export")
     whole.save_pretrained(folder, encoder=encoder)
     processor.save_pretrained(folder)

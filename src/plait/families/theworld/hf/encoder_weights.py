@@ -1,6 +1,6 @@
 """The world encoder of a whole export: named by a pin, as a frozen part, or held in its files. Which of its weights are used at all.
 
-A pin is {"source", "revision", "xxh3"}: a Hub name with its commit, or a folder, and a hash of the weights that are used.
+A pin is {"source", "revision", "class", "xxh3"}: a Hub name with its commit, or a folder; its class; a hash of the weights used.
 """
 
 import re
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from plait.errors import PlaitError
 from plait.families.theworld import towers
-from plait.families.theworld.config import TINY, Config, WorldEncoderConfig
-from plait.families.theworld.world import WorldEncoder
+from plait.families.theworld.config import Config, WorldEncoderConfig
+from plait.families.theworld.pretrained.encoder import WorldEncoder
 
 ENCODER = r"^world\."
-UNUSED = r"^world\.vae\.(?!encoder\.|quant_conv\.)"
-"""Patterns of the names of its weights in an export: all, and those of the decoder, which nothing uses and no export holds."""
+UNUSED = r"^world\.(vae\.(?!encoder\.|quant_conv\.)|model\.(predictor\.|embeddings\.mask_token$))"
+"""Patterns of the names of its weights in an export: all, and those that nothing uses (of a VAE the decoder), which no export holds."""
 
 
 def used(name: str) -> bool:
@@ -43,12 +43,12 @@ def pin_of(encoder: WorldEncoder, section: Config, known: dict[str, Any] | None 
     assert world is not None
     if known is not None and fits(encoder, known):
         return known
-    if world.source == TINY:
+    if world.tiny is not None:
         return None
     mark = weights_hash(encoder)
-    if weights_hash(WorldEncoder(towers.load_wan(section, world, 0))) != mark:
+    if weights_hash(towers.load_encoder(section, world, 0)) != mark:
         return None
-    return {"source": world.source, "revision": _commit(world) or world.revision, "xxh3": mark}
+    return {"source": world.source, "revision": _commit(world) or world.revision, "class": encoder.grid.name, "xxh3": mark}
 
 
 def fits(encoder: WorldEncoder, pin: dict[str, Any]) -> bool:
@@ -60,7 +60,7 @@ def load(encoder: WorldEncoder, section: Config, pin: dict[str, Any]) -> None:
     """Fill a model's world encoder with the weights that `pin` names. Raises PlaitError where they cannot be loaded or are others."""
     assert section.world is not None
     world = section.world.model_copy(update={"source": pin["source"], "revision": pin["revision"]})
-    loaded = WorldEncoder(towers.load_wan(section, world, 0))
+    loaded = towers.load_encoder(section, world, 0)
     if (mark := weights_hash(loaded)) != pin["xxh3"]:
         at = f" at {pin['revision']}" if pin["revision"] else ""
         raise PlaitError(

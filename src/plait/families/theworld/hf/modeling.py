@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
 from transformers import Gemma3ForConditionalGeneration, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -20,8 +19,10 @@ from plait.families.theworld.config import Config
 from plait.families.theworld.hf import encoder_weights
 from plait.families.theworld.hf.configuration import TheWorldConfig
 from plait.families.theworld.model import Batch, TheWorld
+from plait.families.theworld.pretrained import classes
+from plait.families.theworld.pretrained.encoder import WorldEncoder
 from plait.families.theworld.sequence import Kind
-from plait.families.theworld.world import WorldEncoder, WorldProjector
+from plait.families.theworld.world import WorldProjector
 
 log = logging.get_logger(__name__)
 
@@ -103,10 +104,9 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return TheWorld(self.gemma, self.world, self.projector)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Fill what no file holds: the statistics of the world encoder's latents."""
+        """Fill what no file holds: constants of the world encoder, such as the statistics of its latents."""
         if isinstance(module, WorldEncoder):
-            for name, value in (("mean", module.mean), ("std", module.std)):
-                value.copy_(torch.tensor(module.vae.config[f"latents_{name}"]).view_as(value))
+            module.fill()
 
     def get_input_embeddings(self) -> nn.Module:
         """Return Gemma's embedding."""
@@ -183,14 +183,14 @@ def _built(config: TheWorldConfig) -> TheWorld:
     if section.world is None:
         return TheWorld(gemma, None, None)
     encoder: dict[str, Any] = config.encoder_config or {}
-    world = WorldEncoder(AutoencoderKLWan(**encoder))
-    projector = WorldProjector(section.world, encoder["z_dim"], gemma.get_input_embeddings().get_parameter("weight").shape[1])
+    world = classes.random(encoder, section.world.image_size)
+    projector = WorldProjector(section.world, world.grid, gemma.get_input_embeddings().get_parameter("weight").shape[1])
     return TheWorld(gemma, world, projector)
 
 
 def wrapped(model: TheWorld, section: Config) -> TheWorldForConditionalGeneration:
     """Return `model`, itself and not a copy, as transformers' model. `section`: its `model:` section. It has no pin of the encoder yet."""
-    encoder = None if model.world is None else {name: value for name, value in model.world.vae.config.items() if not name.startswith("_")}
+    encoder = None if model.world is None else model.world.settings
     dtype = model.gemma.config.dtype
     config = TheWorldConfig(
         gemma_config=copy.deepcopy(model.gemma.config),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from plait.families.theworld import tiny
 from plait.families.theworld.config import Config
 from plait.families.theworld.hf import pictures
 from plait.families.theworld.inputs import WORLD_OF, Example, Inputs, Parts, Sample
+from plait.families.theworld.pretrained.encoder import Grid
 from plait.families.theworld.sequence import Kind, Span
 
 log = logging.get_logger(__name__)
@@ -28,7 +30,7 @@ _CHAT_OPTIONS = {"add_generation_prompt", "continue_final_message", "return_tens
 class TheWorldProcessor(ProcessorMixin):
     """Encodes prompts with pictures and clips, pads them on the left, and decodes answers.
 
-    `section`: the model's `model:` section; `sizes`: {"image_size", "image_tokens", "positions", "tokens_per_frame"}. Call it with texts as
+    `section`: the model's `model:` section; `sizes`: {"image_size", "image_tokens", "positions", "grid"}. Call it with texts as
     a chat template makes them, or a conversation through `apply_chat_template`; it returns the inputs of the model's `forward`.
     """
 
@@ -41,8 +43,9 @@ class TheWorldProcessor(ProcessorMixin):
     def inputs(self) -> Inputs:
         """What encodes samples; it has a copy of the tokenizer, as it encodes special tokens in a user's text as plain text."""
         if self._inputs is None:
+            grid = Grid(**self.sizes["grid"]) if self.sizes["grid"] else None
             own = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
-            self._inputs = Inputs(Config.model_validate(self.section), Path(), parts=Parts(own, **self.sizes))
+            self._inputs = Inputs(Config.model_validate(self.section), Path(), parts=Parts(own, **{**self.sizes, "grid": grid}))
         return self._inputs
 
     @property
@@ -166,6 +169,7 @@ def processor(section: Config, assets: Path, tokenizer: Any) -> TheWorldProcesso
     """Return the processor of a model. `assets`: the folder of a tiny model's files; `tokenizer`: transformers' own of the same."""
     inputs = Inputs(section, assets)
     sizes = {name: getattr(inputs, name) for name in Parts._fields if name != "tokenizer"}
+    sizes["grid"] = inputs.grid and asdict(inputs.grid)
     template = tokenizer.chat_template or tiny.CHAT_TEMPLATE
     return TheWorldProcessor(tokenizer, section.model_dump(mode="json"), sizes, chat_template=template)
 

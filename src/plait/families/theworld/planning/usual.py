@@ -1,4 +1,4 @@
-"""What `plait plan` asks of theworld: a batch of the usual shapes without data or tokenizer, and learning rates that have worked."""
+"""A batch of the usual shapes without data or tokenizer, and learning rates that have worked."""
 
 from collections.abc import Mapping
 
@@ -27,7 +27,8 @@ def assumed_batch(config: Config, *, samples: int, tokens: int | None) -> dict[s
     """
     side, image_tokens = towers.image_sizes(config)
     world = config.world
-    world_tokens = tokens_per_frame(world, towers.wan_config(config, world)["z_dim"]) * (1 + world.steps) if world else 0
+    grid = towers.encoder_grid(config, world) if world else None
+    world_tokens = tokens_per_frame(world, grid) * (1 + world.steps) if world and grid else 0
     fixed = 1 + (world_tokens + 2 if world_tokens else 0) + image_tokens + _MARKS
     text = _TEXT if tokens is None else max(2, min(_TEXT, tokens - fixed))
     spans = [
@@ -38,7 +39,7 @@ def assumed_batch(config: Config, *, samples: int, tokens: int | None) -> dict[s
     ]
     row = fuse(spans, world_tokens, pad_id=0, max_tokens=tokens)
     batch = pad_rows([row] * samples, pad_id=0)
-    frames, width = (world.frames, world.image_size) if world else (0, 8)
+    frames, width = (grid.frames(world.steps), world.image_size) if world and grid else (0, 8)
     batch["pixels"] = torch.zeros(samples, 3, side, side, dtype=torch.uint8)
     batch["frames"] = torch.zeros(samples * frames, 3, width, width, dtype=torch.uint8)
     batch["frame_counts"] = torch.tensor([frames] * samples if world else [], dtype=torch.int64)
