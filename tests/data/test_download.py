@@ -1,5 +1,6 @@
 """`plait data download`: every row of a list gets exactly one outcome, whatever servers, disks and signals do."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -69,7 +70,17 @@ def test_every_kind_of_link_has_its_outcome_and_one(web, tmp_path, caplog):
     counts = [json.loads(path.read_bytes())["outcomes"] for path in sorted((tmp_path / "out").glob("0*.json"))]
     assert sum(sum(count.values()) for count in counts) == len(rows)
     assert not [path for path in web.server.asked if path.startswith("/reached")]
-    assert "           8   14.0%  saved            the picture is in the shard" in caplog.text
+    assert "           8   13.6%  saved            the picture is in the shard" in caplog.text
+
+
+def test_a_host_that_asks_to_wait_loses_no_row_and_one_that_always_does_ends(web, tmp_path, monkeypatch):
+    rows = [web.server.row("later", number) for number in range(60)]
+    assert download(write_list(tmp_path / "list.jsonl", rows), tmp_path / "out") == 0
+    assert {row["status"] for row in outcomes(tmp_path / "out")} == {"saved"}
+    rows = [web.server.row("never", number) for number in range(40)]
+    assert download(write_list(tmp_path / "never.jsonl", rows), tmp_path / "never", "--connections=2") == 0
+    assert {row["status"] for row in outcomes(tmp_path / "never")} == {"http_503"}
+    assert len([path for path in web.server.asked if path.startswith("/never")]) < 80
 
 
 def test_hosts_that_hang_or_drip_end_in_time(web, tmp_path):
@@ -227,3 +238,49 @@ def test_an_older_journal_of_another_process_is_locked(web, tmp_path, capsys):
     process.kill()
     process.wait()
     shutil.rmtree(tmp_path / "out")
+
+
+def test_pictures_as_files_are_named_by_their_address_and_fetched_once_for_all_lists(web, tmp_path, capsys):
+    rows = [web.server.row(kind, number) for kind, number in [("ok", 1), ("ok", 2), ("ok", 1), ("missing", 3), ("moved", 4)]]
+    out, first, second = tmp_path / "pictures", tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    assert download(write_list(first, rows), out, "--as-files") == 0
+    named = {
+        hashlib.sha256(rows[number]["url"].encode()).hexdigest(): web.server.pictures.body(at) for number, at in [(0, 1), (1, 2), (4, 4)]
+    }
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == named
+    (folder,) = (out / "lists").iterdir()
+    assert [row["status"] for row in outcomes(folder)] == ["saved", "saved", "repeated", "http_404", "saved"]
+    web.server.asked.clear()
+    assert download(write_list(second, [rows[1], rows[0], web.server.row("ok", 9)]), out, "--as-files") == 0
+    assert web.server.asked == ["/ok/9"]
+    assert download(first, out, "--as-files") == 0
+    assert web.server.asked == ["/ok/9"]
+    assert download(first, tmp_path / "shards") == 0
+    assert download(second, tmp_path / "shards", "--as-files") == 2
+    assert "holds shards: give pictures as files a folder of their own" in capsys.readouterr().err
+
+
+def test_kills_lose_and_double_no_file(web, tmp_path):
+    rows, _ = mixed(web.server, 120)
+    path = write_list(tmp_path / "list.jsonl", rows + rows[:20])
+    assert download(path, tmp_path / "straight", "--as-files") == 0
+    command = [
+        sys.executable,
+        "-m",
+        "plait",
+        "data",
+        "download",
+        str(path),
+        str(tmp_path / "killed"),
+        *OPTIONS,
+        "--connections=8",
+        "--as-files",
+    ]
+    for until in (15, 60, 90, 10**9):
+        process, asked = subprocess.Popen(command, stderr=subprocess.DEVNULL), len(web.server.asked)
+        while process.poll() is None and len(web.server.asked) < asked + until:
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert tree(tmp_path / "killed") == tree(tmp_path / "straight")

@@ -99,9 +99,12 @@ def _open_training(config: RunConfig, *, held_out: bool) -> TrainingData:
             absent.append((str(entry.name), error))
     if absent:
         names, first = [name for name, _ in absent], absent[0][1]
+        fetch = list(dict.fromkeys(command for _, error in absent for command in error.commands))
+        notes = ", ".join(dict.fromkeys(error.estimate for _, error in absent if error.estimate))
+        fetched = f"these commands fetch what can be fetched so ({notes}): {'; '.join(fetch)}; " if fetch else ""
         raise PlaitError(
             f"mixture {mixed.title}: {len(names)} of its {len(mixed.entries)} datasets are not there ({', '.join(names)}); "
-            f"the first: {first}; to train without them, say so: --data.without='[{', '.join(names)}]'"
+            f"the first: {first}; {fetched}to train without them, say so: --data.without='[{', '.join(names)}]'"
         )
     return TrainingData(opened, mixed.sampling_weights([len(source) for source in opened]))
 

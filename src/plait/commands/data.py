@@ -60,6 +60,7 @@ def declare_download(parser: Parser) -> None:
     parser.add_argument("--limit", type=positive, metavar="ROWS", help="only the first so many rows")
     parser.add_argument("--part", type=_part, default=(1, 1), metavar="K/N", help="one of N parts, for as many machines")
     parser.add_argument("--per-shard", type=positive, default=10_000, metavar="ROWS", help="rows of the list per shard")
+    parser.add_argument("--as-files", action="store_true", help="one file per picture, named by the SHA-256 of its address, and no shards")
     parser.add_argument("--connections", type=positive, default=256, help="at once")
     parser.add_argument("--per-host", type=positive, default=16, metavar="CONNECTIONS", help="at once to one host")
     parser.add_argument("--timeout", type=positive, default=10, metavar="SECONDS", help="for a connection, and between two pieces")
@@ -91,6 +92,7 @@ def run_download(arguments: Arguments) -> None:
         part=arguments.part,
         cache=None if arguments.cache is None else str(arguments.cache),
         record_unreachable=arguments.record_unreachable,
+        as_files=arguments.as_files,
         network=NetworkLimits(
             connections=arguments.connections,
             per_host=arguments.per_host,

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plait.assembly.configuration import open_config
+from plait.assembly.data import open_training
 from plait.config.schema import SourceEntry
 from plait.data import image_files
 from plait.data.sources.contract import Absent
@@ -281,7 +283,9 @@ def test_rows_of_pictures_that_are_not_downloaded_are_left_out_and_counted(tmp_p
     assert all(left[i]["images"] for i in range(len(left)))
     for picture in (tmp_path / "pixmo_images").iterdir():
         picture.unlink()
-    with pytest.raises(Absent, match=r"none of the \d+ pictures of dataset pixmo_points is in .+pixmo_images: download them"):
+    with pytest.raises(
+        Absent, match=r"none of the \d+ pictures of dataset pixmo_points is in .+pixmo_images: download them: plait data download"
+    ):
         opened(tmp_path, "pixmo_points", "train")
 
 
@@ -311,3 +315,24 @@ def test_there_are_as_many_wordings_as_the_published_model_was_trained_on(wanted
     assert wanted != "NO_POINTS" or all(text[-1].isspace() for text in texts)
     drawn = {wordings.one_of(texts, np.random.default_rng(i)) for i in range(1000)}
     assert drawn == set(texts)
+
+
+def test_missing_pixmo_sets_are_told_with_the_commands_that_fetch_files_and_pictures(tmp_path):
+    with pytest.raises(Absent) as absent:
+        opened(tmp_path, "pixmo_cap", "train")
+    files, pictures = absent.value.commands
+    assert files == f"hf download allenai/pixmo-cap --repo-type dataset --local-dir {tmp_path}/pixmo-cap"
+    assert pictures == f"plait data download hf://datasets/allenai/pixmo-cap {tmp_path}/pixmo_images --as-files (about 164 GB, 47 minutes)"
+    assert f"{files}; {pictures} (estimates assume 0.3 MB a picture, 77 % of the links alive," in str(absent.value)
+
+
+def test_a_mixture_tells_the_commands_of_all_its_sets_once(tmp_path):
+    config = tmp_path / "mixed.yaml"
+    text = "family: molmo\npreset: debug\nrun: run\ndata: {mixture: 3.2-synthetic, root: .}\ntrain: {steps: 1}\n"
+    config.write_text(text, encoding="utf-8")
+    with pytest.raises(PlaitError) as refused:
+        open_training(open_config(config, []).config)
+    fetch = str(refused.value).partition("these commands fetch what can be fetched so (")[2]
+    sets = ["ask-model-anything", "cap", "cap-qa", "point-explanations", "points", "count"]
+    assert re.findall(r"plait data download hf://datasets/allenai/pixmo-(\S+) ", fetch) == sets
+    assert re.findall(r"hf download allenai/pixmo-(\S+) ", fetch) == sets

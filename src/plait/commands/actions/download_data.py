@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from plait.commands.actions.index_data import byte_text
-from plait.data.download import engine, shards
+from plait.data.download import engine, picture_files, shards
 from plait.data.download.engine import Download, Progress
 from plait.data.download.limits import NetworkLimits, PictureLimits
 from plait.data.download.listing import Listing
@@ -26,7 +26,8 @@ class DownloadOptions:
     """How a list is downloaded. `columns`: names of its columns by role (url, caption, hash), where they are not found by name.
 
     `limit`: the first so many rows; `per_shard`: rows of one shard; `part`: (number from 1, of how many) where several machines share the
-    list. `cache`: folder for copies of remote lists and indexes. `record_unreachable`: see engine.py.
+    list. `as_files`: pictures as files of one folder (picture_files.py), not in shards. `cache`: folder for copies of remote lists and
+    indexes. `record_unreachable`: see engine.py.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class DownloadOptions:
     part: tuple[int, int] = (1, 1)
     cache: str | None = None
     record_unreachable: bool = False
+    as_files: bool = False
     network: NetworkLimits = field(default_factory=NetworkLimits)
     pictures: PictureLimits = field(default_factory=PictureLimits)
 
@@ -49,11 +51,13 @@ def download(path: str, out: Path, options: DownloadOptions) -> None:
         "list": {"name": listing.title, "rows": listing.rows, "digest": listing.digest},
         "columns": asdict(listing.columns),
         "rows_per_shard": options.per_shard,
+        "as_files": options.as_files,
         "pictures": asdict(options.pictures),
     }
     try:
-        shards.begin(out, request)
-        files = engine.part_of(out, listing.rows, options.per_shard, options.part)
+        folder = picture_files.lists_folder(out, listing) if options.as_files else out
+        shards.begin(folder, request)
+        files = engine.part_of(folder, listing.rows, options.per_shard, options.part)
         log.info(_beginning(listing, options, len(files)))
         work = Download(
             listing,
@@ -61,11 +65,12 @@ def download(path: str, out: Path, options: DownloadOptions) -> None:
             options.network,
             options.pictures,
             threads=max(2, os.cpu_count() or 1),
+            picture_files=picture_files.PictureFiles(out, listing) if options.as_files else None,
             record_unreachable=options.record_unreachable,
             report=lambda progress: log.info(progress_line(progress)),
         )
         progress = work.run()
-        _tidy(out)
+        _tidy(folder)
     except OSError as error:
         cure = "free space there" if error.errno in _FULL else "mend it"
         raise Stopped(f"cannot write in {out}: {error.strerror or error}; {cure}, and the same command goes on: no row is lost") from error

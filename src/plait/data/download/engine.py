@@ -5,6 +5,7 @@ server has answered afterwards: where none does, the network is dead, and the do
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter, OrderedDict, deque
@@ -20,6 +21,7 @@ from plait.data.download.journal import Journal
 from plait.data.download.limits import NetworkLimits, PictureLimits
 from plait.data.download.listing import Link, Listing
 from plait.data.download.outcomes import SAVED, UNANSWERED, Outcome
+from plait.data.download.picture_files import PictureFiles
 from plait.data.download.pictures import Refused, judge
 from plait.data.download.shards import ShardFiles
 from plait.errors import PlaitError
@@ -95,11 +97,12 @@ class Download:
         pictures: PictureLimits,
         *,
         threads: int = 2,
+        picture_files: PictureFiles | None = None,
         record_unreachable: bool = False,
         report: Callable[[Progress], None],
     ) -> None:
         self.listing, self.shards, self.network, self.pictures = listing, shards, network, pictures
-        self.record_unreachable, self.report = record_unreachable, report
+        self.record_unreachable, self.report, self.picture_files = record_unreachable, report, picture_files
         self.progress = Progress(sum(len(shard.rows) for shard in shards))
         self._open: dict[int, _OpenShard] = {}
         self._doubtful: list[tuple[_OpenShard, Outcome]] = []  # not answered, since the last answer of any server
@@ -185,9 +188,15 @@ class Download:
         """Fetch one row and judge what came. Returns its outcome, and the file to save."""
         if link.fault or link.url is None:
             return Outcome(link.row, "bad_row" if link.fault else "no_url", None, link.fault), b""
+        if self.picture_files is not None and link.row in self.picture_files.repeated:
+            return Outcome(link.row, "repeated", link.url), b""
+        loop = asyncio.get_running_loop()
+        if self.picture_files is not None and (body := self.picture_files.there(link.url)):
+            with contextlib.suppress(Refused):  # one that is damaged is fetched again
+                _, facts = await loop.run_in_executor(self._decoders, judge, body, None, self.pictures)
+                return Outcome(link.row, SAVED, link.url, picture=facts), b""
         try:
             body = await self._fetcher.fetch(link.url)
-            loop = asyncio.get_running_loop()
             body, facts = await loop.run_in_executor(self._decoders, judge, body, link.hash, self.pictures)
         except Refused as refused:
             return Outcome(link.row, refused.status, link.url, refused.detail), b""
@@ -203,7 +212,7 @@ class Download:
 
     async def _seal(self, shard: _OpenShard) -> None:
         """Write a shard that is complete, while others go on."""
-        await asyncio.to_thread(shard.files.seal, shard.links, shard.journal)
+        await asyncio.to_thread(shard.files.seal, shard.links, shard.journal, self.picture_files)
         async with self._closed:
             del self._open[shard.files.number]
             self._closed.notify_all()

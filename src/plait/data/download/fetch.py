@@ -37,11 +37,11 @@ _HEADERS = {
 
 
 class _Again(Refused):
-    """Raised for a failure that may pass. `wait_s`: seconds that the server asks to wait."""
+    """Raised for a failure that may pass. `wait_s`: seconds that the server asks to wait; `counts`: whether it speaks against its host."""
 
-    def __init__(self, status: str, detail: str = "", wait_s: float = 0.0) -> None:
+    def __init__(self, status: str, detail: str = "", *, wait_s: float = 0.0, counts: bool = True) -> None:
         super().__init__(status, detail)
-        self.wait_s = wait_s
+        self.wait_s, self.counts = wait_s, counts
 
 
 class Fetcher:
@@ -135,7 +135,7 @@ class Fetcher:
                         return self._target(url, answer.headers["Location"])
                     body = await self._body(answer, host, clock)
             except Refused as fault:
-                host.failed = host.failed + 1 if isinstance(fault, _Again) else 0
+                host.failed = host.failed + fault.counts if isinstance(fault, _Again) else 0
                 raise
             except TimeoutError:
                 host.failed += 1
@@ -160,9 +160,8 @@ class Fetcher:
         """Return the body of an answer, decompressed. Raises Refused for a status that is no success, and for one over the limits."""
         if answer.status in web.BUSY:
             wait_s = web.retry_after_s(answer.headers.get("Retry-After", ""))
-            if 0 < wait_s <= self.limits.wait_s:
-                host.pause(wait_s)
-            raise _Again(f"http_{answer.status}", wait_s=wait_s)
+            counts = host.pause(wait_s) if 0 < wait_s <= self.limits.wait_s else True  # of one pause many requests may learn
+            raise _Again(f"http_{answer.status}", wait_s=wait_s, counts=counts)
         if answer.status != 200:
             raise Refused(f"http_{answer.status}")
         if (directive := forbidden_by(answer.headers.getall("X-Robots-Tag", ()))) is not None:

@@ -10,7 +10,7 @@ _REMEMBERED = 50_000  # hosts; then those that nothing is asked of are forgotten
 
 
 class Host:
-    """One host. `failed`: requests that failed in a row; `users`: tasks that hold this object."""
+    """One host. `failed`: requests that failed in a row, and pauses that it asked for; `users`: tasks that hold this object."""
 
     def __init__(self, connections: int) -> None:
         self.free = asyncio.Semaphore(connections)
@@ -21,9 +21,16 @@ class Host:
         """Whether further attempts at a link of this host are of no use."""
         return self.failed >= _WITHOUT_RETRIES
 
-    def pause(self, wait_s: float) -> None:
-        """Ask nothing of this host for `wait_s` seconds, as it told."""
+    @property
+    def left_s(self) -> float:
+        """Seconds until this host may be asked again; 0 for one that keeps failing, whose links are asked for once."""
+        return 0.0 if self.failing else max(0.0, self.resume_s - time.monotonic())
+
+    def pause(self, wait_s: float) -> bool:
+        """Ask nothing of this host for `wait_s` seconds, as it told. Returns whether it is a new pause, not the present one."""
+        new = self.resume_s <= time.monotonic()
         self.resume_s = max(self.resume_s, time.monotonic() + wait_s)
+        return new
 
 
 class Hosts:
@@ -45,10 +52,16 @@ class Hosts:
         host.users += 1
         try:
             async with host.free:
-                while (left_s := host.resume_s - time.monotonic()) > 0:
-                    await asyncio.sleep(left_s)
-                async with self._free:
+                while True:
+                    await asyncio.sleep(host.left_s)
+                    await self._free.acquire()
+                    if not host.left_s:
+                        break
+                    self._free.release()
+                try:
                     yield host
+                finally:
+                    self._free.release()
         finally:
             host.users -= 1
             if not (host.users or host.failed or host.resume_s > time.monotonic()):

@@ -56,6 +56,9 @@ class _File(Protocol):
     def read(self, start: int, stop: int) -> Iterator[dict[str, Any] | str]:
         """Yield the fields of rows [start, stop), or the reason of a broken row."""
 
+    def column(self, name: str) -> Iterator[Any]:
+        """Yield one cell of every row; None of a broken one."""
+
 
 class _Text:
     """A file of JSON or CSV records, read by number."""
@@ -75,6 +78,10 @@ class _Text:
                 yield self.records.fields(number)
             except BadSample as error:
                 yield str(error)
+
+    def column(self, name: str) -> Iterator[Any]:
+        for row in self.read(0, len(self)):
+            yield None if isinstance(row, str) else row.get(name)
 
 
 class _Parquet:
@@ -110,6 +117,11 @@ class _Parquet:
             if self._at > start:
                 yield row
 
+    def column(self, name: str) -> Iterator[Any]:
+        with self._parquet.ParquetFile(self.path) as file:
+            for batch in file.iter_batches(columns=[name]):
+                yield from batch.column(0).to_pylist()
+
     def _from(self, group: int) -> Iterator[dict[str, Any]]:
         with self._parquet.ParquetFile(self.path) as file:
             groups = list(range(group, len(self._ends)))
@@ -143,6 +155,12 @@ class Listing:
     def links(self, start: int, stop: int) -> list[Link]:
         """Return the rows [start, stop). A broken one has a `fault`. Raises PlaitError if a file cannot be read any more."""
         return [self._link(number, row) for number, row in enumerate(self._read(start, min(stop, self.rows)), start)]
+
+    def urls(self) -> Iterator[str | None]:
+        """Yield the address of every row, None without one; of parquet nothing else is read."""
+        for file in self.files:
+            for value in file.column(self.columns.url):
+                yield _text(value)
 
     def _read(self, start: int, stop: int) -> Iterator[dict[str, Any] | str]:
         while start < stop:

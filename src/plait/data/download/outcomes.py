@@ -11,6 +11,7 @@ MEANINGS: Mapping[str, str] = {
     SAVED: "the picture is in the shard",
     "bad_row": "the row of the list is broken",
     "no_url": "the row has no address",
+    "repeated": "an earlier row has the same address, and its picture",
     "bad_url": "it is, or leads to, no http(s) address",
     "private_address": "it is, or leads to, an address of this machine or a private network",
     "dns": "its host has no address",

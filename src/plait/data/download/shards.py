@@ -21,6 +21,7 @@ from plait import files
 from plait.data.download.journal import Journal
 from plait.data.download.listing import Link
 from plait.data.download.outcomes import SAVED
+from plait.data.download.picture_files import PictureFiles
 from plait.errors import PlaitError
 
 REQUEST = "download.json"
@@ -55,13 +56,19 @@ class ShardFiles:
             lines = file.read().splitlines()[1:]
         return [row["url"] for row in map(json.loads, lines) if row["status"] == SAVED][-most:]
 
-    def seal(self, links: Sequence[Link], journal: Journal) -> dict[str, Any]:
+    def seal(self, links: Sequence[Link], journal: Journal, pictures: PictureFiles | None) -> dict[str, Any]:
         """Write the shard of a journal that has all its rows, then manifest and counts, each whole, and delete the journal.
 
-        `links`: its rows. Returns the counts: shard, rows, outcomes, bytes, xxh3. Raises OSError where a file cannot be written.
+        `links`: its rows; `pictures`: writes them as files in place of a shard. Returns the counts: shard, rows, outcomes, bytes, xxh3.
+        Raises OSError where a file cannot be written.
         """
         saved = [link for link in links if journal.outcomes[link.row].status == SAVED]
-        if saved:
+        if pictures is not None:
+            for link in saved:
+                if body := journal.body(link.row):  # else it was there already
+                    pictures.keep(str(link.url), body)
+            pictures.sync()
+        elif saved:
             _write_tar(self.tar, saved, journal)
         told = [journal.outcomes[link.row].plain() for link in links]
         files.write_whole(self.manifest, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told))
@@ -70,7 +77,7 @@ class ShardFiles:
             "rows": [self.rows.start, self.rows.stop],
             "outcomes": dict(sorted(Counter(row["status"] for row in told).items())),
             "bytes": sum(row.get("bytes", 0) for row in told),
-            "xxh3": files.xxh3(self.tar) if saved else "",
+            "xxh3": files.xxh3(self.tar) if saved and pictures is None else "",
         }
         files.write_json(self.counts, counts)
         journal.close(remove=True)

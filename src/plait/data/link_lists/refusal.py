@@ -115,8 +115,9 @@ def estimate(rows: int, known: KnownList) -> str:
     hours = rows / ROWS_PER_S / 3600
     size = rows * known.row_bytes / 1e9
     kilobytes = f"{known.row_bytes / 1000:.0f} kB a row {known.source}"
-    return f"about {size:,.0f} GB, {kilobytes}; about {_duration(hours)} at {ROWS_PER_S} rows a second"
+    return f"about {size:,.0f} GB, {kilobytes}; about {duration(hours)} at {ROWS_PER_S} rows a second"
 
 
-def _duration(hours: float) -> str:
+def duration(hours: float) -> str:
+    """Return a number of hours as text, in minutes, hours or days."""
     return f"{hours * 60:.0f} minutes" if hours < 1.5 else f"{hours:,.0f} hours" if hours < 72 else f"{hours / 24:,.0f} days"

@@ -4,7 +4,7 @@ How an item of the configuration's `data:` section, an entry, becomes a source i
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, Self
 
@@ -94,7 +94,14 @@ def read(source: Source, index: int, sample_key: int | None = None) -> Sample:
 
 
 class Absent(PlaitError):
-    """Raised for a dataset that is known by name, but whose files are in none of the places searched."""
+    """Raised for a dataset that is known by name, but whose files are in none of the places searched.
+
+    `commands`: what fetches them, with sizes and times in parentheses; `estimate`: what those come from.
+    """
+
+    def __init__(self, message: str, commands: Sequence[str] = (), estimate: str = "") -> None:
+        super().__init__(message)
+        self.commands, self.estimate = tuple(commands), estimate
 
 
 class Reader(Protocol):

@@ -22,7 +22,7 @@ from plait.data.sources.contract import Absent, Source
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue.academic import ACADEMIC
 from plait.families.molmo.catalogue.benchmarks import BENCHMARKS
-from plait.families.molmo.catalogue.pixmo import PIXMO, POINTS_EVAL
+from plait.families.molmo.catalogue.pixmo import ESTIMATE, PICTURES_OF, PIXMO, POINTS_EVAL, fetch_commands
 from plait.families.named_datasets import NamedDatasets
 from plait.families.published_rows import PICTURES, PIXMO_IMAGES, DatasetFiles, Rows, Spec, root_of, url_hash
 from plait.files import expanded
@@ -96,7 +96,9 @@ def open_dataset(entry: SourceEntry, split: str, *, root: Path | None, cache: Pa
         rows = spec.rows(split, files)
     except Absent as error:
         hint = f"set its `path`, data.root or $MOLMO_DATA_DIR; {_hub_hint(spec)}"
-        raise Absent(f"dataset {name} ({split}) is not there: {error}. Get {spec.get}; {hint}") from error
+        fetch = fetch_commands(spec.folder, root) if spec.folder in PICTURES_OF else ()
+        told = f": {'; '.join(fetch)} ({ESTIMATE})" if fetch else ""
+        raise Absent(f"dataset {name} ({split}) is not there: {error}. Get {spec.get}{told}; {hint}", fetch, ESTIMATE) from error
     return NamedDataset(name, spec, files, rows, split, entry.limit)
 
 
@@ -155,8 +157,12 @@ class NamedDataset(Source):
         kept = [i for i in chosen if url_hash(str(urls[i])) in there]
         pictures = [len({urls[i] for i in rows}) for rows in (kept, chosen)]
         if not kept:
+            fetch = fetch_commands(self.spec.folder, self.files.root)[1:]
+            where = self.files.root / PIXMO_IMAGES
             raise Absent(
-                f"none of the {pictures[1]:,} pictures of dataset {self.name} is in {self.files.root / PIXMO_IMAGES}: download them"
+                f"none of the {pictures[1]:,} pictures of dataset {self.name} is in {where}: download them: {fetch[0]} ({ESTIMATE})",
+                fetch,
+                ESTIMATE,
             )
         if pictures[0] < pictures[1]:
             log.warning(
