@@ -259,7 +259,7 @@ def with_pipeline(tmp_path, monkeypatch):
     def make(name: str) -> tuple[Path, Path]:
         torch.manual_seed(2)
         vae = wan.make(tiny.encoder_settings(Config(base="tiny").tiny, "wan"), 32)
-        tiny.measure_latent_statistics(vae)
+        tiny.measure_latent_statistics(vae, torch.rand(16, 3, 32, 32) * 2 - 1)
         write_pipeline(tmp_path / "pipeline", name, vae)
         return config_file(tmp_path, world={"source": str(tmp_path / "pipeline")}), tmp_path / "pipeline"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
-from plait.families.theworld.pretrained import classes
+from plait.families.theworld.pretrained import classes, pooled
 from plait.families.theworld.pretrained.encoder import WorldEncoder
-from plait.families.theworld.tiny_sizes import TINY_ENCODERS, Tiny
+from plait.families.theworld.tiny_sizes import POOLED, TINY_ENCODERS, Tiny
 from plait.keys import key
 from plait.nn.connectors import seeded
 from plait.nn.tokenizer import train_tokenizer
@@ -87,6 +87,7 @@ def encoder_settings(tiny: Tiny, name: str) -> dict[str, Any]:
     predictor = {"pred_hidden_size": width // 2, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
     sizes: dict[str, dict[str, Any]] = {
         "wan": wan,
+        POOLED: wan,
         "wan2.2": {**wan, "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16},
         "cosmos1": {
             "latent_channels": channels,
@@ -109,11 +110,14 @@ def gemma(settings: Gemma3Config, seed: int) -> Gemma3ForConditionalGeneration:
     return model
 
 
-def encoder(settings: dict[str, Any], image_size: int, seed: int) -> WorldEncoder:
-    """Return a random world encoder, drawn from `seed`; latents of a VAE have unit scale. `settings`: as of `encoder_settings`."""
+def encoder(settings: dict[str, Any], name: str, image_size: int, seed: int) -> WorldEncoder:
+    """Return the random world encoder `name`, drawn from `seed`; latents of a VAE have unit scale. `settings`: of `encoder_settings`."""
     model = seeded(key(seed, "theworld", "world encoder") >> 1, lambda: classes.file_of(settings).make(settings, image_size))
+    if name == POOLED:
+        seeded(key(seed, "theworld", "pooled kernels") >> 1, lambda: pooled.pool(model))
     if "latents_mean" in settings:
-        seeded(key(seed, "theworld", "latents") >> 1, lambda: measure_latent_statistics(model))
+        pictures = pooled.squares if name == POOLED else _tiles
+        seeded(key(seed, "theworld", "latents") >> 1, lambda: measure_latent_statistics(model, pictures()))
     return classes.wrapped(model, settings, image_size)
 
 
@@ -130,11 +134,18 @@ def init_image_projection(gemma: Gemma3ForConditionalGeneration) -> None:
 
 
 @torch.no_grad()
-def measure_latent_statistics(vae: Any) -> None:
-    """Set latents_mean and latents_std of a VAE's configuration to those of its latents of random images, to give them unit scale."""
-    picture = torch.rand(16, 3, 4, 4).repeat_interleave(8, -1).repeat_interleave(8, -2) * 2 - 1  # flat tiles, as pictures are smooth
-    latents = vae.encode(picture[:, :, None]).latent_dist.mode()
+def measure_latent_statistics(vae: Any, pictures: Tensor) -> None:
+    """Set latents_mean and latents_std of a VAE's configuration to those of its latents of `pictures`, to give them unit scale.
+
+    `pictures` (n, 3, S, S): pixels in -1..+1.
+    """
+    latents = vae.encode(pictures[:, :, None]).latent_dist.mode()
     vae.register_to_config(latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist())
+
+
+def _tiles() -> Tensor:
+    """Return pictures (16, 3, 32, 32) of random flat tiles, as pictures are smooth."""
+    return torch.rand(16, 3, 4, 4).repeat_interleave(8, -1).repeat_interleave(8, -2) * 2 - 1
 
 
 def write_tokenizer(folder: Path, texts: Iterable[str], rows: int) -> None:

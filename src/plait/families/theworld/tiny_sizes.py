@@ -4,8 +4,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+POOLED = "wan-pooled"
+"""A random Wan VAE whose latents tell places and motion (pretrained/pooled.py)."""
 TINY_ENCODERS = {
     "wan": "AutoencoderKLWan",
+    POOLED: "AutoencoderKLWan",
     "wan2.2": "AutoencoderKLWan",
     "cosmos1": "AutoencoderKLCosmos",
     "dinov3": "DINOv3ViTModel",

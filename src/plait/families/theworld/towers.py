@@ -84,7 +84,7 @@ def load_encoder(config: Config, world: WorldEncoderConfig, seed: int) -> WorldE
         return classes.random(settings, world.image_size)
     if world.tiny is None:
         return hub.load(world.source, world.revision, world.image_size)
-    return tiny.encoder(settings, world.image_size, seed)
+    return tiny.encoder(settings, world.tiny, world.image_size, seed)
 
 
 def load_tokenizer(config: Config, assets: Path) -> Tokenizer:
