@@ -10,8 +10,10 @@ _HOME = {
     "Checkpoint": "plait.api.checkpoint",
     "PlaitError": "plait.errors",
     "Run": "plait.api.run",
+    "Sample": "plait.api.samples",
     "load_config": "plait.api.configuration",
     "open": "plait.api.checkpoint",
+    "samples": "plait.api.samples",
     "train": "plait.api.run",
 }
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 (texts)

@@ -19,7 +19,7 @@ from plait.assembly.configuration import open_config
 from plait.assembly.data import open_data
 from plait.assembly.held_out import choose
 from plait.commands.actions import index_data
-from plait.commands.actions import inspect_data as data_inspect
+from plait.commands.actions.inspection import inspect_data as data_inspect
 from plait.config import reading
 from plait.config.load import load_config
 from plait.config.schema import ModelSection, SourceEntry

@@ -27,7 +27,7 @@ def run_inspect(arguments: Arguments) -> None:
     Raises PlaitError for a faulty configuration or data, and for a folder that is not empty.
     """
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
-    from plait.commands.actions import inspect_data
+    from plait.commands.actions.inspection import inspect_data
 
     inspect_data.draw(resolved, arguments.split, arguments.samples, arguments.out)
 

@@ -5,13 +5,11 @@ Drawn is what the encoded example holds, not the file. No weights are needed, on
 """
 
 import bisect
-import contextlib
 import itertools
 import logging
 import statistics
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,66 +17,31 @@ from typing import Any
 from torch import Tensor
 
 from plait.assembly import data_look
-from plait.assembly.data import TrainingData, data_seed, open_data, open_training, open_validation
-from plait.assembly.fixed_order import FixedOrder
-from plait.assembly.held_out import choose
-from plait.assembly.model import write_assets
+from plait.assembly.data import data_seed, open_validation
 from plait.commands.actions.index_data import byte_text
+from plait.commands.actions.inspection.seen_samples import Seen, StageSamples, assets_of, showing
 from plait.commands.pages import gallery
 from plait.commands.pages.card import Card
 from plait.config.resolved import Resolved, StageView
 from plait.config.schema import RunConfig
 from plait.data import images
 from plait.data.buckets import BucketOrder
-from plait.data.loading.micro_batch import Bad, MicroBatchBuilder, collated
-from plait.data.order import Ordering, SampleId
+from plait.data.loading.micro_batch import Bad, collated
+from plait.data.order import SampleId
 from plait.data.sources.bucketing import bucket_lengths, contents_of
-from plait.data.sources.contract import Source
 from plait.engine.checkpoints import folders
 from plait.engine.loss import has_targets, weights_of
 from plait.errors import PlaitError
-from plait.families import registry
 from plait.families.contract import Family
-from plait.families.limits import Limits, check_max_tokens
+from plait.families.limits import Limits
 from plait.families.signatures import Inputs
 
 log = logging.getLogger(__name__)
 
 _IDS_SHOWN = 5
-_STEPS_SEARCHED = 2_000
-"""Number of steps that are searched for a sample of every bucket (image size)."""
 
 Details = list[tuple[str, str]]
 """What is said of all samples above them on a page, as (name, text)."""
-
-
-@dataclass(frozen=True)
-class _Watched:
-    """A family's inputs whose examples are pairs of the sample and the example itself."""
-
-    inputs: Inputs
-
-    def encode(self, sample: dict[str, Any], sample_key: int) -> tuple[dict[str, Any], Any]:
-        """Return (sample, example)."""
-        return sample, self.inputs.encode(sample, sample_key)
-
-    def collate(self, examples: list[Any]) -> dict[str, Any]:
-        """Return the batch of the examples alone."""
-        return self.inputs.collate([example for _, example in examples])
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """One sample as the model sees it.
-
-    `shown`: what the family's `inspect` returns for the example. `cut`: whether data.max_tokens cut some of its text off.
-    """
-
-    id: SampleId
-    sample: dict[str, Any]
-    example: Any
-    shown: dict[str, Any]
-    cut: bool
 
 
 @dataclass(frozen=True)
@@ -127,12 +90,10 @@ def draw(resolved: Resolved, split: str, samples: int, out: Path | None) -> None
     if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise PlaitError(f"{out} is not empty; give --out a new folder" if out.is_dir() else f"{out} is no folder; give --out a new one")
     out = out or folders.unused(Path("inspect"))
-    family = registry.load(resolved.config.family)
-    if family.inspect is None:
-        raise PlaitError(f"family {family.name!r} has no `inspect`: it does not say what its model sees")
+    family = showing(resolved)
     section = family.Config.model_validate(resolved.config.model)
     views, refused = _different(resolved.stages), list[str]()
-    with _assets(resolved.config) as assets:
+    with assets_of(resolved.config) as assets:
         for view in views:
             folder = out if len(views) == 1 else out / f"stage-{view.index}-{view.name}"
             refused += _draw_stage(view, family, section, assets, split=split, samples=samples, out=folder)
@@ -150,42 +111,16 @@ def _different(stages: Sequence[StageView]) -> list[StageView]:
     return [view for i, view in enumerate(stages) if all(view.config.data != before.config.data for before in stages[:i])]
 
 
-@contextlib.contextmanager
-def _assets(config: RunConfig) -> Iterator[Path]:
-    """Yield the run's folder of assets that its family made; before the run, a temporary folder with the same content."""
-    existing = Path(config.run) / "assets" if config.run else None
-    if existing is not None and existing.is_dir():
-        yield existing
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        write_assets(config, Path(temporary))
-        yield Path(temporary)
-
-
 def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, split: str, samples: int, out: Path) -> list[str]:
     """Encode and draw the samples of one stage, and log what is known of them. Returns why a run would refuse the data."""
     config = view.config
-    data = open_training(config) if split == "train" else TrainingData(_held_out(config), [])
-    opened = data.sources
-    inspect = family.inspect
-    assert inspect is not None
-    limits = family.limits(section)
-    check_max_tokens(config.data.max_tokens, limits)
-    inputs = family.Inputs(section, assets, max_tokens=config.data.max_tokens, pad=config.data.pad, train=split == "train")
+    stage = StageSamples.of(view, family, section, assets, split)
+    opened, inputs, limits = stage.data.sources, stage.inputs, family.limits(section)
     title = f"{split}, stage {view.index} ({view.name})"
     looks = _look(view, opened, inputs, limits, split)
     log.info(f"{title}: samples all over each source\n{data_look.listed(looks)}")
-    ids, seed, order = _first(view, data, split, samples)
+    ids, order, seen, bad = stage.first(samples)
     buckets = _Buckets.of(opened, config.train.global_batch)
-    builder = MicroBatchBuilder(tuple(opened), order, _Watched(inputs), seed, rank=0, world_size=1, micro_batch=None)
-    seen, bad = [], []
-    for wanted in ids:
-        encoded = builder.encode(wanted)
-        sample, example = encoded.value
-        shown = inspect(inputs, sample, example)
-        cut = bool(sum(collated(inputs, [example]).get("cut", ())))
-        seen.append(_Seen(encoded.id, sample, example, shown, cut))
-        bad += encoded.bad
     of_each = isinstance(order, BucketOrder)
     different = len({one.id[:2] for one in seen})
     which = f"{different} samples, the first of each bucket by turns," if of_each else f"the first {different} samples"
@@ -221,43 +156,7 @@ def _look(view: StageView, opened: Sequence[Any], inputs: Inputs, limits: Limits
     return [*data_look.table(looks), *(("refused", fault) for fault in refused), *(("warning", fault) for fault in warned)]
 
 
-def _held_out(config: RunConfig) -> Sequence[Source]:
-    """Open the sources of held-out figures: `data.validation`, else those of the first `evaluate` entry that has any."""
-    if config.data.validation:
-        return open_validation(config)
-    entries = next((entry.data for entry in config.evaluate if entry.data), [])
-    if not entries:
-        raise PlaitError("the configuration has no validation data to look at: list some under data.validation, or hold out a share: 1%")
-    return open_data(config, entries, "validation")
-
-
-def _first(view: StageView, data: TrainingData, split: str, samples: int) -> tuple[Sequence[SampleId], int, Ordering]:
-    """Return the first ids of the stage, the seed of its sample keys, and its order, as the run has them."""
-    config = view.config
-    if split != "train":
-        chosen = choose([len(source) for source in data.sources], samples, config.seed)
-        return chosen, config.seed, FixedOrder.of(chosen, data.sources, config.train.global_batch)
-    seed, order = data_seed(view), data.order(view)
-    if isinstance(order, BucketOrder):
-        return _of_every_bucket(order, samples), seed, order
-    steps = -(-samples // config.train.global_batch)
-    return [sample_id for step in range(steps) for sample_id in order.ids(step)][:samples], seed, order
-
-
-def _of_every_bucket(order: BucketOrder, samples: int) -> list[SampleId]:
-    """Return the first samples of each bucket in the order of the run's steps, by turns. A step has only one of them."""
-    count = sum(len(lengths) for lengths in order.groups)
-    first: dict[tuple[int, int], list[SampleId]] = {}
-    for step in range(_STEPS_SEARCHED):
-        ids = first.setdefault(order.bucket(step), [])
-        if len(ids) * count < samples:
-            ids += order.ids(step)
-        if len(first) == count and all(len(ids) * count >= samples for ids in first.values()):
-            break
-    return [sample_id for turn in itertools.zip_longest(*first.values()) for sample_id in turn if sample_id is not None][:samples]
-
-
-def _data(seen: Sequence[_Seen], opened: Sequence[Any]) -> Details:
+def _data(seen: Sequence[Seen], opened: Sequence[Any]) -> Details:
     """Return a row per source with the number of samples drawn, and picture sizes in files and as the model sees them."""
     details = []
     for number, source in enumerate(opened):
@@ -281,7 +180,7 @@ def _sizes(pairs: Sequence[tuple[int, int]]) -> str:
     return f"{least[0]}x{least[1]} to {most[0]}x{most[1]} px ({len(kinds)} sizes)"
 
 
-def _figures(seen: Sequence[_Seen]) -> Details:
+def _figures(seen: Sequence[Seen]) -> Details:
     """Return a row with range and median for every number in the family's notes."""
     names = dict.fromkeys(name for sample in seen for name in sample.shown["notes"])
     details = []
@@ -295,7 +194,7 @@ def _figures(seen: Sequence[_Seen]) -> Details:
     return details
 
 
-def _batch(seen: Sequence[_Seen], buckets: _Buckets, family: Family, section: Any, inputs: Inputs, config: RunConfig) -> Details:
+def _batch(seen: Sequence[Seen], buckets: _Buckets, family: Family, section: Any, inputs: Inputs, config: RunConfig) -> Details:
     """Return rows with the tensors of the first micro-batch, or why it cannot be made. Also the samples of zero loss weight."""
     alike = [sample.example for sample in seen if buckets.of_sample(sample.id) == buckets.of_sample(seen[0].id)]
     first = alike[: config.train.micro_batch or config.train.global_batch]
@@ -319,7 +218,7 @@ def _batch(seen: Sequence[_Seen], buckets: _Buckets, family: Family, section: An
     return [*details, ("nothing to learn", f"{len(idle)} samples: {_some(idle)}")] if idle else details
 
 
-def _trouble(seen: Sequence[_Seen], bad: Sequence[Bad], config: RunConfig) -> Details:
+def _trouble(seen: Sequence[Seen], bad: Sequence[Bad], config: RunConfig) -> Details:
     """Return rows with the samples that were cut, and with those that could not be used."""
     cut = [str(sample.sample["id"]) for sample in seen if sample.cut]
     details = [("cut", f"{len(cut)} of {len(seen)} to data.max_tokens = {config.data.max_tokens}: {_some(cut)}")] if cut else []
@@ -330,7 +229,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_IDS_SHOWN]) + (f" and {len(names) - _IDS_SHOWN} more" if len(names) > _IDS_SHOWN else "")
 
 
-def _card(seen: _Seen, source: str | None, bucket: str | None) -> Card:
+def _card(seen: Seen, source: str | None, bucket: str | None) -> Card:
     notes = {name: text for name, text in (("source", source), ("bucket", bucket)) if text}
     notes |= {
         name: {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) for name, value in seen.shown["notes"].items()

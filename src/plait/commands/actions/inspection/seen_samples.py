@@ -1,0 +1,160 @@
+"""Encode the first samples of a stage as its model sees them, by the loader's code with the run's random seeds.
+
+No weights are read. Unusable ones are replaced, as in training. A view is the configuration of one stage (part of a run).
+"""
+
+import contextlib
+import itertools
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from plait.assembly.data import TrainingData, data_seed, open_data, open_training, open_validation
+from plait.assembly.fixed_order import FixedOrder
+from plait.assembly.held_out import choose
+from plait.assembly.model import write_assets
+from plait.config.resolved import Resolved, StageView
+from plait.config.schema import RunConfig
+from plait.data.buckets import BucketOrder
+from plait.data.loading.micro_batch import Bad, MicroBatchBuilder, collated
+from plait.data.order import Ordering, SampleId
+from plait.data.sources.contract import Source
+from plait.errors import PlaitError
+from plait.families import registry
+from plait.families.contract import Family
+from plait.families.limits import check_max_tokens
+from plait.families.signatures import Inputs
+
+_STEPS_SEARCHED = 2_000
+"""Number of steps that are searched for a sample of every bucket (image size)."""
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A family's inputs whose examples are pairs of the sample and the example itself."""
+
+    inputs: Inputs
+
+    def encode(self, sample: dict[str, Any], sample_key: int) -> tuple[dict[str, Any], Any]:
+        """Return (sample, example)."""
+        return sample, self.inputs.encode(sample, sample_key)
+
+    def collate(self, examples: list[Any]) -> dict[str, Any]:
+        """Return the batch of the examples alone."""
+        return self.inputs.collate([example for _, example in examples])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One sample as the model sees it. `id`: its source and index; `sample`: as the source gave it; `example`: encoded.
+
+    `shown`: what the family's `inspect` returns for the example. `cut`: whether data.max_tokens cut some of its text off.
+    """
+
+    id: SampleId
+    sample: dict[str, Any]
+    example: Any
+    shown: dict[str, Any]
+    cut: bool
+
+
+class First(NamedTuple):
+    """The first samples of a stage: the `ids` asked for, the stage's `order`, what was `seen`, and what was `bad` and replaced."""
+
+    ids: Sequence[SampleId]
+    order: Ordering
+    seen: list[Seen]
+    bad: list[Bad]
+
+
+@dataclass(frozen=True)
+class StageSamples:
+    """The opened data of a stage, "train" or "validation" (`split`), and what encodes it."""
+
+    view: StageView
+    family: Family
+    split: str
+    data: TrainingData
+    inputs: Inputs
+
+    @classmethod
+    def of(cls, view: StageView, family: Family, section: Any, assets: Path, split: str) -> "StageSamples":
+        """Open the data of a stage. `section`: the `model:` section; `assets`: a folder of the model's files. Raises PlaitError."""
+        config = view.config
+        data = open_training(config) if split == "train" else TrainingData(_held_out(config), [])
+        check_max_tokens(config.data.max_tokens, family.limits(section))
+        inputs = family.Inputs(section, assets, max_tokens=config.data.max_tokens, pad=config.data.pad, train=split == "train")
+        return cls(view, family, split, data, inputs)
+
+    def first(self, samples: int) -> First:
+        """Encode the first samples, in the order of the run's steps. Raises PlaitError where too many are unusable."""
+        ids, seed, order = _first(self.view, self.data, self.split, samples)
+        opened, inspect = self.data.sources, self.family.inspect
+        assert inspect is not None
+        builder = MicroBatchBuilder(tuple(opened), order, _Watched(self.inputs), seed, rank=0, world_size=1, micro_batch=None)
+        first = First(ids, order, [], [])
+        for wanted in ids:
+            encoded = builder.encode(wanted)
+            sample, example = encoded.value
+            cut = bool(sum(collated(self.inputs, [example]).get("cut", ())))
+            first.seen.append(Seen(encoded.id, sample, example, inspect(self.inputs, sample, example), cut))
+            first.bad.extend(encoded.bad)
+        return first
+
+
+def showing(resolved: Resolved) -> Family:
+    """Return the family of a configuration. Raises PlaitError for one that does not say what its model sees."""
+    family = registry.load(resolved.config.family)
+    if family.inspect is None:
+        raise PlaitError(f"family {family.name!r} has no `inspect`: it does not say what its model sees")
+    return family
+
+
+@contextlib.contextmanager
+def assets_of(config: RunConfig) -> Iterator[Path]:
+    """Yield the run's folder of assets that its family made; before the run, a temporary folder with the same content."""
+    existing = Path(config.run) / "assets" if config.run else None
+    if existing is not None and existing.is_dir():
+        yield existing
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        write_assets(config, Path(temporary))
+        yield Path(temporary)
+
+
+def _held_out(config: RunConfig) -> Sequence[Source]:
+    """Open the sources of held-out figures: `data.validation`, else those of the first `evaluate` entry that has any."""
+    if config.data.validation:
+        return open_validation(config)
+    entries = next((entry.data for entry in config.evaluate if entry.data), [])
+    if not entries:
+        raise PlaitError("the configuration has no validation data to look at: list some under data.validation, or hold out a share: 1%")
+    return open_data(config, entries, "validation")
+
+
+def _first(view: StageView, data: TrainingData, split: str, samples: int) -> tuple[Sequence[SampleId], int, Ordering]:
+    """Return the first ids of the stage, the seed of its sample keys, and its order, as the run has them."""
+    config = view.config
+    if split != "train":
+        chosen = choose([len(source) for source in data.sources], samples, config.seed)
+        return chosen, config.seed, FixedOrder.of(chosen, data.sources, config.train.global_batch)
+    seed, order = data_seed(view), data.order(view)
+    if isinstance(order, BucketOrder):
+        return _of_every_bucket(order, samples), seed, order
+    steps = -(-samples // config.train.global_batch)
+    return [sample_id for step in range(steps) for sample_id in order.ids(step)][:samples], seed, order
+
+
+def _of_every_bucket(order: BucketOrder, samples: int) -> list[SampleId]:
+    """Return the first samples of each bucket in the order of the run's steps, by turns. A step has only one of them."""
+    count = sum(len(lengths) for lengths in order.groups)
+    first: dict[tuple[int, int], list[SampleId]] = {}
+    for step in range(_STEPS_SEARCHED):
+        ids = first.setdefault(order.bucket(step), [])
+        if len(ids) * count < samples:
+            ids += order.ids(step)
+        if len(first) == count and all(len(ids) * count >= samples for ids in first.values()):
+            break
+    return [sample_id for turn in itertools.zip_longest(*first.values()) for sample_id in turn if sample_id is not None][:samples]
