@@ -85,3 +85,22 @@ def test_a_fact_of_the_state_and_a_missing_checkpoint_are_told(pair):
     groups = {name: saved.tensors(name) for name in ("weights", "moments")}
     checkpoint.write(checkpoint.folder_of(pair[1], 2, "more", 2), groups, {"state": STATE | {"stage": 2}})
     assert "the newest checkpoints are stage-1-only/step-00000002 and stage-2-more" in compare.divergence(compare.runs(*pair))
+
+
+def test_the_ledger_of_stages_is_compared_row_by_row(pair):
+    for run in pair:
+        files.write_json(run / "ledger" / "stage-1-only.json", {"step": 2, "benches": {"loss": {"rows": [{"id": "a", "correct": True}]}}})
+    lines = compare.runs(*pair)
+    assert compare.divergence(lines) is None
+    assert [(line.what, line.compared) for line in lines if line.what == "stage ledger"] == [("stage ledger", 1)]
+    files.write_json(pair[1] / "ledger" / "stage-1-only.json", {"step": 2, "benches": {"loss": {"rows": [{"id": "a", "correct": False}]}}})
+    assert compare.divergence(compare.runs(*pair)) == "stage ledger: ledger/stage-1-only.json differs in benches"
+    (pair[1] / "ledger" / "stage-1-only.json").unlink()
+    assert compare.divergence(compare.runs(*pair)) == "stage ledger: ledger/stage-1-only.json is in one run only"
+
+
+def test_two_kinds_of_notes_at_one_step_are_not_taken_for_each_other(pair):
+    """What a stage forgot, and whether its pictures make a difference, are rows of its last step."""
+    for run in pair:
+        relog(run, [*rows(), {"step": 2, "warnings": ["after stage only"]}, {"step": 2, "blind/gain": 0.5}])
+    assert compare.divergence(compare.runs(*pair)) is None

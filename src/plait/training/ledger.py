@@ -102,7 +102,8 @@ class Ledger:
             for rows, against in ((then and then["rows"], START), (base if name == TEXT else None, against_base)):
                 if rows is not None:
                     try:
-                        entries += forgetting.entries(stage, name, probes[name].bench, rows, found["rows"], against=against, on=found["on"])
+                        compared = forgetting.entries(stage, name, probes[name].bench, rows, found["rows"], against=against, on=found["on"])
+                        entries += compared[:1] if name == TEXT else compared
                     except Exception as error:  # noqa: BLE001  the same on all ranks: what a bench makes of its rows
                         self._failed(f"{name} of the ledger, against {against},", error)
         self._tell(index, measured, entries)

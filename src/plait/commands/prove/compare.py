@@ -17,6 +17,7 @@ from plait import files
 from plait.engine import averages
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.state import GROUPS
+from plait.training.figures import forgetting
 
 CLOCK = frozenset({"samples_per_s", "data_wait_s", "step_s", "time_s", "recompiles", "tflop_per_s", "mfu"})
 """Fields of metrics.jsonl that depend on the process, not on the run: times, and what was compiled since its start."""
@@ -46,6 +47,7 @@ def runs(a: Path, b: Path) -> list[Line]:
     rows_a, rows_b = (files.read_rows(run / "metrics.jsonl", files.STEP_KINDS) for run in (a, b))
     lines = [_rows(rows_a, rows_b), *_figures(rows_a, rows_b), _quarantined(a, b), _state(a, b)]
     tensors = [_tensors(group, a, b) for group in GROUPS]
+    lines += [_ledger(a, b)] if any((run / forgetting.FOLDER).is_dir() for run in (a, b)) else []
     return lines + [line for line in tensors if line.compared or line.first or line.what not in averages.KEPT]
 
 
@@ -68,8 +70,9 @@ def divergence(lines: Iterable[Line]) -> str | None:
 
 
 def _step_and_kind(row: Mapping[str, Any]) -> tuple[int, str]:
-    kind = "held-out" if any(name.startswith("eval/") for name in row) else "step" if "loss" in row else "note"
-    return row["step"], kind
+    kinds = {"held-out": "eval/", "picture": "blind/"}
+    kind = next((kind for kind, prefix in kinds.items() if any(name.startswith(prefix) for name in row)), None)
+    return row["step"], kind or ("step" if "loss" in row else "note")
 
 
 def _rows(rows_a: list[dict[str, Any]], rows_b: list[dict[str, Any]]) -> Line:
@@ -113,6 +116,18 @@ def _quarantined(a: Path, b: Path) -> Line:
         if row_a != row_b:
             return Line("replaced samples", len(rows_a), f"{row_a} and {row_b}", (row_a or row_b)["step"])
     return Line("replaced samples", len(rows_a))
+
+
+def _ledger(a: Path, b: Path) -> Line:
+    """Compare what was measured at the boundaries of stages, row by row."""
+    names = sorted({path.name for run in (a, b) for path in (run / forgetting.FOLDER).glob("*.json")})
+    for name in names:
+        in_a, in_b = (forgetting.read_object(run / forgetting.FOLDER / name) for run in (a, b))
+        if in_a != in_b:
+            keys = sorted(key for key in {**(in_a or {}), **(in_b or {})} if (in_a or {}).get(key) != (in_b or {}).get(key))
+            lacking = "is in one run only" if in_a is None or in_b is None else f"differs in {', '.join(keys)}"
+            return Line("stage ledger", len(names), f"{forgetting.FOLDER}/{name} {lacking}", (in_a or in_b or {}).get("step", 0))
+    return Line("stage ledger", len(names))
 
 
 def _state(a: Path, b: Path) -> Line:

@@ -88,7 +88,7 @@ def title(bench: str, figure: str) -> str:
     """Return the name of a figure in the table: such as "accuracy/count", "loss of vision" or "text only"."""
     name, _, stage = bench.partition(" of ")
     if bench == TEXT:
-        return TEXT if figure == "loss" else f"{TEXT} {figure}"
+        return TEXT
     return f"{label(name, figure)} of {stage}" if stage else label(name, figure)
 
 
