@@ -62,7 +62,7 @@ def test_a_write_that_fails_once_is_told_and_made_up_for(tmp_path, background):
         save(writer, tmp_path, 2)
         writer.wait()
     failed, done = lines
-    assert "step-00000002 could not be written: " in failed and "File exists" in failed and "earlier checkpoints are intact" in failed
+    assert "step-00000002 could not be written: " in failed and "File exists" in failed and "no checkpoint exists yet" in failed
     assert failed.endswith("; it is tried again in 10 s, or when the run needs it" if background else "; it is tried again once more")
     assert done == f"checkpoint {tmp_path}/stage-1-only/step-00000002 is written, at try 2"
     assert integrity.newest_intact(tmp_path)[0].step == 2

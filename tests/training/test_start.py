@@ -374,7 +374,7 @@ def test_a_run_directory_that_is_lost_while_training_ends_the_run_in_one_line(ma
 
     monkeypatch.setattr(Heartbeat, "phase", lose)
     monkeypatch.setattr(files, "append_rows", full)
-    told = {"full": r"metrics\.jsonl: No space left on device; free space"}
+    told = {"full": r"metrics\.jsonl: No space left on device; free space or mend the disk, and the same command continues from the last"}
     with pytest.raises(Stopped, match=told.get(loss, "run is gone: it was moved or deleted while the run")):
         toy.train(made[0], run, "checkpoint.async_save=true")
     assert run.exists() is (loss in {"full", "replaced"})
@@ -391,15 +391,52 @@ def test_what_a_kill_in_the_very_first_start_left_is_swept_and_the_same_command_
     assert not list(run.rglob(".*.tmp"))
 
 
-@pytest.mark.parametrize("kind", ["file", "below a file", "dangling"])
+@pytest.mark.parametrize("kind", ["file", "below a file", "dangling", "below a dangling"])
 def test_a_run_that_is_no_folder_is_one_line(made, tmp_path, kind):
     run = tmp_path / "run"
-    if kind == "dangling":
+    if "dangling" in kind:
         run.symlink_to(tmp_path / "nothing")
     else:
         run.write_text("")
-    with pytest.raises(PlaitError, match=r"is a link to nothing, not a folder|is a file, not a folder|Not a directory"):
-        toy.train(made[0], run / "deeper" if kind == "below a file" else run)
+    link = rf"{run} is a link to nothing \({tmp_path}/nothing\), not a folder; mend the link"
+    said = {"file": "run is a file, not a folder", "below a file": "Not a directory"}.get(kind, link)
+    with pytest.raises(PlaitError, match=said):
+        toy.train(made[0], run / "deeper/still" if "below" in kind else run)
+
+
+@pytest.mark.parametrize("place", ["stage-2-vision", "stage-1-projection/step-00000004", "averages", "link", "quarantine.jsonl"])
+def test_what_lies_in_the_place_of_a_folder_that_the_run_will_make_is_told_before_any_step(made, tmp_path, place):
+    run = toy.train(made[0], tmp_path / "run", "train.steps=2", "guard.hang_timeout_s=null", only="projection")
+    path = run / ("stage-2-vision" if place == "link" else place)
+    if place == "quarantine.jsonl":
+        path.mkdir()
+    elif place == "link":
+        path.symlink_to(tmp_path / "nothing")
+    else:
+        path.write_text("")
+    found = {
+        "link": "not the folder that a run keeps there, but a link to nothing",
+        "quarantine.jsonl": "not the kind of file that a run keeps",
+    }
+    rows = toy.figures(run)
+    with pytest.raises(PlaitError, match=f"{path} is {found.get(place, 'not the folder that a run keeps there, but a file; remove it')}"):
+        toy.train(made[0], run, "train.steps=4", allow_inexact=True)
+    assert toy.figures(run) == rows
+
+
+@pytest.mark.parametrize(("failing", "held"), [(1, "no checkpoint exists yet"), (2, "earlier checkpoints are intact")])
+def test_a_disk_that_is_full_at_a_save_is_told_with_what_is_kept(made, tmp_path, monkeypatch, failing, held):
+    real, folders = checkpoint._write_files, []
+
+    def full(unfinished, *arguments):
+        folders.append(unfinished)
+        if len(set(folders)) >= failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(unfinished, *arguments)
+
+    monkeypatch.setattr(checkpoint, "_write_files", full)
+    with pytest.raises(PlaitError, match=rf"step-0000000{2 * failing} could not be written: .*No space left on device; {held}, free space"):
+        toy.train(made[0], tmp_path / "run")
 
 
 def test_a_damaged_start_named_by_its_step_is_refused(parent):

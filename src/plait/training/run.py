@@ -26,7 +26,7 @@ from plait.assembly.model import build_model
 from plait.config import signed
 from plait.config.resolved import Resolved, StageView
 from plait.engine import precision
-from plait.engine.checkpoints import checkpoint, disk_errors, rundir
+from plait.engine.checkpoints import checkpoint, disk_errors, regular_files, rundir
 from plait.engine.monitoring import watchdog
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.signals import Signals
@@ -204,6 +204,8 @@ def _prepare_directory(run: Path, resolved: Resolved, options: TrainOptions) -> 
         rundir.lock(run).close()
         log.info(f"the old run is kept at {rundir.set_aside(run)}")
     continues = rundir.check(run)
+    if continues:
+        regular_files.check_kinds(run, [checkpoint.AVERAGES, *(f"stage-{view.index}-{view.name}" for view in resolved.stages)])
     if continues and options.fresh:
         raise PlaitError(f"{run} is a run already, and a fresh one was asked for: give another --run, or --restart (keeps it aside)")
     if not checkpoint.published(run):  # also of a run that was begun and saved nothing

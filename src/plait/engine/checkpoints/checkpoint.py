@@ -24,7 +24,7 @@ from torch import Tensor
 
 from plait import files
 from plait.config import signed
-from plait.engine.checkpoints import sharded_files
+from plait.engine.checkpoints import disk_errors, sharded_files
 from plait.engine.checkpoints.sharded_files import Groups, RankFiles
 from plait.engine.parallel.distributed import StoredTensor, full_tensor
 from plait.errors import PlaitError
@@ -96,9 +96,8 @@ def write(folder: Path, groups: Groups, metadata: Mapping[str, Any], rank_files:
             with contextlib.suppress(OSError):
                 _restore_replaced(replaced)
         if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
-            raise PlaitError(
-                f"checkpoint {folder} could not be written: {error}; earlier checkpoints are intact, free space or mend the disk"
-            ) from error
+            held = "earlier checkpoints are intact" if disk_errors.has_checkpoint(folder.parent.parent) else "no checkpoint exists yet"
+            raise PlaitError(f"checkpoint {folder} could not be written: {error}; {held}, free space or mend the disk") from error
         raise
     return Checkpoint(folder, manifest)
 

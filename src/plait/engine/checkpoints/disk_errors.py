@@ -23,9 +23,18 @@ def told(error: Exception, run: Path) -> str | None:
     if not isinstance(error, OSError):
         return None
     if error.errno in _DISK:
-        cure = "free space or mend the disk, and the same command continues from the last checkpoint"
+        after = "continues from the last checkpoint" if has_checkpoint(run) else "starts again, as no checkpoint exists yet"
+        cure = f"free space or mend the disk, and the same command {after}"
         return f"{error.filename or run}: {error.strerror}; {cure}"
     return _taken(error) if error.errno in _TAKEN and _is_of(error, run) else None
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Return whether a run has a checkpoint, for a message: True as well if its disk does not even tell that."""
+    try:
+        return any(run.glob("stage-*/step-*/manifest.json"))
+    except OSError:
+        return True
 
 
 def told_of_start(error: OSError, run: Path) -> str:

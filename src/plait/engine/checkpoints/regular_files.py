@@ -1,8 +1,12 @@
-"""Look for pipes, sockets and devices among the files of a run directory: to read a pipe is to wait for it."""
+"""Look in a run directory for pipes, sockets and devices, and for files where folders belong. To read a pipe is to wait for it."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from plait.errors import PlaitError
+
+_FILES = ("bench_failures", "quarantine", "skipped")
+"""Files of rows that are first written during training, without their ending .jsonl."""
 
 
 def check(run: Path) -> None:
@@ -13,3 +17,18 @@ def check(run: Path) -> None:
     for path in [*run.glob("*"), *run.glob("heartbeat/*"), *run.glob("assets/**/*")]:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise PlaitError(f"{path} is not the kind of file that a run keeps there (a pipe, socket or device); remove it")
+
+
+def check_kinds(run: Path, folders: Iterable[str]) -> None:
+    """Raise PlaitError for a folder in the place of a file of the run directory `run`, and for a file in that of a folder.
+
+    Looked at are those that training makes later. `folders`: names of those in it, in which checkpoints are folders too.
+    """
+    for path in (run / f"{name}.jsonl" for name in _FILES):
+        if path.is_dir():
+            raise PlaitError(f"{path} is not the kind of file that a run keeps there (a folder); remove it")
+    for folder in (run / name for name in folders):
+        for path in (folder, *sorted(folder.glob("step-" + 8 * "[0-9]"))):
+            if (path.exists() or path.is_symlink()) and not path.is_dir():
+                found = "a file" if path.exists() else "a link to nothing"
+                raise PlaitError(f"{path} is not the folder that a run keeps there, but {found}; remove it")

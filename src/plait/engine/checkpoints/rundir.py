@@ -94,8 +94,11 @@ def check(run: Path) -> bool:
     if (run / "config.yaml").exists() or any(run.glob("stage-*/step-*/manifest.json")):
         regular_files.check(run)
         return True
-    if (run.exists() and not run.is_dir()) or (run.is_symlink() and not run.exists()):
-        raise PlaitError(f"{run} is {'a link to nothing' if run.is_symlink() else 'a file'}, not a folder; give another --run")
+    for path in (run, *run.parents):
+        if path.is_symlink() and not path.exists():
+            raise PlaitError(f"{path} is a link to nothing ({path.readlink()}), not a folder; mend the link, or give another --run")
+    if run.exists() and not run.is_dir():
+        raise PlaitError(f"{run} is a file, not a folder; give another --run")
     names = [path.name for path in run.iterdir()] if run.is_dir() else []
     foreign = [name for name in names if name not in ("lock", "assets", "identity") and not _is_leftover(name)]
     if foreign:
