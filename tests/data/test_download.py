@@ -12,7 +12,7 @@ import pytest
 
 from plait import cli
 from plait.config.schema import SourceEntry
-from plait.data.download import engine
+from plait.data.download import engine, fetch
 from plait.data.image_files import decode_rgb
 from plait.data.sources.open import open_source
 from tests.data.link_server import ALLOWED, KINDS, Pictures, serving_links
@@ -284,3 +284,33 @@ def test_kills_lose_and_double_no_file(web, tmp_path):
         process.wait()
     assert process.returncode == 0
     assert tree(tmp_path / "killed") == tree(tmp_path / "straight")
+
+
+def test_a_machine_that_opens_no_more_connections_is_told_and_no_row_is_blamed(web, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fetch, "checked_socket", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+    path = write_list(tmp_path / "list.jsonl", [web.server.row("ok", number) for number in range(3)])
+    assert download(path, tmp_path / "out") == 2
+    assert "this machine opens no more connections (Too many open files): give fewer --connections" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert download(path, tmp_path / "out") == 0
+    assert [row["status"] for row in outcomes(tmp_path / "out")] == ["saved"] * 3
+
+
+def test_more_connections_than_the_machine_allows_are_refused_before(web, tmp_path, capsys):
+    path = write_list(tmp_path / "list.jsonl", [web.server.row("ok", 0)])
+    assert download(path, tmp_path / "out", "--connections=2000000000") == 2
+    assert "2000000256 open files are needed, and this machine allows" in capsys.readouterr().err
+    assert not web.server.asked
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
+def test_webdataset_reads_the_shards_as_those_of_its_own(web, tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    rows, chosen = mixed(web.server, 60)
+    assert download(write_list(tmp_path / "list.jsonl", rows), tmp_path / "out") == 0
+    shards = [str(path) for path in sorted((tmp_path / "out").glob("*.tar"))]
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False, empty_check=False))
+    saved = [number for number, kind in enumerate(chosen) if KINDS[kind] == "saved"]
+    assert [(sample["__key__"], sample["txt"].decode()) for sample in samples] == [(f"{n:09d}", rows[n]["text"]) for n in saved]
+    assert [json.loads(sample["json"])["uid"] for sample in samples] == [f"u{number}" for number in saved]
+    assert [sample["jpg"] for sample in samples] == [web.server.pictures.body(number) for number in saved]

@@ -28,13 +28,13 @@ from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
 
-_OPEN_MOST = 8  # shards under way
+_OPEN_ROWS, _OPEN_MOST = 40_000, 64  # rows and shards under way, at least two of these
 _WAITING_MOST = 2048  # rows under way, most of which may wait for a host
 _DOUBTFUL_MOST = 64  # links in a row without an answer of any server, before the network is tried
 _PROBED = 4  # servers that answered before, which are asked then
 _PROBE_WAITS_S = (2.0, 8.0, 20.0)  # between attempts at them
 _WATCH_S = 0.2  # between looks at whether there are unanswered links alone
-_PER_S = 10.0  # between reports
+_PER_S, _PER_S_MOST = 10.0, 300.0  # between reports
 
 
 class NetworkDown(PlaitError):
@@ -149,9 +149,10 @@ class Download:
 
     async def _begin(self, files: ShardFiles, rows: asyncio.TaskGroup) -> None:
         """Open a shard and begin with its rows that are not in its journal, as there is room."""
+        most = max(2, min(_OPEN_MOST, _OPEN_ROWS // len(files.rows)))
         async with self._closed:
             self._idle = True
-            await self._closed.wait_for(lambda: len(self._open) < _OPEN_MOST)
+            await self._closed.wait_for(lambda: len(self._open) < most)
             self._idle = False
         links = await asyncio.to_thread(self.listing.links, files.rows.start, files.rows.stop)
         journal = await asyncio.to_thread(Journal, files.journal)
@@ -262,7 +263,8 @@ class Download:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(_PER_S)
+            took_s = time.monotonic() - self.progress.began_s
+            await asyncio.sleep(min(max(_PER_S, took_s / 50), _PER_S_MOST))  # a day has hundreds of lines, not thousands
             self.report(self.progress)
 
 

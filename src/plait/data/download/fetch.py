@@ -4,10 +4,14 @@ Not here: which row is fetched when (engine.py), and what the body is (pictures.
 """
 
 import asyncio
+import errno
+import os
+import resource
 import ssl
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plait import __version__
@@ -29,6 +33,8 @@ _LARGE_BYTES = 1 << 20  # bodies over this are received a few at a time, so that
 _LARGE_MOST = 16
 _REDIRECTS = frozenset([301, 302, 303, 307, 308])
 _BACKOFF_S = 1.0
+_OTHER_FILES = 256  # open ones besides connections: journals, lists, look-ups
+_OWN_LIMITS = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL])
 _HEADERS = {
     "User-Agent": f"Mozilla/5.0 (compatible; {AGENT}/{__version__}; pictures for training)",
     "Accept": "image/*, */*;q=0.5",
@@ -57,6 +63,7 @@ class Fetcher:
 
     async def __aenter__(self) -> "Fetcher":
         limits, aiohttp = self.limits, self._aiohttp
+        _allow_files(limits.connections + _OTHER_FILES)
         self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="plait-lookup")
         resolver: Any = Resolver(self._lookups, limits.timeout_s, limits.allowed)
         connector = aiohttp.TCPConnector(
@@ -196,7 +203,7 @@ class Fetcher:
         return body
 
     def _fault(self, error: Exception) -> Refused:
-        """Return the outcome of an error of aiohttp."""
+        """Return the outcome of an error of aiohttp. Raises PlaitError for one of this machine, for which no link is to blame."""
         aiohttp = self._aiohttp
         causes = [error, *filter(None, [error.__cause__, getattr(error, "os_error", None)])]
         if any(isinstance(cause, PrivateAddress) for cause in causes):
@@ -206,7 +213,11 @@ class Fetcher:
         if isinstance(error, aiohttp.ClientConnectorDNSError):
             return Refused("dns")
         if isinstance(error, aiohttp.ClientSSLError) or any(isinstance(cause, ssl.SSLError) for cause in causes):
+            if _no_authorities():
+                raise PlaitError("no host can be trusted: this machine has no certificates of authorities; install ca-certificates")
             return Refused("tls", type(error).__name__)
+        if isinstance(error, OSError) and error.errno in _OWN_LIMITS:
+            raise PlaitError(f"this machine opens no more connections ({os.strerror(error.errno)}): give fewer --connections")
         if isinstance(error, aiohttp.ClientConnectorError):
             return Refused("connect", str(error.os_error.strerror or "") if error.os_error else "")
         if isinstance(error, aiohttp.ClientPayloadError):
@@ -247,6 +258,22 @@ def _decompressed(body: bytearray, most: int) -> bytes:
             raise Refused("truncated", "its compression does not end")
         return content
     raise Refused("encoding", "damaged")
+
+
+def _allow_files(needed: int) -> None:
+    """Raise this process's limit of open files to `needed`. Raises PlaitError where the machine does not allow so many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard not in (resource.RLIM_INFINITY, max(hard, needed)):
+        raise PlaitError(f"{needed} open files are needed, and this machine allows {hard}: fewer --connections, or a higher ulimit -n")
+    if soft not in (resource.RLIM_INFINITY, max(soft, needed)):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _no_authorities() -> bool:
+    """Return whether this machine has no certificates of authorities, by which a host's own is known."""
+    folder = ssl.get_default_verify_paths().capath
+    single = folder is not None and any(Path(folder).iterdir())
+    return not (single or ssl.create_default_context().cert_store_stats()["x509_ca"])
 
 
 def _client() -> tuple[Any, Any]:
