@@ -144,6 +144,8 @@ TESTS: dict[str, str] = {
     "training/planning/judge.py": "commands/test_plan.py",
     "training/planning/meta_model.py": "commands/test_plan.py training/planning/test_reality.py",
     "training/planning/pace.py": "commands/test_plan.py",
+    "training/planning/probe.py": "commands/test_plan.py",
+    "training/planning/search.py": "commands/test_plan.py training/planning/test_search.py",
     "training/planning/stage_batch.py": "commands/test_plan.py training/planning/test_reality.py",
     "training/probes.py": "training/test_start.py training/test_stage.py engine/test_micro_batch.py",
     "training/run.py": "training/test_stage.py training/test_start.py engine/test_nonfinite.py commands/test_stages.py "

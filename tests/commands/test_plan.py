@@ -49,7 +49,7 @@ def test_a_sound_run_has_nothing_against_it(recipe, capsys):
     text = capsys.readouterr().out
     assert text.rstrip().endswith("nothing to say against it")
     assert "stage 1 first" in text and "40 of 8 samples (2 micro-batches of 4 on each rank), 320 samples" in text
-    assert "time         not known: --gpu NAME takes it from a table" in text
+    assert "time         not known: --gpu NAME takes it from a table, --probe measures it here" in text
 
 
 def test_a_plan_writes_nothing_where_it_is_run(recipe, capsys, tmp_path):

@@ -11,19 +11,22 @@ def declare(parser: Parser) -> None:
     parser.add_argument("--gpu", help="plan for GPUs of this kind, such as H100; without it, for this machine")
     parser.add_argument("--ranks", type=positive, default=1, help="how many GPUs, or ranks on this machine (default: 1)")
     parser.add_argument("--stage", help="this stage only")
+    parser.add_argument("--search", action="store_true", help="look for the fastest strategy, micro-batch and checkpointing; with --gpu")
+    parser.add_argument("--probe", action="store_true", help="measure the pace by a few real steps here; needs weights and data")
     parser.add_argument("--json", action="store_true", help="as one JSON object: stages, findings, checkpoints, needs")
 
 
 def run(arguments: Arguments) -> None:
     """Print what each stage of the configuration `config` (an argument) takes: parameters, memory, steps, hours, disk; then findings.
 
-    Nothing is trained, and no weights or data are downloaded. Raises PlaitError for a fault of the configuration, and Unsound, one with
-    exit code 1, after printing, if there are errors.
+    Nothing is trained but with `--probe`, and no weights or data are downloaded but for that. Raises PlaitError for a fault of the
+    configuration, and Unsound, one with exit code 1, after printing, if there are errors.
     """
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
     from plait.commands.actions import plan
 
-    plan.show(resolved, gpu=arguments.gpu, ranks=arguments.ranks, only=arguments.stage, as_json=arguments.json)
+    asked = plan.Asked(arguments.gpu, arguments.ranks, arguments.stage, search=arguments.search, probe=arguments.probe)
+    plan.show(resolved, asked, as_json=arguments.json)
 
 
 COMMANDS = (Command(("plan",), "what a run will take and what is wrong with it, before it starts", declare, run, OVERRIDES, scripts=True),)

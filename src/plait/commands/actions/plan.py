@@ -1,11 +1,12 @@
-"""Forecast each stage (part of a run), judge it, and print both, for `plait plan`. Nothing is trained or downloaded.
+"""Forecast each stage (part of a run), judge it, and print both, for `plait plan`. Nothing is trained or downloaded, but by a probe.
 
 The figures are those of plait.training.planning; the weights and the disk that a run needs are looked at as by `plait doctor`.
 """
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from plait.assembly import data_look
@@ -15,27 +16,48 @@ from plait.commands.actions import doctor, findings, hub_access, plan_page, run_
 from plait.commands.actions.plan_page import PlannedStage
 from plait.config.resolved import Resolved
 from plait.errors import PlaitError
-from plait.training.planning import judge, meta_model
+from plait.training.planning import judge, meta_model, probe, search
 from plait.training.planning.entries import held_out_entries, on_hub
 from plait.training.planning.findings import Finding, Judge, Unsound
 from plait.training.planning.forecast import StageForecast, forecast
 from plait.training.planning.hardware import Hardware, gpu_of
-from plait.training.planning.pace import pace
+from plait.training.planning.pace import Pace, pace
 
 log = logging.getLogger(__name__)
 
 
-def show(resolved: Resolved, *, gpu: str | None, ranks: int, only: str | None, as_json: bool) -> None:
-    """Print the plan of a run on `ranks` GPUs of a kind (None: this machine), as text or JSON.
+@dataclass(frozen=True)
+class Asked:
+    """What a plan is asked for. `gpu`: kind of the GPUs, None: this machine; `only`: one stage, None: all."""
 
-    `only`: the one stage to plan. Raises PlaitError for an unknown GPU or stage and for settings that do not fit the model; Unsound, after
-    printing, if there are errors.
+    gpu: str | None = None
+    ranks: int = 1
+    only: str | None = None
+    search: bool = False
+    probe: bool = False
+
+    def check(self, resolved: Resolved) -> None:
+        """Raise PlaitError for a stage that there is not, and for options that do not belong together."""
+        names = [view.name for view in resolved.stages]
+        if self.only is not None and self.only not in names:
+            raise PlaitError(f"there is no stage {self.only!r}: the stages are {', '.join(names)}")
+        if self.search and self.gpu is None:
+            raise PlaitError("--search weighs the time of a step against what a rank sends, for GPUs that are named: add --gpu NAME")
+        if self.probe and (self.gpu is not None or self.ranks > 1):
+            raise PlaitError("--probe measures one rank on this machine, and --gpu and --ranks plan for others: leave one of them out")
+
+
+def show(resolved: Resolved, asked: Asked, *, as_json: bool) -> None:
+    """Print the plan of a run as text or JSON.
+
+    Raises PlaitError for an unknown GPU or stage and for settings that do not fit the model; Unsound, after printing, if there are errors.
     """
-    hardware = Hardware(None if gpu is None else gpu_of(gpu), ranks)
-    if only is not None and only not in (names := [view.name for view in resolved.stages]):
-        raise PlaitError(f"there is no stage {only!r}: the stages are {', '.join(names)}")
+    asked.check(resolved)
+    hardware = Hardware(None if asked.gpu is None else gpu_of(asked.gpu), asked.ranks)
+    probed = probe.probe(resolved, asked.only) if asked.probe else {}
     with meta_model.assets_of(resolved) as assets:
-        stages = list(planned(resolved, meta_model.meta_bundle(resolved.config, assets), hardware, only))
+        bundle = meta_model.meta_bundle(resolved.config, assets)
+        stages = list(planned(resolved, bundle, hardware, asked, probed))
     needs = list(run_wants(resolved))
     found = [Finding("warning", "", "configuration", line) for line in resolved.warnings]
     for need in needs:
@@ -53,12 +75,17 @@ def show(resolved: Resolved, *, gpu: str | None, ranks: int, only: str | None, a
         raise Unsound(f"the plan has errors: {errors[0].stage + ': ' if errors[0].stage else ''}{errors[0].text}{more}")
 
 
-def planned(resolved: Resolved, bundle: ModelBundle, hardware: Hardware, only: str | None) -> Iterator[PlannedStage]:
-    """Yield each stage of the run, or stage `only`, forecast and judged. `bundle`: the model on the meta device."""
-    for stage in forecast(resolved, bundle, hardware, only=only):
+def planned(
+    resolved: Resolved, bundle: ModelBundle, hardware: Hardware, asked: Asked, probed: Mapping[str, Pace]
+) -> Iterator[PlannedStage]:
+    """Yield each stage of the run that is asked for, forecast and judged. `bundle`: the model on the meta device; `probed`: paces."""
+    for stage in forecast(resolved, bundle, hardware, only=asked.only):
         judging = Judge(resolved, stage.view, bundle.section)
         said = [*judge.judge(stage, judging), *judge.fits(stage, hardware, judging), *_looked(stage, bundle, judging)]
-        yield PlannedStage(stage, pace(stage, hardware, Path(str(resolved.config.run))), said)
+        if asked.search:
+            said += search.advise(stage, bundle, hardware, judging)
+        known = probed.get(stage.view.name) or pace(stage, hardware, Path(str(resolved.config.run)))
+        yield PlannedStage(stage, known, said)
 
 
 def _looked(stage: StageForecast, bundle: ModelBundle, judging: Judge) -> Iterator[Finding]:

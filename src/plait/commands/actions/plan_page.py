@@ -37,7 +37,7 @@ class PlannedStage:
 def lines(stages: Sequence[PlannedStage], found: Sequence[Finding], needs: Sequence[doctor.Finding], hardware: Hardware) -> list[str]:
     """Return the plan as lines of text."""
     gpu = "this machine" if hardware.gpu is None else f"{hardware.gpu.device} ({hardware.gpu.memory / _GB:g} GB)"
-    told = [f"planned for {hardware.ranks} rank{'s' * (hardware.ranks > 1)} of {gpu}; nothing is trained or downloaded"]
+    told = [f"planned for {hardware.ranks} rank{'s' * (hardware.ranks > 1)} of {gpu}"]
     for stage in stages:
         told += ["", f"stage {stage.forecast.view.index} {stage.forecast.view.name}"]
         told += [f"  {name:<12} {text}".rstrip() for name, text in _rows(stage, hardware)]
@@ -84,7 +84,11 @@ def _rows(stage: PlannedStage, hardware: Hardware) -> Iterator[tuple[str, str]]:
         hours = "" if planned.samples is None else f"{stage.pace.hours(planned.samples):,.3g} h; "
         yield "time", f"{hours}{stage.pace.samples_per_s:,.4g} samples/s, {stage.pace.origin}"
     else:
-        unknown = "--gpu NAME takes it from a table" if hardware.gpu is None else "the FLOPs or the GPU's peak are not known"
+        unknown = (
+            "--gpu NAME takes it from a table, --probe measures it here"
+            if hardware.gpu is None
+            else "the FLOPs or the GPU's peak are not known"
+        )
         yield "time", f"not known: {unknown}"
     yield from _setting_rows(planned)
 

@@ -12,12 +12,10 @@ from plait.engine import averages, schedule
 from plait.families.planning import planner
 from plait.training.planning.findings import Finding, Judge, Level
 from plait.training.planning.forecast import StageForecast
-from plait.training.planning.hardware import Hardware
+from plait.training.planning.hardware import SPARE, Hardware
 
 _LONG_WARMUP, _USUAL_WARMUP = 0.5, 0.05
 """A warm-up of more than this share of a stage is told; and the share that is proposed."""
-SPARE = 0.95
-"""Part of a device's memory that a run can have; the rest is the driver's and the libraries'."""
 _RATE_FACTOR = 10.0 * (1 + 1e-9)
 """A learning rate that is so many times another one is told."""
 

@@ -41,7 +41,7 @@ class StageBatch:
         return None if self.tokens is None else self.tokens / self.samples
 
 
-def of_data(plan: StagePlan, bundle: ModelBundle, ranks: int) -> StageBatch:
+def of_data(plan: StagePlan, bundle: ModelBundle, ranks: int, *, micro_batch_size: int | None = None) -> StageBatch:
     """Read the samples of the stage's first steps, about 64, as the first of `ranks` ranks. Raises PlaitError if they cannot be used."""
     with without_downloads():
         inputs = bundle.inputs(plan.config, train=True)
@@ -52,7 +52,7 @@ def of_data(plan: StagePlan, bundle: ModelBundle, ranks: int) -> StageBatch:
         inputs,
         seed=plan.data_seed,
         world_size=ranks,
-        micro_batch=plan.micro_batch(ranks),
+        micro_batch=micro_batch_size or plan.micro_batch(ranks),
         workers=0,
         stop_step=stop_step,
     )
