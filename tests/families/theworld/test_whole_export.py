@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from plait.families.theworld.config import Config
 from plait.families.theworld.generate import answers
 from plait.families.theworld.hf import encoder_weights
 from plait.families.theworld.inputs import WORLD_OF
+from plait.families.theworld.tiny_sizes import TINY_ENCODERS
 from plait.theworld import TheWorldConfig, TheWorldForConditionalGeneration, TheWorldProcessor
 
 from .conftest import photo, sample, talkative
@@ -87,6 +89,39 @@ def test_a_fresh_process_with_plait_gives_the_logits_and_the_answer(whole, tmp_p
     assert int((batch["kinds"] >= 2).sum()) == 16 + 2  # the world is on: 4 x 4 cells of 32 px, and brackets
 
 
+WITHOUT = """if True:
+    import sys
+    from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+    class Absent:
+        def find_spec(self, name, *more):
+            if name == "plait":
+                raise ModuleNotFoundError("No module named 'plait'")
+    sys.meta_path[:0] = [Absent()] if {absent} else []
+    for auto in (AutoModelForImageTextToText.from_pretrained, AutoProcessor.from_pretrained):
+        try:
+            said = type(auto({out!r}, {options})).__name__
+        except Exception as error:
+            said = type(error).__name__ + " " + str(error).replace(chr(10), " ")
+        print(chr(10) + "GIVES", said)"""
+
+
+def fresh(out, options="", *, absent=False):
+    """What the Auto classes give, or say, in a process that has not imported plait.hf."""
+    code = WITHOUT.format(out=str(out), options=options, absent=absent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
+    return re.findall("^GIVES (.*)$", done.stdout, re.MULTILINE)
+
+
+def test_without_plait_hf_nothing_is_silently_less(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    out, _, _ = whole()
+    refused = fresh(out)
+    assert len(refused) == 2 and all("custom code" in line and "trust_remote_code=True" in line for line in refused)
+    assert fresh(out, "trust_remote_code=True") == ["TheWorldForConditionalGeneration", "TheWorldProcessor"]
+    lacking = fresh(out, "trust_remote_code=True", absent=True)
+    assert len(lacking) == 2 and all(line.startswith("ImportError") and "plait" in line for line in lacking)
+
+
 BATCH = [sample(1), sample(ask="Where is it?"), sample(2, 3, ask="Is <image> left of <image>?"), sample(4, **{WORLD_OF: None})]
 
 
@@ -142,6 +177,17 @@ def test_a_clip_goes_through_temporal_positions(whole, tmp_path):
         torch.testing.assert_close(them(**given).logits, logits, atol=1e-5, rtol=0)
     with pytest.raises(BadSample, match=r"a single picture, and model.world.steps 1 takes"):
         processor.apply_chat_template(chat(1), **ASKED)
+
+
+@pytest.mark.parametrize("encoder", sorted(TINY_ENCODERS))
+def test_every_class_of_encoder_is_exported_whole(whole, encoder):
+    out, model, inputs = whole(world={"source": f"tiny:{encoder}", "steps": 1, "image_size": 32})
+    them, processor = loaded(out)
+    frames = [photo(number) for number in range(inputs.grid.frames(1))]
+    given = processor.apply_chat_template(chat(1, clip=frames), **ASKED)
+    logits, _ = plaits(model, inputs, {**sample(1), "frames": frames})
+    with torch.no_grad():
+        torch.testing.assert_close(them(**given).logits, logits, atol=1e-5, rtol=0)
 
 
 def test_a_call_takes_the_text_of_the_template(whole):

@@ -6,6 +6,22 @@ from transformers import Gemma3Config, PreTrainedConfig
 
 from plait.families.theworld.config import Config
 
+CODE = "modeling_theworld.py"
+"""A file of an export by which transformers finds the classes of plait, where it is told to trust the export's code."""
+CODE_TEXT = '''"""The classes of this model are those of plait, which has to be installed. `import plait.hf` has the same effect."""
+
+from plait.theworld import TheWorldConfig, TheWorldForConditionalGeneration, TheWorldProcessor
+
+__all__ = ["TheWorldConfig", "TheWorldForConditionalGeneration", "TheWorldProcessor"]
+'''
+AUTO_MAP = {
+    "AutoConfig": "modeling_theworld.TheWorldConfig",
+    "AutoModelForImageTextToText": "modeling_theworld.TheWorldForConditionalGeneration",
+    "AutoModelForCausalLM": "modeling_theworld.TheWorldForConditionalGeneration",
+    "AutoProcessor": "modeling_theworld.TheWorldProcessor",
+}
+"""Where transformers finds them: `auto_map` of config.json and of processor_config.json. Without it AutoProcessor is a bare tokenizer."""
+
 
 class TheWorldConfig(PreTrainedConfig):
     """Sizes and settings of an exported model: of Gemma (`gemma_config`), of the world encoder (`encoder_config`) and of what joins them.
@@ -30,7 +46,11 @@ class TheWorldConfig(PreTrainedConfig):
         self.gemma_config = gemma_config if isinstance(gemma_config, Gemma3Config) else Gemma3Config(**(gemma_config or {}))
         self.section = section or {"base": "tiny", "world": False}
         self.encoder_config, self.encoder_pin = encoder_config, encoder_pin
-        super().__init__(**{"tie_word_embeddings": self.gemma_config.tie_word_embeddings, **kwargs})
+        super().__init__(**{"tie_word_embeddings": self.gemma_config.tie_word_embeddings, **kwargs, "auto_map": AUTO_MAP})
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Do nothing: transformers would copy the file of this class into what it saves."""
 
     @property
     def plait(self) -> Config:

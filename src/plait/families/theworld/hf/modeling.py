@@ -17,12 +17,13 @@ from transformers.utils import logging
 from plait.errors import PlaitError, first_names
 from plait.families.theworld.config import Config
 from plait.families.theworld.hf import encoder_weights
-from plait.families.theworld.hf.configuration import TheWorldConfig
+from plait.families.theworld.hf.configuration import CODE, CODE_TEXT, TheWorldConfig
 from plait.families.theworld.model import Batch, TheWorld
 from plait.families.theworld.pretrained import classes
 from plait.families.theworld.pretrained.encoder import WorldEncoder
 from plait.families.theworld.sequence import Kind
 from plait.families.theworld.world import WorldProjector
+from plait.files import write_whole
 
 log = logging.get_logger(__name__)
 
@@ -84,6 +85,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         keep = encoder_weights.used if encoder or pin is None else encoder_weights.elsewhere
         weights = kwargs.pop("state_dict", None) or self.state_dict()
         self.config.encoder_pin = None if encoder else pin
+        write_whole(Path(save_directory) / CODE, CODE_TEXT)
         try:
             super().save_pretrained(
                 save_directory,
@@ -97,6 +99,10 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         finally:
             self.config.encoder_pin = pin
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Do nothing: transformers would copy the file of this class into what it saves."""
 
     @property
     def model(self) -> TheWorld:

@@ -16,6 +16,7 @@ from plait.data.text import IMAGE_MARK
 from plait.families.theworld import tiny
 from plait.families.theworld.config import Config
 from plait.families.theworld.hf import pictures
+from plait.families.theworld.hf.configuration import AUTO_MAP
 from plait.families.theworld.inputs import WORLD_OF, Example, Inputs, Parts, Sample
 from plait.families.theworld.pretrained.encoder import Grid
 from plait.families.theworld.sequence import Kind, Span
@@ -36,8 +37,12 @@ class TheWorldProcessor(ProcessorMixin):
 
     def __init__(self, tokenizer: Any = None, section: Any = None, sizes: Any = None, chat_template: str | None = None):
         super().__init__(tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]
-        self.section, self.sizes = dict(section or {}), dict(sizes or {})
+        self.section, self.sizes, self.auto_map = dict(section or {}), dict(sizes or {}), AUTO_MAP
         self._inputs: Inputs | None = None
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Do nothing: transformers would copy the file of this class into what it saves."""
 
     @property
     def inputs(self) -> Inputs:
