@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,7 @@ STEP_KINDS: Mapping[str, Any] = {"step": int, "stage": int | None}
 """The types that rows of metrics.jsonl and quarantine.jsonl must have, for `read_rows`."""
 
 _CHUNK_BYTES = 1 << 22
+_ONE_SLASH = re.compile(r"(s3a?|gc?s|hf|https?|s?ftp|ssh|az|abfss?|wasbs?|hdfs|memory):/(?!/)", re.IGNORECASE)
 _UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(_UMASK)
 
@@ -58,8 +60,11 @@ def expanded(path: str | Path) -> Path:
 
 
 def on_disk(path: str) -> str:
-    """Return `path`, where plait writes, unchanged. Raises ValueError for an address such as gs://bucket/run, and a name not in UTF-8."""
-    scheme, mark, rest = path.partition("://")
+    """Return `path`, where plait writes, unchanged. Raises ValueError for an address such as gs://bucket/run, and a name not in UTF-8.
+
+    gs:/bucket/run is taken for an address too, unless there is a folder `gs:`.
+    """
+    scheme, mark, rest = (with_two_slashes(path) or path).partition("://")
     if mark and scheme == "file":
         raise ValueError(f"{path} is an address: write the path alone, {rest or '/'}")
     if mark:
@@ -67,6 +72,12 @@ def on_disk(path: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in path):
         raise ValueError(f"{path!a} is not UTF-8, in which libraries write their files: give another name")
     return path
+
+
+def with_two_slashes(path: str) -> str | None:
+    """Return the address that a path such as s3:/bucket/x is meant to be, s3://bucket/x; None for what is no address mistyped so."""
+    mistyped = _ONE_SLASH.match(path)
+    return f"{mistyped[1]}://{path[mistyped.end() :]}" if mistyped and not Path(f"{mistyped[1]}:").exists() else None
 
 
 def json_text(value: Any) -> str:

@@ -15,6 +15,7 @@ from plait.config import secrets
 from plait.config.nodes import COMMAND_LINE, Node
 from plait.config.source_rules import SourceRules
 from plait.errors import PlaitError
+from plait.files import with_two_slashes
 
 _FOLDERS: tuple[tuple[str, ...], ...] = (("data", "root"), ("data", "cache"))
 _LISTS: tuple[tuple[str, ...], ...] = (("data", "train"), ("data", "validation"), ("evaluate", "*", "data"))
@@ -38,6 +39,10 @@ def expand(tree: Node) -> Node:
         return _filled_in(node) if begins else node
 
     def anywhere(node: Node) -> Node:
+        if isinstance(node.value, str) and node.path.endswith("from") and (meant := with_two_slashes(node.value)):
+            raise PlaitError(
+                f"{node.location}: {node.path} is {node.value!r}, an address with one slash, meant as {meant}: no address is read"
+            )
         return _filled_in(node) if isinstance(node.value, str) and ("$" in node.value or node.value.startswith("~/")) else node
 
     for above in ((), ("stages", "*")):
@@ -138,6 +143,8 @@ def _absolute(node: Node, base: Path | None) -> Node:
     text = node.value
     if not isinstance(text, str) or not text or text.startswith(("/", "~", "$")) or "://" in text:
         return node
+    if meant := with_two_slashes(text):
+        raise PlaitError(f"{node.location}: {node.path} is {text!r}, an address with one slash: write {meant}")
     here = Path.cwd()
     folder = here if node.file == COMMAND_LINE else base or Path(node.file).absolute().parent
     if not _is_there(folder, text) and _is_there(here, text):

@@ -17,6 +17,7 @@ from plait.data.addresses import is_remote, is_web, name_of, shown
 from plait.data.formats.open_file import check_size, try_again
 from plait.data.remote import connect
 from plait.errors import BadSample, PlaitError
+from plait.files import with_two_slashes
 
 _BRACE = re.compile(r"(?<!\$)\{([^{}]*)\}")  # ${NAME} is an environment variable
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
@@ -32,8 +33,11 @@ _PACKED_TAR = (".tgz", ".tbz2", ".txz")
 def local(path: str) -> Path:
     """Return a path on disk with `~` and `$VARIABLE` filled in and file:// removed.
 
-    Later messages and records show the variables' names in place of their values. Raises PlaitError for a variable that is not set.
+    Later messages and records show the variables' names in place of their values. Raises PlaitError for a variable that is not set,
+    and for an address with one slash.
     """
+    if meant := with_two_slashes(path):
+        raise PlaitError(f"{path} is an address with one slash: write {meant}")
     return secrets.filled_in(path.removeprefix("file://"))
 
 

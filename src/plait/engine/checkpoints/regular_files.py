@@ -20,7 +20,7 @@ def check(run: Path) -> None:
 
 
 def check_kinds(run: Path, folders: Iterable[str]) -> None:
-    """Raise PlaitError for a folder in the place of a file of the run directory `run`, and for a file in that of a folder.
+    """Raise PlaitError for a folder where the run directory `run` has a file, and for a file where it has a folder.
 
     Looked at are those that training makes later. `folders`: names of those in it, in which checkpoints are folders too.
     """
