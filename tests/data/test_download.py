@@ -13,6 +13,7 @@ import pytest
 from plait import cli
 from plait.config.schema import SourceEntry
 from plait.data.download import engine, fetch
+from plait.data.download.journal import Journal
 from plait.data.image_files import decode_rgb
 from plait.data.sources.open import open_source
 from tests.data.link_server import ALLOWED, KINDS, Pictures, serving_links
@@ -314,3 +315,66 @@ def test_webdataset_reads_the_shards_as_those_of_its_own(web, tmp_path):
     assert [(sample["__key__"], sample["txt"].decode()) for sample in samples] == [(f"{n:09d}", rows[n]["text"]) for n in saved]
     assert [json.loads(sample["json"])["uid"] for sample in samples] == [f"u{number}" for number in saved]
     assert [sample["jpg"] for sample in samples] == [web.server.pictures.body(number) for number in saved]
+
+
+@pytest.mark.parametrize("form", [(), ("--as-files",)])
+def test_a_list_may_be_read_further_in_the_same_folder(web, tmp_path, form):
+    rows, _ = mixed(web.server, 110)
+    path = write_list(tmp_path / "list.jsonl", rows)
+    assert download(path, tmp_path / "straight", *form) == 0
+    for limit in ("--limit=10", "--limit=60", "--limit=110"):
+        assert download(path, tmp_path / "grown", *form, limit) == 0
+    assert tree(tmp_path / "grown") == tree(tmp_path / "straight")
+
+
+def test_fewer_rows_of_a_list_are_refused_in_the_same_folder(web, tmp_path, capsys):
+    path = write_list(tmp_path / "list.jsonl", [web.server.row("ok", number) for number in range(30)])
+    assert download(path, tmp_path / "out") == 0
+    before = tree(tmp_path / "out")
+    assert download(path, tmp_path / "out", "--limit=10") == 2
+    assert "holds a download with list {" in capsys.readouterr().err
+    assert tree(tmp_path / "out") == before
+
+
+def test_outcomes_that_pass_are_fetched_again_and_no_others(web, tmp_path, capsys):
+    kinds = ["ok", "later", "missing", "moved"] * 15
+    path = write_list(tmp_path / "list.jsonl", [web.server.row(kind, number) for number, kind in enumerate(kinds)])
+    assert download(path, tmp_path / "out", "--attempts=1") == 0
+    assert [row["status"] for row in outcomes(tmp_path / "out")] == ["saved", "http_429", "http_404", "saved"] * 15
+    web.server.asked.clear()
+    assert download(path, tmp_path / "out", "--again=http_429,timeout") == 0
+    assert sorted(web.server.asked) == sorted(f"/later/{number}" for number, kind in enumerate(kinds) if kind == "later")
+    assert download(path, tmp_path / "straight") == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "straight")
+    assert download(path, tmp_path / "out", "--again=saved") == 2
+    assert "--again=saved: no link has this outcome; there are bad_row, no_url, repeated, " in capsys.readouterr().err
+
+
+def test_a_kill_while_a_shard_is_opened_again_leaves_it_whole(web, tmp_path, monkeypatch):
+    kinds = ["ok", "later"] * 10
+    path = write_list(tmp_path / "list.jsonl", [web.server.row(kind, number) for number, kind in enumerate(kinds)])
+    assert download(path, tmp_path / "out", "--attempts=1") == 0
+    before, added, add = tree(tmp_path / "out"), [], Journal.add
+
+    def fail(self, *what):
+        added.append(what)
+        if len(added) == 7:
+            raise OSError(28, "No space left on device")
+        add(self, *what)
+
+    monkeypatch.setattr(Journal, "add", fail)
+    assert download(path, tmp_path / "out", "--again=http_429") == 1
+    monkeypatch.undo()
+    assert {name: body for name, body in tree(tmp_path / "out").items() if "journal" not in name} == before
+    assert download(path, tmp_path / "out", "--again=http_429") == 0
+    assert [row["status"] for row in outcomes(tmp_path / "out")] == ["saved"] * 20
+
+
+def test_parts_at_once_may_share_one_folder(web, tmp_path):
+    rows, _ = mixed(web.server, 110)
+    path = write_list(tmp_path / "list.jsonl", rows)
+    assert download(path, tmp_path / "whole") == 0
+    command = [sys.executable, "-m", "plait", "data", "download", str(path), str(tmp_path / "parts"), *OPTIONS]
+    parts = [subprocess.Popen([*command, f"--part={part}/3"], stderr=subprocess.DEVNULL) for part in (1, 2, 3)]
+    assert [part.wait() for part in parts] == [0, 0, 0]
+    assert tree(tmp_path / "parts") == tree(tmp_path / "whole")

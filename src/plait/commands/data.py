@@ -71,6 +71,7 @@ def declare_download(parser: Parser) -> None:
     parser.add_argument("--max-side", type=positive, metavar="PIXELS", help="scale larger pictures down, as JPEG (default: no)")
     parser.add_argument("--ignore-hashes", action="store_true", help="also save files whose hash is not the one in the list")
     parser.add_argument("--allow", type=_network, action="append", default=[], metavar="NETWORK", help=_ALLOW)
+    parser.add_argument("--again", default="", metavar="OUTCOME,...", help="fetch rows with these outcomes once more, as timeout,http_503")
     parser.add_argument("--record-unreachable", action="store_true", help="record links as unreachable although no server answers")
     parser.add_argument("--cache", type=path, help="folder for copies of remote lists, and for indexes (default: ~/.cache/plait)")
 
@@ -93,6 +94,7 @@ def run_download(arguments: Arguments) -> None:
         cache=None if arguments.cache is None else str(arguments.cache),
         record_unreachable=arguments.record_unreachable,
         as_files=arguments.as_files,
+        again=tuple(filter(None, arguments.again.split(","))),
         network=NetworkLimits(
             connections=arguments.connections,
             per_host=arguments.per_host,

@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from plait.data.download import engine, picture_files, shards
 from plait.data.download.engine import Download, Progress
 from plait.data.download.limits import NetworkLimits, PictureLimits
 from plait.data.download.listing import Listing
-from plait.data.download.outcomes import SAVED, count_lines
-from plait.errors import Stopped
+from plait.data.download.outcomes import MEANINGS, SAVED, count_lines, is_outcome
+from plait.errors import PlaitError, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class DownloadOptions:
 
     `limit`: the first so many rows; `per_shard`: rows of one shard; `part`: (number from 1, of how many) where several machines share the
     list. `as_files`: pictures as files of one folder (picture_files.py), not in shards. `cache`: folder for copies of remote lists and
-    indexes. `record_unreachable`: see engine.py.
+    indexes. `record_unreachable` and `again`: see engine.py.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -37,6 +37,7 @@ class DownloadOptions:
     cache: str | None = None
     record_unreachable: bool = False
     as_files: bool = False
+    again: Sequence[str] = ()
     network: NetworkLimits = field(default_factory=NetworkLimits)
     pictures: PictureLimits = field(default_factory=PictureLimits)
 
@@ -46,6 +47,10 @@ def download(path: str, out: Path, options: DownloadOptions) -> None:
 
     Raises PlaitError for a list that cannot be read, a folder with another download, a dead network, and a disk that is full or fails.
     """
+    if (unknown := next((name for name in options.again if not is_outcome(name)), None)) is not None:
+        raise PlaitError(
+            f"--again={unknown}: no link has this outcome; there are {', '.join(name for name in MEANINGS if name != SAVED)}, http_..."
+        )
     listing = Listing(path, options.columns, limit=options.limit, cache=options.cache)
     request = {
         "list": {"name": listing.title, "rows": listing.rows, "digest": listing.digest},
@@ -66,6 +71,7 @@ def download(path: str, out: Path, options: DownloadOptions) -> None:
             options.pictures,
             threads=max(2, os.cpu_count() or 1),
             picture_files=picture_files.PictureFiles(out, listing) if options.as_files else None,
+            again=options.again,
             record_unreachable=options.record_unreachable,
             report=lambda progress: log.info(progress_line(progress)),
         )

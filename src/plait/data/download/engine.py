@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from plait.data.download.listing import Link, Listing
 from plait.data.download.outcomes import SAVED, UNANSWERED, Outcome
 from plait.data.download.picture_files import PictureFiles
 from plait.data.download.pictures import Refused, judge
+from plait.data.download.reopen import reopen
 from plait.data.download.shards import ShardFiles
 from plait.errors import PlaitError
 
@@ -86,7 +87,8 @@ class Download:
     """A download of one part of a list into the folder `out`. `shards`: files of the shards of this part, in order.
 
     `report`: called every few seconds. `record_unreachable`: record rows as unreachable although no server answers. `threads`: decode
-    pictures.
+    pictures. `picture_files`: keeps them as files in place of shards. `again`: outcomes of earlier commands whose rows are fetched once
+    more.
     """
 
     def __init__(
@@ -99,9 +101,11 @@ class Download:
         threads: int = 2,
         picture_files: PictureFiles | None = None,
         record_unreachable: bool = False,
+        again: Collection[str] = (),
         report: Callable[[Progress], None],
     ) -> None:
         self.listing, self.shards, self.network, self.pictures = listing, shards, network, pictures
+        self.again = frozenset(again)
         self.record_unreachable, self.report, self.picture_files = record_unreachable, report, picture_files
         self.progress = Progress(sum(len(shard.rows) for shard in shards))
         self._open: dict[int, _OpenShard] = {}
@@ -115,7 +119,7 @@ class Download:
         waiting = []
         for shard in self.shards:
             told = shard.finished()
-            if told is None:
+            if told is None or reopen(shard, told, self.again, as_files=self.picture_files is not None):
                 waiting.append(shard)
             else:
                 self.progress.add(told["outcomes"], told["bytes"])

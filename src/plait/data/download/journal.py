@@ -28,7 +28,7 @@ class Journal:
         self.path = path
         self.outcomes: dict[int, Outcome] = {}
         self._places: dict[int, tuple[int, int]] = {}
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._file = _open(path)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -89,6 +89,16 @@ class Journal:
                 self.path.unlink(missing_ok=True)
             os.close(self._file)
             self._file = -1
+
+
+def _open(path: Path) -> int:
+    """Open a journal, and make its folder, which another part of the download removes when it ends and finds it empty."""
+    while True:
+        path.parent.mkdir(exist_ok=True)
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            continue
 
 
 def line_head(told: dict[str, Any]) -> bytes:

@@ -1,5 +1,6 @@
 """The outcomes of the rows of a list of links, by name, with what each means. Every row gets exactly one."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,6 +62,11 @@ class Outcome:
         """Return the outcome that `plain` made a row of."""
         own = ("row", "status", "url", "detail")
         return cls(row["row"], row["status"], row["url"], row.get("detail", ""), {k: v for k, v in row.items() if k not in own})
+
+
+def is_outcome(name: str) -> bool:
+    """Return whether `name` is the outcome of a row that gave no picture."""
+    return (name in MEANINGS and name != SAVED) or re.fullmatch(r"http_[1-5]\d\d", name) is not None
 
 
 def meaning(status: str) -> str:

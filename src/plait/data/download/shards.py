@@ -41,11 +41,14 @@ class ShardFiles:
         self.journal = out / WORK / f"{number:06d}.journal"
 
     def finished(self) -> dict[str, Any] | None:
-        """Return what 000012.json holds; None if the shard is not finished. Raises PlaitError where its rows are others."""
+        """Return what 000012.json holds; None if the shard is not finished. It may be of fewer rows, where a list was read less far.
+
+        Raises PlaitError where its rows are others.
+        """
         if not self.counts.is_file():
             return None
         told: dict[str, Any] = json.loads(self.counts.read_bytes())
-        if told["rows"] != [self.rows.start, self.rows.stop]:
+        if told["rows"][0] != self.rows.start or told["rows"][1] > self.rows.stop:
             raise PlaitError(f"{self.counts} is of the rows {told['rows']}, not {[self.rows.start, self.rows.stop]}: give another folder")
         return told
 
@@ -117,7 +120,7 @@ def _members(link: Link, journal: Journal) -> list[tuple[str, bytes]]:
 
 
 def begin(out: Path, request: Mapping[str, Any]) -> None:
-    """Write down what is asked for, in a new folder. Raises PlaitError if the folder holds the download of another list or other limits."""
+    """Write down what is asked for. Raises PlaitError if the folder holds a download of another list, of more rows, or of other limits."""
     path = out / REQUEST
     wanted = json.loads(json.dumps({"format": FORMAT, **request}))
     if not path.is_file():
@@ -125,7 +128,13 @@ def begin(out: Path, request: Mapping[str, Any]) -> None:
         files.write_json(path, wanted)
         return
     before = json.loads(path.read_bytes())
+    (out / WORK).mkdir(exist_ok=True)
+    if before == wanted:
+        return
+    if before.get("list", {}).get("rows", 0) < wanted["list"]["rows"]:  # more of the same list
+        before["list"]["rows"] = wanted["list"]["rows"]
     other = next((name for name in wanted if before.get(name) != wanted[name]), None)
     if other is not None:
-        raise PlaitError(f"{out} holds a download with {other} {before.get(other)}, not {wanted[other]}: give the same, or another folder")
-    (out / WORK).mkdir(exist_ok=True)
+        held = json.loads(path.read_bytes()).get(other)
+        raise PlaitError(f"{out} holds a download with {other} {held}, not {wanted[other]}: give the same, or another folder")
+    files.write_json(path, wanted)
