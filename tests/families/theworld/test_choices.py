@@ -68,6 +68,18 @@ def test_a_long_answer_that_only_mentions_the_option_is_wrong(answer):
     assert not is_correct(answer, "(B)", {}, QUESTION)
 
 
+@pytest.mark.parametrize("answer", ["dog", "The dog", "The answer is the dog.", "Of the cat and a dog, a dog is closer.", "'B'", "“B”."])
+def test_an_option_is_chosen_by_its_text_without_its_article(answer):
+    assert is_correct(answer, "(B)", {}, QUESTION)
+    assert not is_correct(answer, "(A)", {}, QUESTION)
+
+
+def test_an_article_tells_options_apart_that_differ_in_nothing_else():
+    listed = "What is it?\n(A) the dog\n(B) a dog"
+    assert is_correct("A dog", "(B)", {}, listed) and is_correct("the dog", "(A)", {}, listed)
+    assert not is_correct("dog", "(A)", {}, listed) and not is_correct("dog", "(B)", {}, listed)
+
+
 POINTS = "Which point is closer to the camera? Select from the following choices.\n(A) A is closer\n(B) B is closer"
 ANIMALS = "What is it?\nA. cat\nB. dog\nC. red panda\nD. panda"
 
@@ -105,6 +117,14 @@ ANIMALS = "What is it?\nA. cat\nB. dog\nC. red panda\nD. panda"
         "Probably B, although A is also visible",
         "Although A is visible, B is closer",
         "B, even though (A) is larger.",
+        "Of A and B, B is closer",
+        "Comparing (A) and (B), (B) is closer to the camera.",
+        "B over A",
+        "A? No, B.",
+        "Point B is the closer one.",
+        "B is the one that is closer to the camera.",
+        "B appears closer than A does.",
+        "Looking at the picture, B is closer to the camera.",
     ],
 )
 def test_a_choice_is_right_beside_a_denied_option_or_a_reason(answer):
@@ -129,6 +149,8 @@ def test_a_choice_is_right_beside_a_denied_option_or_a_reason(answer):
         "(A) A is closer\n(B) B is closer",
         "(A) A is closer, or (B) B is closer",
         "Neither (A) nor (B)",
+        "A is further than B.",
+        "A appears farther from the camera than B.",
         "A\nB",
     ],
 )

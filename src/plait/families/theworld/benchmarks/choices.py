@@ -12,7 +12,7 @@ from plait.families.theworld.benchmarks.short_answers import NEGATION
 
 _GOLD = re.compile(r"\(?([A-Z])\)?[.:]?")
 _OPTION = re.compile(r"(?:^|(?<=\s))(?:\(([A-Z])\)|([A-Z])[.):](?=\s))\s*")
-_ALONE = re.compile(r"[(*]*([A-Z])[)*]*[.:,]?[*]*", re.IGNORECASE)
+_ALONE = re.compile(r"[(*\"'“‘]*([A-Z])[)*\"'”’]*[.:,]?[*\"'”’]*", re.IGNORECASE)
 _VERB = r"(?:is|are|was|looks|seems|appears|shows|must)\b"
 _JOINING = rf"(?:{_VERB}|(?:because|since|as|and|or|but|so|for|due|rather|instead|not|than|without)\b)"  # after a letter, never an article
 _LETTER = rf"(?:\(([A-Z])\)|(?<![\w'’])([B-HJ-Z])(?![\w'’])|(?<![\w'’])([AI])(?=[.,:;)*/}}!?]|\s*$|\s*\n|\s+\(|\s+{_JOINING}))"
@@ -42,16 +42,20 @@ _REASON = re.compile(
 )
 _DENIED = re.compile(
     r"\b(?:not|rather\s+than|instead\s+of|unlike)\s+(?i:option\s+|choice\s+)?(?:\([A-Z]\)|[A-Z]\b)|\b(?:rather\s+than|instead\s+of)\b[^.,;\n]*"
+    r"|(?:\([A-Z]\)|\b[A-Z])\?\s+(?i:no|nope)\b"
 )
 _COMPARED = re.compile(
     r"\b(?:than|compared\s+(?:to|with))\s+(?:[a-z]+\s+){0,2}(?:Option\s+)?(?:\([A-Z]\)|[A-Z]\b)"
-    r"|\b[Bb]etween\s+(?:\([A-Z]\)|[A-Z])\s+and\s+(?:\([A-Z]\)|[A-Z]\b)"
+    r"|\b(?:[Bb]etween|[Oo]f|[Aa]mong|[Cc]omparing|[Gg]iven)\s+(?:\([A-Z]\)|[A-Z])\s+and\s+(?:\([A-Z]\)|[A-Z]\b)"
+    r"|\bover\s+(?:\([A-Z]\)|[A-Z](?=\s*(?:[.,;]|$)))"
 )
 _CLAUSE_END = re.compile(
     r"([.!?;](?=\s|$)|\n|(?<![A-Z)]),|,(?!\s*(?:and\s+|or\s+)?\(?[A-Z]\b)|\b(?:so|but|therefore|thus|hence|because|since|while|whereas)\b)"
 )
 _PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _LAST_WORDS = 4  # the only letter in a text counts among so many words at its end
+_SENTENCE_WORDS = 12  # or in one sentence of at most so many: "Looking at it, B is closer to the camera."
+_ARTICLE = re.compile(r"(?:an?|the)\s+", re.IGNORECASE)
 
 
 def letter(gold: str) -> str | None:
@@ -163,16 +167,34 @@ def _of_text(text: str, listed: Mapping[str, str]) -> str | None:
     stated = re.split(r"(?i:answer(?:\s+is|\s*:))", text)[-1]
     plain = {part.strip(" .:\n\"'").casefold() for part in (text, stated)}
     same = [name for name, option in listed.items() if option and option.strip(" .\"'").casefold() in plain]
+    if not same:  # "the dog", or "dog", where an option is "a dog"
+        bare = {_ARTICLE.sub("", part, count=1) for part in plain}
+        same = [name for name, option in listed.items() if _ARTICLE.sub("", option.strip(" .\"'").casefold(), count=1) in bare - {""}]
     return same[0] if len(same) == 1 else None
+
+
+def _says_option(text: str, after: str, option: str) -> bool:
+    """Return whether a text is one short sentence that says of a letter what its option says, as "A is closer" does.
+
+    `after`: what follows the letter, without what it is compared with; `option`: the option's text.
+    """
+    sentences = [part for part in re.split(r"[.!?](?:\s|$)|\n", text) if part.strip()]
+    if len(sentences) > 1 or len(text.split()) > _SENTENCE_WORDS or not re.match(rf"\)?\**\s+{_VERB}", after):
+        return False
+    said, meant = (set(re.findall(r"[a-z]{3,}", part.casefold())) - {"the", "are", "was"} for part in (after, option))
+    return bool(said & meant)
 
 
 def _inferred(text: str, listed: Mapping[str, str]) -> str | None:
     """Return the letter that `can_infer` finds in a text that states none; of options in one place, the longest counts."""
     kept = _affirmed(text)
-    found = list(_mentions(_COMPARED.sub(_blank, kept), listed))
+    uncompared = _COMPARED.sub(_blank, kept)
+    found = list(_mentions(uncompared, listed))
     letters = {_letter(match) for match in found}
-    if len(letters) == 1 and len(kept[found[-1].end() :].translate(_PUNCTUATION).split()) < _LAST_WORDS:
-        return letters.pop()
+    if len(letters) == 1:
+        name, end = letters.pop(), found[-1].end()
+        if len(kept[end:].translate(_PUNCTUATION).split()) < _LAST_WORDS or _says_option(text, uncompared[end:], listed[name]):
+            return name
     if len(text) > 2 * sum(len(option) for option in listed.values()):
         return None
     names: dict[str, set[str]] = {}
@@ -182,7 +204,8 @@ def _inferred(text: str, listed: Mapping[str, str]) -> str | None:
     if not texts:
         return None
     pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, texts))})(?!\w)", re.IGNORECASE)
-    named = _only({name for match in pattern.finditer(kept) for name in names.get(match[0].casefold(), ())})
+    both = re.compile(rf"\b(?:between|of|among|comparing)\s+(?:{pattern.pattern})\s+and\s+(?:{pattern.pattern})", re.IGNORECASE)
+    named = _only({name for match in pattern.finditer(both.sub(_blank, kept)) for name in names.get(match[0].casefold(), ())})
     places = [match.span() for match in pattern.finditer(text)]
     outside = [
         one for one in _mentions(_COMPARED.sub(_blank, text), listed) if not any(start <= one.start() < end for start, end in places)
