@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
 
 import plait.hf  # noqa: F401  registers
 from plait.errors import BadSample, PlaitError
@@ -212,6 +213,24 @@ def test_a_whole_conversation_and_an_answer_to_go_on_with_are_encoded_as_the_tem
     assert [i for i in whole_text if i != inputs.chat.pad] == [*trained, *inputs.chat.text_ids("\n")]
     begun = processor.apply_chat_template(turns, tokenize=True, continue_final_message=True)[0].tolist()
     assert begun[-1] != inputs.chat.end_turn and processor.decode(begun, skip_special_tokens=True).endswith("a small green frog")
+
+
+def test_the_tokenizer_is_that_of_the_file_also_where_transformers_builds_one_of_its_own(whole, tmp_path):
+    """As of the class that the published base names, which splits words at blanks and not at bytes."""
+    out, _, inputs = whole()
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    named = json.loads((copy / "tokenizer_config.json").read_text()) | {"tokenizer_class": "GemmaTokenizer"}
+    (copy / "tokenizer_config.json").write_text(json.dumps(named))
+    processor = AutoProcessor.from_pretrained(copy)
+    asked = "Where is it? left of the red square"
+    assert AutoTokenizer.from_pretrained(copy)(asked)["input_ids"] != inputs.chat.text_ids(asked)
+    assert processor.tokenizer(asked)["input_ids"] == inputs.chat.text_ids(asked)
+    given = processor.apply_chat_template(chat(ask=asked), **ASKED)
+    assert torch.equal(given["input_ids"], plaits_ids(inputs, asked))
+    processor.save_pretrained(tmp_path / "again")
+    again = AutoProcessor.from_pretrained(tmp_path / "again")
+    assert torch.equal(again.apply_chat_template(chat(ask=asked), **ASKED)["input_ids"], given["input_ids"])
 
 
 def test_special_tokens_that_a_user_writes_are_text(whole):

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Gemma3Processor, GenerationConfig, PreTrainedModel
+from transformers import Gemma3Processor, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.utils.hub import cached_file
 
@@ -140,10 +140,10 @@ def _write_processor(config: Config, assets: Path, out: Path) -> None:
 
 
 def tokenizer(config: Config, assets: Path) -> Any:
-    """Return transformers' tokenizer of the base, or of a tiny model."""
+    """Return transformers' tokenizer of the base, or of a tiny model: that of tokenizer.json, and not one built of its words."""
     if config.base == TINY:
-        return AutoTokenizer.from_pretrained(assets / towers.TOKENIZER, **trust.CONFIG)
-    return AutoTokenizer.from_pretrained(config.base, revision=config.base_revision or MAIN, **trust.CONFIG)
+        return PreTrainedTokenizerFast.from_pretrained(assets / towers.TOKENIZER, **trust.CONFIG)
+    return PreTrainedTokenizerFast.from_pretrained(config.base, revision=config.base_revision or MAIN, **trust.CONFIG)
 
 
 def copy_files(config: Config, out: Path, names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.utils import logging
 
 from plait.data.text import IMAGE_MARK
@@ -43,6 +43,11 @@ class TheWorldProcessor(ProcessorMixin):
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
         """Do nothing: transformers would copy the file of this class into what it saves."""
+
+    @classmethod
+    def _load_tokenizer_from_pretrained(cls, kind: Any, name: Any, subfolder: Any = "", **kwargs: Any) -> Any:  # type: ignore[override]
+        """Read tokenizer.json as it is: the class that Gemma's settings name builds another of its words."""
+        return PreTrainedTokenizerFast.from_pretrained(name, subfolder=subfolder, **kwargs)
 
     @property
     def inputs(self) -> Inputs:
