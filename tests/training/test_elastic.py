@@ -14,7 +14,7 @@ from plait.training import launch
 from tests import processes, toy_family
 
 ROOT = Path(__file__).resolve().parents[2]
-LONG = ("train.steps=40", "checkpoint.every_steps=5", "evaluate=[]", "checkpoint.best=null")
+LONG = ("train.steps=40", "checkpoint.every_steps=5", "evaluate=[]", "checkpoint.best=null", "guard.forgetting=null")
 WORKERS = ("data.worker_kind=processes", "data.workers=1")
 
 

@@ -77,7 +77,10 @@ class Ledger:
         """A batch that this rank passes through a sharded model while others compute a loss of theirs."""
 
     def measure_start(self) -> None:
-        """Measure before the stage's first step what its end will be compared with, unless the stage before did."""
+        """Measure before the stage's first step what its end will be compared with, unless the stage before did.
+
+        This is a part of setting the stage up, to which the watchdog gives longer.
+        """
         index = self.plan.view.index - 1
         boundary = self._known(index)
         if index == 0 and self.context.resumed_from is None:
@@ -90,6 +93,7 @@ class Ledger:
     def measure_end(self) -> bool:
         """Measure after the stage's last step, compare with its start, write both down and warn. Returns False if a stop interrupted it."""
         index, stage = self.plan.view.index, self.plan.view.name
+        self.context.heartbeat.phase("evaluate", self.state.step)
         probes = {probe.name: probe for probe in self._probes(index + 1)}
         measured = self._measured(list(probes.values()))
         if measured is None:
@@ -97,14 +101,15 @@ class Ledger:
         before, start = self._known(index - 1), self._known(0)
         entries: list[forgetting.Entry] = []
         base, against_base = self._base(start)
-        for name, found in measured.items():
+        for name, found in measured.items() if self.context.ranks.first else ():
             then = before["benches"].get(name) if before is not None else None
             for rows, against in ((then and then["rows"], START), (base if name == TEXT else None, against_base)):
                 if rows is not None:
+                    self.context.heartbeat.part("next")
                     try:
                         compared = forgetting.entries(stage, name, probes[name].bench, rows, found["rows"], against=against, on=found["on"])
                         entries += compared[:1] if name == TEXT else compared
-                    except Exception as error:  # noqa: BLE001  the same on all ranks: what a bench makes of its rows
+                    except Exception as error:  # noqa: BLE001  what a bench makes of its rows
                         self._failed(f"{name} of the ledger, against {against},", error)
         self._tell(index, measured, entries)
         return True
@@ -187,8 +192,7 @@ class Ledger:
 
     def _measured(self, probes: Sequence[Probe]) -> dict[str, Any] | None:
         """Return {name: {"on": what it is measured on, "rows": a row per sample}}; None if the run is to stop. What fails is told."""
-        context, step = self.context, self.state.step
-        context.heartbeat.phase("evaluate", step)
+        context = self.context
         measured: dict[str, Any] = {}
         try:
             with evaluation_mode(self.state) as model:
