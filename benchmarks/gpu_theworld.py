@@ -36,7 +36,7 @@ from plait.families.theworld import family, towers
 from plait.families.theworld.config import Config
 from plait.families.theworld.loss import Loss
 from plait.families.theworld.model import TheWorld
-from plait.families.theworld.pretrained import classes
+from plait.families.theworld.pretrained import hub
 from plait.families.theworld.sequence import Kind, Row, pad_rows
 from plait.families.theworld.world import WorldProjector, tokens_per_frame
 from plait.nn.losses import IGNORED
@@ -71,7 +71,7 @@ def build(section: Config, device: torch.device) -> TheWorld:
     torch.manual_seed(0)
     with torch.device(device):
         gemma = Gemma3ForConditionalGeneration(towers.gemma_config(section)).to(torch.bfloat16)
-        encoder = classes.random(towers.encoder_settings(section, section.world), section.world.image_size).to(torch.bfloat16)
+        encoder = hub.random(towers.encoder_settings(section, section.world), section.world.image_size).to(torch.bfloat16)
         projector = WorldProjector(section.world, encoder.grid, gemma.config.get_text_config().hidden_size)
         projector.match_embedding_scale(EMBEDDING_RMS)
     return TheWorld(gemma, encoder, projector).to(device)

@@ -14,6 +14,7 @@ import huggingface_hub.hf_api
 from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+BRANCH = "diffusers/base/post-trained"
 TOKEN = "hf_" + "sesame" * 4
 
 
@@ -54,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append((self.command, path, token))
         if token and token != TOKEN:
             return self.refuse(401, "", "Invalid credentials in Authorization header")
-        parts = path.strip("/").split("/")
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]  # the name of a branch may have a /
         kind, parts = (parts[1], parts[2:]) if parts[0] == "api" else ("models", parts)
         kind, parts = ("datasets", parts[1:]) if parts[:1] == ["datasets"] else (kind, parts)
         name, rest = "/".join(parts[:2]), parts[2:]
@@ -71,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def about(self, name, repository, rest, allowed):
-        if rest[:1] == ["revision"] and rest[1] not in ("main", "v2", COMMIT):
+        if rest[:1] == ["revision"] and rest[1] not in ("main", "v2", BRANCH, COMMIT):
             return self.refuse(404, "RevisionNotFound")
         if (rest == ["auth-check"] or rest[:1] == ["resolve"]) and not allowed:
             return self.refuse(403, "GatedRepo", f"Access to {name} is restricted")

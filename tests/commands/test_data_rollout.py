@@ -57,16 +57,29 @@ def encoded(path: Path, assets: Path, change: Any = None):
     return family.build(section, assets, seed=config.seed), inputs.collate([inputs.encode(sample, 0) for sample in samples])
 
 
-@pytest.mark.parametrize("predictor", ["scenes", "copy"])
-def test_a_stored_future_gives_the_loss_of_its_frames(tmp_path, assets, predictor):
-    path = config_file(tmp_path)
+@pytest.mark.parametrize(
+    ("predictor", "source", "count"),
+    [
+        ("scenes", "tiny", 5),
+        ("copy", "tiny", 5),
+        ("scenes", "tiny:wan2.2", 5),
+        ("scenes", "tiny:cosmos1", 9),
+        ("scenes", "tiny:dinov3", 2),
+        ("copy", "tiny:dinov3-convnext", 2),
+        ("scenes", "tiny:vjepa2", 4),
+        ("copy", "tiny:vjepa2", 4),
+    ],
+)
+def test_a_stored_future_gives_the_loss_of_its_frames(tmp_path, assets, predictor, source, count):
+    options, world = {**SCENES, "frames": count}, {"source": source}
+    path = config_file(tmp_path, entry={"options": options}, world=world)
     assert roll_out(path, tmp_path / "out", predictor) == 0
 
     def clip(sample):
-        return {**sample, "frames": sample["frames"] if predictor == "scenes" else sample["images"] * 5}
+        return {**sample, "frames": sample["frames"] if predictor == "scenes" else sample["images"] * count}
 
     model, frames = encoded(path, assets, clip)
-    _, stored = encoded(config_file(tmp_path, entry={"rollout": str(tmp_path / "out")}), assets)
+    _, stored = encoded(config_file(tmp_path, entry={"options": options, "rollout": str(tmp_path / "out")}, world=world), assets)
     assert stored["latent_counts"].tolist() == [2] * 4 and not len(stored["frames"]) and torch.equal(frames["ids"], stored["ids"])
     model.world.requires_grad_(False)
     losses = [model(batch)["loss"] for batch in (frames, stored)]
@@ -292,6 +305,23 @@ def test_video_world_models_predict_latents_of_the_encoder(tmp_path, with_pipeli
     path = config_file(tmp_path, world={"source": str(pipeline)})
     assert roll_out(path, tmp_path / "out", str(pipeline), *options) == 0
     assert torch.equal(inputs.encode(source[2], 0).latents, latents[2]), "noise comes from the sample's index"
+
+
+def test_a_control_has_no_video_world_model_and_its_futures_are_its_own(tmp_path, with_pipeline, assets, capsys):
+    _, pipeline = with_pipeline(cosmos.CLASSES[0])
+    eye = config_file(tmp_path, world={"source": "tiny:dinov3"})
+    assert roll_out(eye, tmp_path / "a", str(pipeline)) == 2
+    said = capsys.readouterr().err
+    assert "predict latents of their own VAE, an AutoencoderKLWan, and model.world.source is a DINOv3ViTModel: make futures" in said
+    assert roll_out(config_file(tmp_path), tmp_path / "b", "nvidia/Cosmos-Predict2.5-2B") == 2
+    said = capsys.readouterr().err
+    assert "--with=nvidia/Cosmos-Predict2.5-2B has its diffusers folders in another branch: --revision=diffusers/base/post-trained" in said
+    assert roll_out(config_file(tmp_path, world={"source": "tiny:dinov3"}), tmp_path / "out", "copy") == 0
+    manifest = json.loads((tmp_path / "out" / "rollout.json").read_text())
+    assert manifest["encoder"]["class"] == "DINOv3ViTModel"
+    other = config_file(tmp_path, entry={"rollout": str(tmp_path / "out")}, world={"source": "tiny:vjepa2"})
+    with pytest.raises(PlaitError, match=r"is made with an encoder of source tiny:dinov3, and that of model\.world is tiny:vjepa2: make"):
+        encoded(other, assets)
 
 
 def test_pipelines_that_do_not_fit_are_one_clear_line(tmp_path, with_pipeline, capsys, monkeypatch):

@@ -68,6 +68,9 @@ ON = "data.feature_cache=on"
     [
         (THEWORLD, "seed=0"),
         (THEWORLD, "train.precision=bf16"),
+        (THEWORLD, "model.world.source=tiny:cosmos1"),
+        (THEWORLD, "model.world.source=tiny:dinov3"),
+        (THEWORLD, "model.world.source=tiny:vjepa2"),
         (THEWORLD, "train.micro_batch=1"),
         (THEWORLD, "data.worker_kind=processes"),
         (MOLMO, "seed=0"),
@@ -115,7 +118,7 @@ def test_a_stage_that_trains_the_encoder_stores_none_of_it(train, caplog):
     assert None not in shares
 
 
-@pytest.mark.parametrize("override", ["seed=1", "model.world.image_size=24", "train.precision=bf16"])
+@pytest.mark.parametrize("override", ["seed=1", "model.world.image_size=24", "train.precision=bf16", "model.world.source=tiny:dinov3"])
 def test_other_weights_preprocessing_or_types_read_nothing_of_before(train, override):
     train("first", ON)
     without, _ = train("off", override)

@@ -13,6 +13,7 @@ from plait.families.theworld.inspection import inspect
 from plait.families.theworld.loss import Loss
 from plait.families.theworld.model import NEVER_TRAINED, blocks, build, build_over, components
 from plait.families.theworld.options import GenerateOptions
+from plait.families.theworld.pretrained import hub
 from plait.families.theworld.tiny import write_tokenizer
 
 __all__ = [
@@ -54,7 +55,8 @@ def base(config: Config) -> list[dict[str, str | None]]:
     parts: list[dict[str, str | None]] = [{"part": "gemma", "name": config.base, "revision": config.base_revision}]
     if config.world is not None:
         world = config.world
-        parts.append({"part": "world", "name": world.source, "revision": world.revision, "folder": towers.subfolder(world)})
+        folder = None if world.tiny is not None else hub.folder(world.source, world.revision)
+        parts.append({"part": "world", "name": world.source, "revision": world.revision, "folder": folder})
     return parts
 
 

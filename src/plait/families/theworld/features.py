@@ -1,4 +1,7 @@
-"""The encoders of theworld whose outputs can be kept while they are frozen: world latents, and the image features of SigLIP."""
+"""The encoders of theworld whose outputs can be kept while they are frozen: world latents, and the image features of SigLIP.
+
+Kept outputs are held to the encoder that made them by its pin.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,8 +11,10 @@ from torch import Tensor, nn
 
 from plait.families.frozen import FrozenEncoder
 from plait.families.theworld import towers
-from plait.families.theworld.config import Config
+from plait.families.theworld.config import Config, WorldEncoderConfig
 from plait.families.theworld.model import IMAGE_FEATURES, WORLD_LATENTS, TheWorld
+from plait.families.theworld.pretrained import hub
+from plait.families.theworld.tiny_sizes import TINY_ENCODERS
 
 
 def frozen_features(config: Config) -> list[FrozenEncoder]:
@@ -19,9 +24,21 @@ def frozen_features(config: Config) -> list[FrozenEncoder]:
     vision = {"vision": sizes["vision_config"], "tokens": sizes["mm_tokens_per_image"]}
     encoders = [FrozenEncoder(IMAGE_FEATURES, _images, _vision, _encode_images, vision, changes)]
     if config.world is not None:
-        settings = {"encoder": towers.encoder_settings(config, config.world), "pin": towers.pin(config.world)}
+        settings = {"encoder": towers.encoder_settings(config, config.world), "pin": pin(config.world)}
         encoders.insert(0, FrozenEncoder(WORLD_LATENTS, _clips, _world, _encode_clips, settings, changes))
     return encoders
+
+
+def pin(world: WorldEncoderConfig) -> dict[str, Any]:
+    """Return what identifies an encoder and its input: {"source", "revision", "class", "xxh3", "image_size"}, as of `hub.pin`.
+
+    Raises PlaitError for an encoder that cannot be loaded.
+    """
+    if world.tiny is not None:
+        named = {"source": world.source, "revision": world.revision, "class": TINY_ENCODERS[world.tiny], "xxh3": None}
+    else:
+        named = hub.pin(world.source, world.revision)
+    return {**named, "image_size": world.image_size}
 
 
 def _images(batch: Mapping[str, Any]) -> Sequence[Tensor]:

@@ -19,7 +19,8 @@ from plait.errors import BadSample, PlaitError
 from plait.families.futures import Futures, Request, Sample
 from plait.families.theworld import towers
 from plait.families.theworld.config import Config, WorldEncoderConfig
-from plait.families.theworld.pretrained import wan
+from plait.families.theworld.features import pin
+from plait.families.theworld.pretrained import published, wan
 from plait.nn import cosmos
 
 Frames = Callable[[Sample], Sequence[Tensor]]
@@ -36,7 +37,7 @@ class Encoder:
         assert config.world is not None
         self.world = config.world
         self.module = towers.load_encoder(config, config.world, seed).eval().requires_grad_(False).to(device)
-        self.device, self.pin, self.grid = device, towers.pin(config.world), self.module.grid
+        self.device, self.pin, self.grid = device, pin(config.world), self.module.grid
 
     @torch.no_grad()
     def encode(self, futures: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -79,6 +80,7 @@ def _predictor(request: Request, encoder: Encoder, world: WorldEncoderConfig) ->
             f"--with={request.predictor}: video world models predict latents of their own VAE, an AutoencoderKLWan, and "
             f"model.world.source is a {encoder.grid.name}: make futures of its frames, with copy or scenes"
         )
+    published.check_branch(request.predictor, request.revision, "--with=", "--revision=")
     line = f"{request.predictor}: {cosmos.needs(cosmos.sizes(request.predictor, request.revision), request.device)}"
     model = cosmos.Cosmos(
         request.predictor,

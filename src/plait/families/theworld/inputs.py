@@ -20,6 +20,7 @@ from plait.families import limits
 from plait.families.theworld import towers
 from plait.families.theworld.chat import Chat
 from plait.families.theworld.config import Config
+from plait.families.theworld.features import pin
 from plait.families.theworld.pretrained.encoder import Grid
 from plait.families.theworld.sequence import Kind, Row, Span, fuse, pad_rows
 from plait.families.theworld.world import tokens_per_frame
@@ -162,7 +163,7 @@ class Inputs:
             return NO_LATENTS
         if self.train and self.config.augment.on:
             raise PlaitError("model.augment changes pictures, and stored futures (`rollout`) are of unchanged ones: leave one of them out")
-        return stored.read(source[stored.FIELD], towers.pin(self.config.world), self.config.world.steps)
+        return stored.read(source[stored.FIELD], pin(self.config.world), self.config.world.steps)
 
     def _frames(self, source: Sample, pictures: list[Tensor] | None) -> list[Tensor]:
         """Return a sample's frames for the world encoder: the first of its clip where world steps are configured, else the first image.

@@ -17,7 +17,8 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from plait.errors import PlaitError
 from plait.families.theworld import towers
-from plait.families.theworld.config import Config, WorldEncoderConfig
+from plait.families.theworld.config import TINY, Config, WorldEncoderConfig
+from plait.families.theworld.pretrained import gemma as pretrained_gemma
 from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder, unit_range
 from plait.families.theworld.sequence import Kind
 from plait.families.theworld.world import WorldProjector, group_by_length
@@ -163,7 +164,9 @@ def build(config: Config, assets: Path, *, seed: int) -> TheWorld:
 
 def build_over(config: Config, assets: Path, *, seed: int, parts: frozenset[str]) -> TheWorld:
     """Build the model without reading Gemma's weights if `parts` has "gemma": any values until they are loaded. `seed`: the projector's."""
-    return _joined(towers.empty_gemma(config, seed) if "gemma" in parts else towers.load_gemma(config, seed), config, seed)
+    if "gemma" not in parts or config.base == TINY:
+        return build(config, assets, seed=seed)
+    return _joined(pretrained_gemma.empty(towers.gemma_config(config), config.base, config.base_revision), config, seed)
 
 
 def _joined(gemma: Gemma3ForConditionalGeneration, config: Config, seed: int) -> TheWorld:
@@ -224,7 +227,8 @@ def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
         if component == "world" and not clips and _OVER_TIME.search(name):
             component = "world_time"
         parameters[component][name] = parameter
-    return {component: named for component, named in parameters.items() if named}
+    idle = NEVER_TRAINED - {"world_time" if clips else ""} if model.world is not None else frozenset()  # empty where an encoder has none
+    return {component: named for component, named in parameters.items() if named or component in idle}
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -16,7 +16,6 @@ from plait.families.theworld import tiny
 from plait.families.theworld.config import TINY, Config, WorldEncoderConfig
 from plait.families.theworld.pretrained import classes, gemma, hub
 from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder
-from plait.families.theworld.tiny_sizes import TINY_ENCODERS
 from plait.nn.tokenizer import open_tokenizer
 
 TOKENIZER = "tokenizer"
@@ -51,13 +50,6 @@ def load_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
     return gemma.load(config.base, config.base_revision)
 
 
-def empty_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
-    """Return Gemma with weights of any value, for a start that overwrites them. Raises PlaitError if it cannot be built."""
-    if config.base == TINY:
-        return load_gemma(config, seed)
-    return gemma.empty(gemma_config(config), config.base, config.base_revision)
-
-
 def encoder_settings(config: Config, world: WorldEncoderConfig) -> dict[str, Any]:
     """Return the configuration of the encoder at `world.source`, as pretrained/classes.py says, without loading weights.
 
@@ -81,7 +73,7 @@ def load_encoder(config: Config, world: WorldEncoderConfig, seed: int) -> WorldE
     encoder_grid(config, world)
     settings = encoder_settings(config, world)
     if _on_meta():
-        return classes.random(settings, world.image_size)
+        return hub.random(settings, world.image_size)
     if world.tiny is None:
         return hub.load(world.source, world.revision, world.image_size)
     return tiny.encoder(settings, world.tiny, world.image_size, seed)
@@ -99,20 +91,3 @@ def load_tokenizer(config: Config, assets: Path) -> Tokenizer:
 
 def _on_meta() -> bool:
     return torch.get_default_device().type == "meta"
-
-
-def subfolder(world: WorldEncoderConfig) -> str | None:
-    """Return "vae", the folder of a pipeline with its VAE; None where the encoder stands alone. Of a tiny one it has no meaning."""
-    return "vae" if world.tiny is not None else hub.folder(world.source, world.revision)
-
-
-def pin(world: WorldEncoderConfig) -> dict[str, Any]:
-    """Return what identifies an encoder and its input: {"source", "revision", "class", "xxh3", "image_size"}, as of `hub.pin`.
-
-    Raises PlaitError for an encoder that cannot be loaded.
-    """
-    if world.tiny is not None:
-        named = {"source": world.source, "revision": world.revision, "class": TINY_ENCODERS[world.tiny], "xxh3": None}
-    else:
-        named = hub.pin(world.source, world.revision)
-    return {**named, "image_size": world.image_size}

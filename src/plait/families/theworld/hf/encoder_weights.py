@@ -16,6 +16,7 @@ from torch import Tensor
 from plait.errors import PlaitError
 from plait.families.theworld import towers
 from plait.families.theworld.config import Config, WorldEncoderConfig
+from plait.families.theworld.pretrained import hub
 from plait.families.theworld.pretrained.encoder import WorldEncoder
 
 ENCODER = r"^world\."
@@ -89,6 +90,6 @@ def _commit(world: WorldEncoderConfig) -> str | None:
     """Return the commit of a Hub source, as the local cache knows it; None for a folder."""
     if Path(world.source).is_dir():
         return None
-    file = "/".join(filter(None, (towers.subfolder(world), "config.json")))
+    file = "/".join(filter(None, (hub.folder(world.source, world.revision), "config.json")))
     path = try_to_load_from_cache(world.source, file, revision=world.revision)
     return Path(path).relative_to(Path(path).parents[len(Path(file).parts)]).parts[0] if isinstance(path, str) else None

@@ -19,7 +19,7 @@ from plait.families.theworld.config import Config
 from plait.families.theworld.hf import encoder_weights
 from plait.families.theworld.hf.configuration import CODE, CODE_TEXT, TheWorldConfig
 from plait.families.theworld.model import Batch, TheWorld
-from plait.families.theworld.pretrained import classes
+from plait.families.theworld.pretrained import hub
 from plait.families.theworld.pretrained.encoder import WorldEncoder
 from plait.families.theworld.sequence import Kind
 from plait.families.theworld.world import WorldProjector
@@ -189,7 +189,7 @@ def _built(config: TheWorldConfig) -> TheWorld:
     if section.world is None:
         return TheWorld(gemma, None, None)
     encoder: dict[str, Any] = config.encoder_config or {}
-    world = classes.random(encoder, section.world.image_size)
+    world = hub.random(encoder, section.world.image_size)
     projector = WorldProjector(section.world, world.grid, gemma.get_input_embeddings().get_parameter("weight").shape[1])
     return TheWorld(gemma, world, projector)
 

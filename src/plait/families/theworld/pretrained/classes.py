@@ -44,8 +44,3 @@ def wrapped(model: Any, settings: Mapping[str, Any], image_size: int) -> WorldEn
     """Return the encoder around a library's own model."""
     encoder: WorldEncoder = file_of(settings).Encoder(model, settings, image_size)
     return encoder
-
-
-def random(settings: Mapping[str, Any], image_size: int) -> WorldEncoder:
-    """Return an encoder with random weights, or none on the meta device."""
-    return wrapped(file_of(settings).make(settings, image_size), settings, image_size)

@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,17 @@ _OF_TRANSFORMERS = {"dinov3_vit": "DINOv3ViTModel", "dinov3_convnext": "DINOv3Co
 _SETTING = "model.world.source"
 
 
-@lru_cache(maxsize=8)
 def settings(source: str, revision: str | None) -> dict[str, Any]:
     """Return the configuration of the encoder at `source`, as classes.py says; nothing is downloaded for published ones.
 
     Raises PlaitError for one that cannot be loaded, and for a class that is no encoder.
     """
-    known = published.encoder(source, revision)
-    if known is not None:
-        return known
+    return published.encoder(source, revision) or _read(source, revision)
+
+
+@lru_cache(maxsize=8)
+def _read(source: str, revision: str | None) -> dict[str, Any]:
+    """Return the configuration that stands beside the weights, also of published ones. Raises PlaitError as `settings` does."""
     inside, path = folder(source, revision), Path(source)
     with loading(_SETTING, source):
         path = path / (inside or "") / _CONFIG
@@ -53,11 +55,22 @@ def settings(source: str, revision: str | None) -> dict[str, Any]:
 
 
 def load(source: str, revision: str | None, image_size: int) -> WorldEncoder:
-    """Return the encoder at `source` with its weights, for pictures of `image_size` pixels. Raises PlaitError if it cannot be loaded."""
-    described = settings(source, revision)
+    """Return the encoder at `source` with its weights, for pictures of `image_size` pixels.
+
+    Raises PlaitError if it cannot be loaded, or its sizes are not those published under its name.
+    """
+    described, known = _read(source, revision), settings(source, revision)
+    own, planned = (classes.grid(each, image_size, 0) for each in (described, known))
+    if own != planned:
+        raise PlaitError(f"model.world.source: {source} is not as published ({own}, not {planned}): save it to a directory, and name that")
     with loading(_SETTING, source):
         model = classes.file_of(described).read(source, _where(source, revision), described, image_size)
     return classes.wrapped(model, described, image_size)
+
+
+def random(described: Mapping[str, Any], image_size: int) -> WorldEncoder:
+    """Return an encoder with random weights, or none on the meta device. `described`: as of `settings`."""
+    return classes.wrapped(classes.file_of(described).make(described, image_size), described, image_size)
 
 
 @lru_cache(maxsize=8)

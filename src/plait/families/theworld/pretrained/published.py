@@ -125,7 +125,12 @@ def encoder(name: str, revision: str | None = None) -> dict[str, Any] | None:
 
     Raises PlaitError where its files are in another branch than `revision`, the main one.
     """
+    check_branch(name, revision, "model.world.source: ", "--model.world.revision=")
+    return _ENCODERS.get(name)
+
+
+def check_branch(name: str, revision: str | None, setting: str, cure: str) -> None:
+    """Raise PlaitError where a published pipeline is in another branch than `revision`. `setting`, `cure`: how the message begins, ends."""
     branch = _REVISIONS.get(name)
     if branch is not None and revision in (None, "main"):
-        raise PlaitError(f"model.world.source: {name} has its diffusers folders in another branch: --model.world.revision={branch}")
-    return _ENCODERS.get(name)
+        raise PlaitError(f"{setting}{name} has its diffusers folders in another branch: {cure}{branch}")
