@@ -2,13 +2,18 @@
 
 import math
 import sys
+from pathlib import Path
 
 import pytest
 
+from plait.assembly.configuration import open_config
 from plait.engine.loss import sums_of, weights_of
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.families.planning import planner
+from plait.training.planning.stage_batch import _largest_bucket
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TINY = {
     "theworld": {"base": "tiny"},
@@ -22,12 +27,21 @@ TINY = {
 def test_an_assumed_batch_is_one_that_the_loss_takes(family, tokens, tmp_path):
     members, section = registry.load(family), registry.model_config(family).model_validate(TINY[family])
     model, loss = members.build(section, tmp_path, seed=0), members.Loss(section)
-    batch = planner(family).assumed_batch(section, samples=2, tokens=tokens)
+    batch = planner(family).assumed_batch(section, samples=2, tokens=tokens, picture=None)
     assert len(batch["cut"]) == 2 and all(math.isfinite(float(value.detach())) for value in sums_of(loss, model, batch).values())
     weights = weights_of(loss, batch)
     assert all(float(weights[term]) > 0 for term, factor in loss.coefficients.items() if factor)
     if tokens is not None and "tokens" in loss.counts:
         assert float(weights["tokens"]) <= 2 * tokens
+
+
+def test_assumed_latents_are_those_of_the_largest_bucket_that_the_sources_name(tmp_path):
+    config = open_config(ROOT / "configs" / "nanodit" / "small.yaml")
+    section = registry.model_config("nanodit").model_validate(config.config.model)
+    batch = planner("nanodit").assumed_batch(section, samples=1, tokens=None, picture=(512, 640))
+    assert batch["x0"].shape == (1, 16, 80, 64)
+    assert planner("nanodit").assumed_batch(section, samples=1, tokens=None, picture=None)["x0"].shape == (1, 16, 128, 128)
+    assert _largest_bucket(config.config) == (512, 512)
 
 
 def test_usual_rates_are_of_components_that_may_train(tmp_path):

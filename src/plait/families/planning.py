@@ -12,7 +12,7 @@ from plait.config import plugins
 from plait.errors import PlaitError
 from plait.families import registry
 
-_CALLS = {"assumed_batch": "assumed_batch(config, *, samples, tokens)", "usual_rates": "usual_rates(config)"}
+_CALLS = {"assumed_batch": "assumed_batch(config, *, samples, tokens, picture)", "usual_rates": "usual_rates(config)"}
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Planner:
     """The functions of a family's module `planning`; `config` is the `model:` section."""
 
     assumed_batch: Callable[..., dict[str, Tensor]]
-    """(config, *, samples, tokens): a batch such as `Inputs.collate` makes, of so many samples at their usual size, without any data.
+    """(config, *, samples, tokens, picture): a batch such as `Inputs.collate` makes, of samples at their usual size, without any data.
 
-    `tokens`: the longest sequence, `data.max_tokens`, or None.
+    `tokens`: the longest sequence, `data.max_tokens`, or None; `picture`: width and height in pixels of the largest bucket, or None.
     """
     usual_rates: Callable[[Any], Mapping[str, float]]
     """From config to {component: peak learning rate with which it has been trained well}; a part that is not listed has none."""

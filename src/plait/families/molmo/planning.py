@@ -17,26 +17,26 @@ _RATES = {"connector": 2e-4, "vision": 6e-6, "language": 2e-5}  # of the caption
 _DEBUG_RATE = 1e-3
 
 
-def assumed_batch(config: Config, *, samples: int, tokens: int | None) -> dict[str, Tensor]:
+def assumed_batch(config: Config, *, samples: int, tokens: int | None, picture: tuple[int, int] | None) -> dict[str, Tensor]:
     """Return a batch of `samples` captions, each of a picture cut into as many crops as there may be.
 
-    It is as `Inputs.collate` makes it. A row has the picture's tokens and 256 of text, or so many that it is `tokens` long. Raises
-    BadSample if the picture alone is longer.
+    It is as `Inputs.collate` makes it, whatever size of `picture` is known. A row has the picture's tokens and 256 of text, or so many
+    that it is `tokens` long. Raises BadSample if the picture alone is longer.
     """
     rows_of_text = towers.language_config(config).get_text_config().vocab_size
     tower, window = config.tower, config.tiling.window * config.tower.patch
     margins = 2 * config.overlap * tower.patch
     columns = max(n for n in range(1, config.max_crops + 1) if n * n <= config.max_crops and config.max_crops % n == 0)
     high = config.max_crops // columns
-    picture = tile(torch.zeros(3, high * window + margins, columns * window + margins, dtype=torch.uint8), config.tiling)
-    prefix = [0, *(picture.tokens + rows_of_text).tolist()]
+    tiled = tile(torch.zeros(3, high * window + margins, columns * window + margins, dtype=torch.uint8), config.tiling)
+    prefix = [0, *(tiled.tokens + rows_of_text).tolist()]
     text = _TEXT if tokens is None else max(_PROMPT + 1, min(_TEXT, tokens - len(prefix)))
     annotation = Annotation([0] * text, [0.0] * min(_PROMPT, text - 1) + [1.0] * (text - min(_PROMPT, text - 1)))
     row = build_row(prefix, [annotation], max_tokens=tokens, text_rows=rows_of_text)
     batch = batch_rows([row] * samples, pad_id=0, pad="longest")
-    patches = picture.real.numel()
-    pools = [torch.where(picture.pools >= 0, picture.pools + number * patches, picture.pools) for number in range(samples)]
-    batch |= {"crops": torch.cat([picture.crops] * samples), "real": torch.cat([picture.real] * samples), "pools": torch.cat(pools)}
+    patches = tiled.real.numel()
+    pools = [torch.where(tiled.pools >= 0, tiled.pools + number * patches, tiled.pools) for number in range(samples)]
+    batch |= {"crops": torch.cat([tiled.crops] * samples), "real": torch.cat([tiled.real] * samples), "pools": torch.cat(pools)}
     return {**batch, "cut": torch.zeros(samples, dtype=torch.int64)}
 
 

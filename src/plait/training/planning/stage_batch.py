@@ -1,5 +1,6 @@
 """A micro-batch of a stage to plan with: the largest of its first steps, or one of usual shapes without data."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from plait.engine.loss import Loss, weights_of
 from plait.engine.schedule import TOKENS
 from plait.errors import BadSample, PlaitError
 from plait.families.planning import planner
+from plait.training.planning.entries import training_entries
 from plait.training.planning.meta_model import without_downloads
 from plait.training.probes import probed_steps
 from plait.training.stage_plan import StagePlan
@@ -73,10 +75,19 @@ def assumed(config: RunConfig, bundle: ModelBundle, loss: Loss, micro_batch_size
     if family is None:
         raise PlaitError(f"family {config.family!r} has no module planning, which would tell its usual shapes")
     try:
-        batch = family.assumed_batch(bundle.section, samples=micro_batch_size, tokens=config.data.max_tokens)
+        batch = family.assumed_batch(
+            bundle.section, samples=micro_batch_size, tokens=config.data.max_tokens, picture=_largest_bucket(config)
+        )
     except BadSample as error:
         raise PlaitError(f"no sample of the usual shapes fits: {error}") from error
     return StageBatch(batch, [(batch, micro_batch_size)], micro_batch_size, _tokens(loss, [batch]), reason)
+
+
+def _largest_bucket(config: RunConfig) -> tuple[int, int] | None:
+    """Return width and height in pixels of the largest bucket that the training sources name, as "832x1216"; None: they name none."""
+    named = [name for entry in training_entries(config) for name in entry.options.get("buckets") or ()]
+    sizes = [(int(size[1]), int(size[2])) for name in named if (size := re.fullmatch(r"(\d+)x(\d+)", str(name)))]
+    return max(sizes, key=lambda size: size[0] * size[1], default=None)
 
 
 def _tokens(loss: Loss, batches: Sequence[Batch]) -> float | None:

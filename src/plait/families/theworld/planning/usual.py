@@ -19,11 +19,11 @@ _RATES = {"projector": 1e-4, "vision": 5e-5, "language": 1e-5, "world": 5e-6}  #
 _TINY_RATE = 1e-3
 
 
-def assumed_batch(config: Config, *, samples: int, tokens: int | None) -> dict[str, Tensor]:
+def assumed_batch(config: Config, *, samples: int, tokens: int | None, picture: tuple[int, int] | None) -> dict[str, Tensor]:
     """Return a batch of `samples` conversations about one picture each, as `Inputs.collate` makes it.
 
-    A row has the world block, the picture's tokens and 128 of text, or so many that it is `tokens` long. Raises BadSample if the picture
-    and world alone are longer.
+    The size of the `picture` does not matter, as each is resized. A row has the world block, the picture's tokens and 128 of text, or so
+    many that it is `tokens` long. Raises BadSample if the picture and world alone are longer.
     """
     side, image_tokens = towers.image_sizes(config)
     world = config.world
