@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.assembly.passes import place_of, samples_drawn
+from plait.assembly.passes import samples_drawn
 from plait.config.schema import Train
 from plait.data.buckets import BucketOrder
 from plait.data.order import Order
+from plait.training.summary import place_of
 from tests import toy_family
 
 NAMES = ("train", "held")

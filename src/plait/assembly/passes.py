@@ -1,15 +1,12 @@
-"""Count passes of a stage (part of a run) over its data. A source is one dataset, a mixture several; a bucket, samples of one size."""
+"""Count passes of a stage (part of a run) over each source of its mixture. A source is one dataset, a mixture several."""
 
-import functools
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from plait.data.buckets import BucketOrder
 from plait.data.order import Order, interleave
-from plait.data.sources.contract import Source
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +22,6 @@ def samples_drawn(order: Order | BucketOrder, steps: int) -> list[int]:
         blocks, rest = divmod(slots, sum(order.counts))
         drawn += unit * (blocks * np.asarray(order.counts) + np.bincount(interleave(order.counts)[0][:rest], minlength=len(order.counts)))
     return [int(count) for count in drawn]
-
-
-def place_of(order: Order | BucketOrder, sources: Sequence[Source], step: int) -> dict[str, Any]:
-    """Return {"epoch": passes over all samples of all sources after `step` (from 0), "bucket": name of its bucket, if there are any}."""
-    source, group = order.bucket(step) if isinstance(order, BucketOrder) else (0, 0)
-    buckets = _buckets(sources[source]) if sources[source].groups else []
-    return {"epoch": order.samples(step + 1) / sum(order.sizes), **({"bucket": buckets[group]} if buckets else {})}
-
-
-@functools.lru_cache(maxsize=64)
-def _buckets(source: Source) -> list[str]:
-    return [str(row["bucket"]) for row in source.table(1)]
 
 
 def announce(names: Sequence[str], order: Order | BucketOrder, steps: int, epochs: float | None) -> None:

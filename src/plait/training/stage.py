@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from plait.assembly import data_look, passes
+from plait.assembly import data_look
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import keeps_ledger
 from plait.data.loading.loader import Loader, StepBatch
@@ -286,7 +286,7 @@ class StageRun:
         own = sum(digest(micro.ids) for micro in self.batch.micro if not micro.padding)
         ids = int(self.context.ranks.sum(torch.tensor(float(own), dtype=torch.float64))) & 0xFFFFFFFF
         full = state.stage_step % _SHARES_EVERY < every or state.step == self.stop_step
-        row |= passes.place_of(self.plan.order, self.plan.data.sources, state.stage_step - 1)
+        row |= summary.place_of(self.plan.order, self.plan.data.sources, state.stage_step - 1)
         row |= self.features.figures() if self.features is not None else {}
         row |= {"ema_decay": state.ema.decay_at(state.stage_step - 1)} if state.ema is not None else {}
         self.context.tracker.row(row | (source_shares.shares(state.totals) if full else {}) | {"ids": f"{ids:08x}"})

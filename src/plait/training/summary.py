@@ -1,14 +1,19 @@
 """Log what a stage (part of a run) trains and on which data, and afterwards what share each dataset contributed."""
 
+import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from plait.assembly import passes
 from plait.assembly.data import TrainingData
+from plait.data.buckets import BucketOrder
+from plait.data.order import Order
 from plait.data.sources.bucketing import contents_of
+from plait.data.sources.contract import Source
 from plait.engine import averages, source_shares
 from plait.training.stage_plan import StagePlan
 
@@ -30,10 +35,23 @@ def announce(plan: StagePlan, model: nn.Module) -> None:
         log.info(f"  {name:<18} {text}")
     for line in planned_shares(data.names(), data.sampling_weights, plan.order.counts):
         log.info(f"  {line}")
-    passes.announce(data.names(), plan.order, plan.steps, view.config.train.epochs)
+    if len(data.sources) > 1 or batch > sum(plan.order.sizes):
+        passes.announce(data.names(), plan.order, plan.steps, view.config.train.epochs)
     average = view.config.optim.ema
     if average is not None and (warning := averages.half_life_warning(average.decay, plan.steps)):
         log.info(f"warning: {warning}")
+
+
+def place_of(order: Order | BucketOrder, sources: Sequence[Source], step: int) -> dict[str, Any]:
+    """Return {"epoch": passes over all samples of all sources after `step` (from 0), "bucket": name of its bucket, if there are any}."""
+    source, group = order.bucket(step) if isinstance(order, BucketOrder) else (0, 0)
+    buckets = _buckets(sources[source]) if sources[source].groups else []
+    return {"epoch": order.samples(step + 1) / sum(order.sizes), **({"bucket": buckets[group]} if buckets else {})}
+
+
+@functools.lru_cache(maxsize=64)
+def _buckets(source: Source) -> list[str]:
+    return [str(row["bucket"]) for row in source.table(1)]
 
 
 def planned_shares(names: Sequence[str], sampling_weights: Sequence[float], slots: Sequence[int]) -> list[str]:
