@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -378,3 +379,74 @@ def test_parts_at_once_may_share_one_folder(web, tmp_path):
     parts = [subprocess.Popen([*command, f"--part={part}/3"], stderr=subprocess.DEVNULL) for part in (1, 2, 3)]
     assert [part.wait() for part in parts] == [0, 0, 0]
     assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
+
+
+def test_files_that_wait_to_be_judged_are_bounded(web, tmp_path, monkeypatch):
+    waiting, judge = [], engine.judge
+
+    def slowly(*what):
+        time.sleep(0.01)
+        return judge(*what)
+
+    class Watched(engine.Download):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "_waiting_bytes":
+                waiting.append(value)
+
+    monkeypatch.setattr(engine, "judge", slowly)
+    monkeypatch.setattr("plait.commands.actions.download_data.Download", Watched)
+    monkeypatch.setattr(engine, "_WAITING_BYTES", 20_000)
+    path = write_list(tmp_path / "list.jsonl", [web.server.row("ok", number) for number in range(150)])
+    assert download(path, tmp_path / "out", "--connections=4") == 0
+    largest = max(map(len, web.server.pictures.bodies))
+    assert 20_000 < max(waiting) <= 20_000 + 6 * largest  # what was asked for already comes on top
+    assert waiting[-1] == 0 and len(outcomes(tmp_path / "out")) == 150
+
+
+ODD = {
+    "http://": "bad_url",
+    "http:///a.jpg": "bad_url",
+    "//a.example/a.jpg": "bad_url",
+    "a.jpg": "bad_url",
+    "javascript:alert(1)": "bad_url",
+    "file:///etc/passwd": "bad_url",
+    "http://[::1": "bad_url",
+    "http://a.example:port/": "bad_url",
+    "http://a.example:99999/": "bad_url",
+    "http://[::1]/": "private_address",
+    "http://[fe80::1%25eth0]/": "private_address",
+    "http://[::ffff:10.0.0.1]/": "private_address",
+    "http://user:word@10.0.0.1/": "private_address",
+    "http://0.0.0.0/": "private_address",
+    "http://2130706433/": "private_address",
+    "http://127.1/": "private_address",
+    "http://0x7f.1/": "dns",
+    "http://xn--/": None,
+    "http://a..b/": None,
+    "http://.../": None,
+    "http://-/": None,
+    "http://a.example/\ud800": None,
+    "http://\ud800/": None,
+    "http://a.example/a b\tc\n": "dns",
+    "http://" + "a" * 300 + "/": None,
+    "http://" + "a." * 2000 + "/": None,
+    "http://ä.example/ü?q=ö": "dns",
+    "http://１２７.0.0.1/": None,
+    "HTTP://A.EXAMPLE/": "dns",
+}
+"""Addresses that a list may hold, with their outcome; None: that no host has this name, or that it is none."""
+
+
+@pytest.mark.parametrize("form", [(), ("--as-files",)])
+def test_odd_addresses_are_rows_like_any_others(web, tmp_path, monkeypatch, form):
+    def no_such_host(*what, **more):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_such_host)
+    path = write_list(tmp_path / "list.jsonl", [{"url": url} for url in ODD] + [web.server.row("ok", 1), {"url": 3}, {"url": ["x"]}, {}])
+    assert download(path, tmp_path / "out", *form) == 0
+    told = outcomes(tmp_path / "out" if not form else next((tmp_path / "out" / "lists").iterdir()))
+    wrong = {url: row["status"] for url, row in zip(ODD, told, strict=False) if row["status"] != ODD[url]}
+    assert not {url: status for url, status in wrong.items() if ODD[url] or status not in ("bad_url", "dns", "private_address")}
+    assert [row["status"] for row in told[len(ODD) :]] == ["saved", "no_url", "no_url", "no_url"]

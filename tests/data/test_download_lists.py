@@ -109,3 +109,12 @@ def test_columns_can_be_named_and_a_wrong_name_is_told_with_those_there_are():
         PlaitError, match=r"it has no column of addresses \(url, image_url, img_url, image_link\); name it with --url-column; it has src"
     ):
         find_columns(["src", "text"], {}, "it")
+
+
+def test_a_damaged_parquet_file_is_told_in_one_line(tmp_path):
+    path = write(tmp_path / "list.parquet", [{"url": f"http://a.example/{number}", "text": "x" * number} for number in range(300)])
+    body = bytearray(path.read_bytes())
+    body[4 : len(body) // 2] = bytes(len(body) // 2 - 4)
+    path.write_bytes(body)
+    with pytest.raises(PlaitError, match=r"list\.parquet is no whole parquet file \(.*\): copy or download it again"):
+        Listing(str(path), {}).links(0, 300)

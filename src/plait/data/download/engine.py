@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _OPEN_ROWS, _OPEN_MOST = 40_000, 64  # rows and shards under way, at least two of these
 _WAITING_MOST = 2048  # rows under way, most of which may wait for a host
 _DOUBTFUL_MOST = 64  # links in a row without an answer of any server, before the network is tried
+_WAITING_BYTES = 256 << 20  # of files that wait to be judged, before no more are fetched
 _PROBED = 4  # servers that answered before, which are asked then
 _PROBE_WAITS_S = (2.0, 8.0, 20.0)  # between attempts at them
 _WATCH_S = 0.2  # between looks at whether there are unanswered links alone
@@ -110,6 +111,7 @@ class Download:
         self.progress = Progress(sum(len(shard.rows) for shard in shards))
         self._open: dict[int, _OpenShard] = {}
         self._doubtful: list[tuple[_OpenShard, Outcome]] = []  # not answered, since the last answer of any server
+        self._waiting_bytes = 0
         self._in_flight, self._idle = 0, False  # rows under way; whether no further ones are being begun
         self._answered: OrderedDict[str, str] = OrderedDict()  # host: a URL of it that was answered, the last one last
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="plait-decode")
@@ -140,7 +142,10 @@ class Download:
     async def _fetch_all(self, waiting: Sequence[ShardFiles]) -> None:
         self._room, self._alive, self._closed = asyncio.Semaphore(_WAITING_MOST), asyncio.Event(), asyncio.Condition()
         self._alive.set()
-        async with Fetcher(self.network, self.pictures.max_bytes, self._note_answer) as self._fetcher, asyncio.TaskGroup() as self._tasks:
+        self._calm = asyncio.Event()
+        self._calm.set()
+        fetcher = Fetcher(self.network, self.pictures.max_bytes, answered=self._note_answer, calm=self._calm.wait)
+        async with fetcher as self._fetcher, asyncio.TaskGroup() as self._tasks:
             watchers = [self._tasks.create_task(watch()) for watch in (self._tick, self._watch_network)]
             async with asyncio.TaskGroup() as rows:
                 for files in waiting:
@@ -196,16 +201,32 @@ class Download:
         if self.picture_files is not None and link.row in self.picture_files.repeated:
             return Outcome(link.row, "repeated", link.url), b""
         loop = asyncio.get_running_loop()
+        while self.picture_files is not None and not self._calm.is_set():
+            await self._calm.wait()
         if self.picture_files is not None and (body := self.picture_files.there(link.url)):
-            with contextlib.suppress(Refused):  # one that is damaged is fetched again
+            with contextlib.suppress(Refused), self._waiting(len(body)):  # one that is damaged is fetched again
                 _, facts = await loop.run_in_executor(self._decoders, judge, body, None, self.pictures)
                 return Outcome(link.row, SAVED, link.url, picture=facts), b""
         try:
             body = await self._fetcher.fetch(link.url)
-            body, facts = await loop.run_in_executor(self._decoders, judge, body, link.hash, self.pictures)
+            with self._waiting(len(body)):
+                body, facts = await loop.run_in_executor(self._decoders, judge, body, link.hash, self.pictures)
         except Refused as refused:
             return Outcome(link.row, refused.status, link.url, refused.detail), b""
         return Outcome(link.row, SAVED, link.url, picture=facts), body
+
+    @contextlib.contextmanager
+    def _waiting(self, size: int) -> Iterator[None]:
+        """Count the bytes of a file that waits to be judged, so that decoding which is slower than the network bounds what is fetched."""
+        self._waiting_bytes += size
+        if self._waiting_bytes > _WAITING_BYTES:
+            self._calm.clear()
+        try:
+            yield
+        finally:
+            self._waiting_bytes -= size
+            if self._waiting_bytes <= _WAITING_BYTES:
+                self._calm.set()
 
     def _record(self, shard: _OpenShard, outcome: Outcome, body: bytes = b"") -> None:
         """Write an outcome into its shard's journal; have the shard written with its last one."""

@@ -9,7 +9,7 @@ import os
 import resource
 import ssl
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,13 +53,16 @@ class _Again(Refused):
 class Fetcher:
     """Fetches links over connections that are kept and shared. Use it as an async context manager.
 
-    `max_bytes`: of one body. `answered(url)`: called when a server has answered, whatever it said. Raises PlaitError where aiohttp, the
+    `max_bytes`: of one body. `answered(url)`: called when a server has answered, whatever it said. `calm()`: awaited before a link
+    is asked for, and before a large body is received. Raises PlaitError where aiohttp, the
     extra `download`, is not installed.
     """
 
-    def __init__(self, limits: NetworkLimits, max_bytes: int, answered: Callable[[str], None]) -> None:
+    def __init__(
+        self, limits: NetworkLimits, max_bytes: int, *, answered: Callable[[str], None], calm: Callable[[], Awaitable[object]]
+    ) -> None:
         self._aiohttp, self._yarl = _client()
-        self.limits, self.max_bytes, self.answered = limits, max_bytes, answered
+        self.limits, self.max_bytes, self.answered, self.calm = limits, max_bytes, answered, calm
 
     async def __aenter__(self) -> "Fetcher":
         limits, aiohttp = self.limits, self._aiohttp
@@ -135,6 +138,7 @@ class Fetcher:
         """Ask for one URL: return its body, or where it redirects to. Raises Refused."""
         aiohttp = self._aiohttp
         async with self._hosts.use(url.authority) as host:
+            await self.calm()
             try:
                 async with asyncio.timeout(self.limits.whole_s) as clock, self._session.get(url, allow_redirects=False) as answer:
                     self.answered(str(url))
@@ -190,7 +194,7 @@ class Fetcher:
         return bytes(body) if encoding in ("identity", "") else _decompressed(body, self.max_bytes)
 
     def _one_of_few(self, clock: asyncio.Timeout) -> "_Turn":
-        return _Turn(self._large, clock)
+        return _Turn(self._large, clock, self.calm)
 
     async def _received(self, answer: "aiohttp.ClientResponse", body: bytearray, pause_at: int | None = None) -> bytearray:
         """Receive the rest of a body after its beginning `body`, or as much of it as `pause_at` bytes. Raises Refused over `max_bytes`."""
@@ -230,14 +234,15 @@ class Fetcher:
 class _Turn:
     """Holds one of a few turns; the time until it is had does not count for the clock of the request."""
 
-    def __init__(self, turns: asyncio.Semaphore, clock: asyncio.Timeout) -> None:
-        self.turns, self.clock = turns, clock
+    def __init__(self, turns: asyncio.Semaphore, clock: asyncio.Timeout, calm: Callable[[], Awaitable[object]]) -> None:
+        self.turns, self.clock, self.calm = turns, clock, calm
 
     async def __aenter__(self) -> None:
         loop, until = asyncio.get_running_loop(), self.clock.when()
         began = loop.time()
         self.clock.reschedule(None)
         await self.turns.acquire()
+        await self.calm()
         self.clock.reschedule(None if until is None else until + loop.time() - began)
 
     async def __aexit__(self, *error: object) -> None:

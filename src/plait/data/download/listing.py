@@ -89,7 +89,7 @@ class _Parquet:
 
     def __init__(self, path: Path) -> None:
         pyarrow, self._parquet = _pyarrow()
-        self.path = path
+        self.path, self._broken = path, pyarrow.ArrowException
         try:
             meta = self._parquet.read_metadata(path)
             schema = self._parquet.read_schema(path)
@@ -118,16 +118,21 @@ class _Parquet:
                 yield row
 
     def column(self, name: str) -> Iterator[Any]:
-        with self._parquet.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(columns=[name]):
-                yield from batch.column(0).to_pylist()
+        for batch in self._batches(columns=[name]):
+            yield from batch.column(0).to_pylist()
 
     def _from(self, group: int) -> Iterator[dict[str, Any]]:
-        with self._parquet.ParquetFile(self.path) as file:
-            groups = list(range(group, len(self._ends)))
-            for batch in file.iter_batches(_BATCH, row_groups=groups):
-                for row in batch.to_pylist():
-                    yield {name: _decimal(value, self._kinds[name]) if name in self._kinds else value for name, value in row.items()}
+        for batch in self._batches(batch_size=_BATCH, row_groups=list(range(group, len(self._ends)))):
+            for row in batch.to_pylist():
+                yield {name: _decimal(value, self._kinds[name]) if name in self._kinds else value for name, value in row.items()}
+
+    def _batches(self, **chosen: Any) -> Iterator[Any]:
+        """Yield batches of the file. Raises PlaitError where it is damaged, or another than before."""
+        try:
+            with self._parquet.ParquetFile(self.path) as file:
+                yield from file.iter_batches(**chosen)
+        except (OSError, self._broken) as error:
+            raise PlaitError(tables.fault([str(self.path)]) or f"{self.path} cannot be read any more: {error}") from error
 
 
 class Listing:

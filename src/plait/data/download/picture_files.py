@@ -28,7 +28,7 @@ class PictureFiles:
 
     def path(self, url: str) -> Path:
         """Return the path of the picture of an address."""
-        return self.folder / hashlib.sha256(url.encode()).hexdigest()
+        return self.folder / hashlib.sha256(url.encode(errors="surrogatepass")).hexdigest()
 
     def there(self, url: str) -> bytes:
         """Return the picture of an address; b"" where there is none."""
