@@ -4,6 +4,7 @@ import errno
 import logging
 import random
 import re
+import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from plait.data.loading.loader import Loader
 from plait.data.order import Order
 from plait.data.remote import RemoteFile, Unreachable
 from plait.data.sources import shards
+from plait.data.sources.kind import Opening
 from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError, sample_errors
 from tests.data.faulty_server import serving
@@ -131,6 +133,25 @@ def test_a_store_is_asked_again_only_for_what_may_pass(monkeypatch, quick, error
     with pytest.raises(PlaitError, match=rf"cannot read memory://refused/a\.tar \({attempts} attempts?\): "):
         RemoteFile("memory://refused/a.tar", None)
     assert len(quick) == attempts - 1
+
+
+@pytest.mark.parametrize(("path", "call", "what"), [("a.tar", "info", "read"), ("", "isdir", "list"), ("*.tar", "glob", "list")])
+def test_a_store_that_does_not_answer_is_named_soon_and_given_up_after_a_bounded_time(monkeypatch, quick, caplog, path, call, what):
+    monkeypatch.setattr(remote, "_SOON_S", 0.02)
+    monkeypatch.setattr(web, "allowed_s", lambda length: 0.0)
+    gone = threading.Event()
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), call, lambda *_, **__: gone.wait(60))
+    with (
+        caplog.at_level(logging.INFO),
+        pytest.raises(PlaitError, match=rf"cannot {what} memory://gone/\S* \(2 attempts\): no whole answer in 0 s"),
+    ):
+        shards.KIND.open(
+            SourceEntry(source="shards", path=f"memory://gone/{path}"), Opening(seed=0, split="train", cache=None, open_named=None)
+        )
+    gone.set()
+    assert caplog.messages[0] == "waiting for an answer of memory://gone, 1 s at most"  # twice 0.3 s, and 0.5 s between
+    assert len(caplog.messages) == 2 and caplog.messages[1].endswith("tried again, 4 times at most; of memory://gone this is said once")
+    assert quick == [0.5]
 
 
 def test_a_sample_of_gigabytes_at_an_address_is_a_bad_one_and_is_not_read(server, tmp_path, monkeypatch):

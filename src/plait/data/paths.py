@@ -9,13 +9,14 @@ from collections.abc import Collection
 from functools import lru_cache
 from glob import glob
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from plait.config import secrets
 from plait.data import splits
 from plait.data.addresses import is_remote, is_web, name_of, shown
 from plait.data.formats.open_file import check_size, try_again
-from plait.data.remote import connect
+from plait.data.remote import connect, listing
 from plait.errors import BadSample, PlaitError
 from plait.files import with_two_slashes
 
@@ -230,10 +231,12 @@ def _entries(address: str, suffix: Endings) -> list[tuple[str, str]]:
     """Return (name, "file" or "directory") of what a folder at an address holds, sorted; [] for any other address."""
     if is_web(address) or any(mark in address for mark in "*?[") or address.lower().endswith(suffix):
         return []
-    system, inner = connect(address)
-    if not system.isdir(inner):
-        return []
-    rows = [(row["name"].rstrip("/"), row["type"]) for row in system.ls(inner, detail=True)]
+
+    def rows_of(system: Any, inner: str) -> tuple[list[tuple[str, str]], str]:
+        listed = system.ls(inner, detail=True) if system.isdir(inner) else []
+        return [(row["name"].rstrip("/"), row["type"]) for row in listed], inner
+
+    rows, inner = listing(address, rows_of)
     return sorted((name.rpartition("/")[2], kind) for name, kind in rows if name != inner.rstrip("/"))
 
 
@@ -246,12 +249,13 @@ def _expand(path: str, suffix: Endings, split: str | None, default_split: str, *
         return [path]
     wild = not literal and any(mark in path for mark in "*?[")
     if is_remote(path):
-        system, inner = connect(path)
         if wild:
-            return sorted(system.unstrip_protocol(name) for name in system.glob(inner))
-        if path.lower().endswith(suffix) or not system.isdir(inner):
+            return listing(path, lambda system, inner: sorted(system.unstrip_protocol(name) for name in system.glob(inner)))
+        connect(path)  # refuse what there is no package for
+        names = None if path.lower().endswith(suffix) else listing(path, _in_folder)
+        if names is None:
             return [path]
-        inside = [system.unstrip_protocol(name) for name in system.ls(inner, detail=False) if _is_named(name.rpartition("/")[2], suffix)]
+        inside = [name for name in names if _is_named(name.rpartition("/")[2], suffix)]
         return _of_split(sorted(inside), split, default_split, path)
     on_disk = local(path)
     if wild:
@@ -261,6 +265,11 @@ def _expand(path: str, suffix: Endings, split: str | None, default_split: str, *
     if not on_disk.exists():
         raise PlaitError(f"there is no file {path!r}" if "$" in path else f"there is no file {str(on_disk)!r}")
     return [str(on_disk)]
+
+
+def _in_folder(system: Any, inner: str) -> list[str] | None:
+    """Return the addresses of what a folder of a store holds; None for what is no folder."""
+    return [system.unstrip_protocol(name) for name in system.ls(inner, detail=False)] if system.isdir(inner) else None
 
 
 def _is_named(name: str, suffix: Endings) -> bool:

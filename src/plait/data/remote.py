@@ -33,6 +33,8 @@ T = TypeVar("T")
 BLOCK_BYTES = 4 << 20
 _WAITS_S = (0.5, 2.0, 8.0, 30.0)  # between attempts at one range
 _WAIT_MAX_S = 60.0  # that a server may ask for
+_SOON_S = 2.0  # without an answer, until it is said what is waited for
+_AT_FIRST = 2  # attempts at a server that has answered nothing yet, and is silent
 _WITHOUT_WAITS, _DOWN = 2, 8  # reads of one server that failed in a row: until the next is tried once only, until the run stops
 _LOCKS = 16  # two threads never fetch one block at once
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -63,6 +65,10 @@ def connect(address: str) -> tuple[Any, str]:
         extra = _EXTRAS.get(address.partition("://")[0])
         cure = f"; pip install 'plait[{extra}]'" if extra and isinstance(error, ImportError) else ""
         raise PlaitError(f"cannot open {shown(address)}: {secrets.without_secrets(str(error))}{cure}") from None
+
+
+class _Silent(Fault):
+    """Raised where an attempt got no whole answer in its time."""
 
 
 class _Web:
@@ -193,23 +199,41 @@ class RemoteFile:
 
     def _try(self, action: Callable[[], T], what: str, length: int) -> T:
         """Call `action`, which reads `length` bytes, again after a wait when it fails. Raises PlaitError after the last attempt."""
-        for attempt in range(1, len(_WAITS_S) + 2):
-            try:
-                result = _within(web.allowed_s(length) + web.SILENCE_S, action)
-                _servers.answered(self.address)
-                return result
-            except FileNotFoundError:
-                _servers.answered(self.address)
-                raise Unavailable(f"there is no file {shown(self.address)}") from None
-            except Fault as fault:
-                wait_s = _servers.wait_s(self.address, fault, attempt)
-                if wait_s is None:
-                    said = f"cannot {what} {shown(self.address)} ({attempt} attempt{'s' * (attempt > 1)}): {fault}"
-                    said += f"; {fault.cure}" if fault.cure else ""
-                    _servers.failed(self.address, fault, said)
-                    raise (PlaitError if fault.again else Unavailable)(said) from None
-                time.sleep(wait_s)
-        raise AssertionError("unreachable")
+        return _tried(self.address, action, what, length)
+
+
+def listing(address: str, action: Callable[[Any, str], T]) -> T:
+    """Return `action(file system, path)` of an address, a look at what a store holds.
+
+    It is tried again and bounded in time as a read is. Raises PlaitError after the last attempt, and what `connect` raises.
+    """
+    system, inner = connect(address)
+    return _tried(address, lambda: _translated(lambda: action(system, inner)), "list", 0)
+
+
+def _tried(address: str, action: Callable[[], T], what: str, length: int) -> T:
+    """Call `action`, which reads `length` bytes at an address, again after a wait when it fails. Raises PlaitError after the last attempt.
+
+    Of a server that has not answered yet is said what is waited for, and for how long at most.
+    """
+    limit_s = web.allowed_s(length) + web.SILENCE_S
+    for attempt in range(1, len(_WAITS_S) + 2):
+        try:
+            result = _within(limit_s, action, lambda: _servers.awaited(address, limit_s))
+            _servers.answered(address)
+            return result
+        except FileNotFoundError:
+            _servers.answered(address)
+            raise Unavailable(f"there is no file {shown(address)}") from None
+        except Fault as fault:
+            wait_s = _servers.wait_s(address, fault, attempt)
+            if wait_s is None:
+                said = f"cannot {what} {shown(address)} ({attempt} attempt{'s' * (attempt > 1)}): {fault}"
+                said += f"; {fault.cure}" if fault.cure else ""
+                _servers.failed(address, fault, said)
+                raise (PlaitError if fault.again else Unavailable)(said) from None
+            time.sleep(wait_s)
+    raise AssertionError("unreachable")
 
 
 class _Servers:
@@ -217,11 +241,15 @@ class _Servers:
 
     def __init__(self) -> None:
         self._lock, self._failed, self._reported = threading.Lock(), Counter[str](), set[str]()
+        self._answered, self._awaited = set[str](), set[str]()
+        """Servers that have answered, and those of which was said that they are waited for."""
 
     def wait_s(self, address: str, fault: Fault, attempt: int) -> float | None:
         """Return the seconds to wait after failed attempt number `attempt` (from 1); None: give up. Logs a server's first wait."""
         server = _server(address)
         with self._lock:
+            if isinstance(fault, _Silent) and server not in self._answered and attempt >= _AT_FIRST:
+                return None
             if not fault.again or attempt > len(_WAITS_S) or fault.wait_s > _WAIT_MAX_S or self._failed[server] >= _WITHOUT_WAITS:
                 return None
             first = server not in self._reported
@@ -231,9 +259,20 @@ class _Servers:
         wait_s: float = _WAITS_S[attempt - 1]
         return max(wait_s, fault.wait_s)
 
+    def awaited(self, address: str, limit_s: float) -> None:
+        """Log that a server is waited for, once, if it has not answered yet. `limit_s`: what one attempt may take."""
+        server = _server(address)
+        with self._lock:
+            new = server not in self._answered | self._awaited
+            self._awaited.add(server)
+        if new:
+            total_s = _AT_FIRST * limit_s + sum(_WAITS_S[: _AT_FIRST - 1])
+            log.info(f"waiting for an answer of {server}, {total_s:.0f} s at most")
+
     def answered(self, address: str) -> None:
         """Note that a read succeeded."""
         with self._lock:
+            self._answered.add(_server(address))
             self._failed.pop(_server(address), None)
 
     def failed(self, address: str, fault: Fault, said: str) -> None:
@@ -257,8 +296,11 @@ def _server(address: str) -> str:
     return f"{parts.scheme}://{parts.netloc}" if parts.scheme else shown(address)
 
 
-def _within(limit_s: float, action: Callable[[], T]) -> T:
-    """Return what `action` returns. Raises Fault after `limit_s`: name look-ups, slow headers and stores have no limit of their own."""
+def _within(limit_s: float, action: Callable[[], T], waits: Callable[[], None]) -> T:
+    """Return what `action` returns. Raises Fault after `limit_s`: name look-ups, slow headers and stores have no limit of their own.
+
+    `waits`: called when it takes longer than two seconds.
+    """
     done: Future[T] = Future()
 
     def run() -> None:
@@ -268,10 +310,17 @@ def _within(limit_s: float, action: Callable[[], T]) -> T:
             done.set_exception(error)
 
     threading.Thread(target=run, name="plait-remote", daemon=True).start()
+    soon_s = min(_SOON_S, limit_s)
     try:
-        return done.result(limit_s)
+        return done.result(soon_s)
     except TimeoutError:
-        raise Fault(f"no whole answer in {limit_s:.0f} s", server=True) from None
+        if done.done():  # the action's own
+            raise
+        waits()
+    try:
+        return done.result(limit_s - soon_s)
+    except TimeoutError:
+        raise _Silent(f"no whole answer in {limit_s:.0f} s", server=True) from None
 
 
 def _of_length(body: bytes, length: int) -> bytes:
