@@ -72,6 +72,15 @@ def test_an_answer_is_that_of_plait_generate(runs, tmp_path, capsys, family):
     assert Answering(runs(family)).answer("What is this?", [str(tmp_path / "a.png")], {"max_new_tokens": 6}) == own
 
 
+def test_an_export_answers_as_its_run(runs, theworld, tmp_path):
+    assert cli.main(["export", runs("theworld"), str(tmp_path / "out"), "--to=theworld"]) == 0
+    exported = Answering(str(tmp_path / "out"))
+    asked = ("<image>What is this?", [PICTURE], {"max_new_tokens": 6})
+    assert exported.answer(*asked) == theworld.answer(*asked) and exported.name == str(tmp_path / "out")
+    with pytest.raises(PlaitError, match="out is an export, with one set of weights: leave --raw out"):
+        Answering(str(tmp_path / "out"), averaged=False)
+
+
 def test_settings_of_a_task_are_followed_or_told(theworld, monkeypatch, caplog):
     given = []
     monkeypatch.setattr(

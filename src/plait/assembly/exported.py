@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -21,6 +21,7 @@ from plait.assembly.model import ModelBundle, build_model, write_assets
 from plait.config.messages import one_line
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint
+from plait.engine.evaluation import moment_of
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import load_weights
 from plait.errors import PlaitError, first_names
@@ -108,6 +109,28 @@ def find(spec: str | Path) -> ExportedModel | None:
     if left_out:
         raise PlaitError(f"{folder} leaves out what its run trained of {', '.join(left_out)}: export the run in a layout that holds it")
     return ExportedModel(folder, config, frozen)
+
+
+class Opened(NamedTuple):
+    """An opened model. `config`: of its run; `moment`: the name of its step; `step`: None of an export."""
+
+    bundle: ModelBundle
+    config: RunConfig
+    moment: str
+    step: int | None
+
+
+def open_named(spec: str | Path, ranks: Ranks, *, averaged: bool = True, length: float | None = None) -> Opened:
+    """Open what `spec` names: a checkpoint (RUN, RUN@STEP, ...), with the weights of `saved.open_checkpoint`, or the folder of an export.
+
+    Raises PlaitError if there is neither, and where an export is asked for other weights than it has.
+    """
+    if (model := find(spec)) is not None:
+        check_weights(spec, averaged=averaged, length=length)
+        return Opened(model.open(ranks), model.config, MOMENT, None)
+    located = saved.locate(spec)
+    bundle = saved.open_checkpoint(located, ranks, averaged=averaged, length=length)
+    return Opened(bundle, located.config, moment_of(located.checkpoint.step), located.checkpoint.step)
 
 
 def check_weights(spec: str | Path, *, averaged: bool, length: float | None) -> None:

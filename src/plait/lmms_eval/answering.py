@@ -14,10 +14,9 @@ from typing import Any
 from PIL import Image
 from pydantic import ValidationError
 
-from plait.assembly import sample_losses, saved
+from plait.assembly import exported, sample_losses
 from plait.config.messages import one_line
 from plait.data.image_files import size
-from plait.engine import evaluation
 from plait.engine.parallel import distributed
 from plait.engine.precision import autocast
 from plait.errors import PlaitError
@@ -37,21 +36,20 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 class Answering:
     """A checkpoint's model that answers one question at a time.
 
-    `spec`: RUN, RUN@STEP, RUN/STAGE@best or a step folder. `averaged`: with its EMA weights, if any. `options`: further options of the
-    family's generation, such as {"style": "vqa2"}. Raises PlaitError for a checkpoint that is not there, and for a family that cannot
-    answer questions about pictures.
+    `spec`: RUN, RUN@STEP, RUN/STAGE@best, a step folder or the folder of an export. `averaged`: with its EMA weights, if any. `options`:
+    further options of the family's generation, such as {"style": "vqa2"}. Raises PlaitError for a checkpoint that is not there, and for a
+    family that cannot answer questions about pictures.
     """
 
     def __init__(self, spec: str, *, averaged: bool = True, options: Mapping[str, Any] | None = None) -> None:
-        self.located, self.options = saved.locate(spec), dict(options or {})
-        self.name = f"{spec}@{self.located.checkpoint.step}"
+        self.options = dict(options or {})
         with ExitStack() as joined:
             ranks = joined.enter_context(distributed.join())
             if ranks.size > 1:
                 raise PlaitError("the model plait answers in one process: start lmms-eval without accelerate or torchrun")
             self.device = ranks.device
-            self.bundle = saved.open_checkpoint(self.located, ranks, averaged=averaged)
-        self.config, self.family = self.located.config, self.bundle.family
+            self.bundle, self.config, self.moment, step = exported.open_named(spec, ranks, averaged=averaged)
+        self.name, self.family = str(spec) if step is None else f"{spec}@{step}", self.bundle.family
         kind = self.family.GenerateOptions
         if self.family.generate is None or kind is None or (lacking := [name for name in _NEEDED if name not in kind.model_fields]):
             raise PlaitError(f"family {self.family.name!r} answers no questions about pictures" + (f": no {lacking[0]}" if kind else ""))
@@ -102,8 +100,7 @@ class Answering:
                 path.write_bytes(_encoded(visual))
             options = self._checked({"prompt": _plain(context), "image": paths, **given})
             with autocast(self.config.train.precision, self.device):
-                moment = evaluation.moment_of(self.located.checkpoint.step)
-                return "\n".join(self.generate(self.bundle.model, self.inputs, options, None, moment))
+                return "\n".join(self.generate(self.bundle.model, self.inputs, options, None, self.moment))
 
     def _checked(self, given: Mapping[str, Any]) -> Any:
         """Return the family's options of generation. Raises PlaitError for an option that it has not, or a wrong value."""

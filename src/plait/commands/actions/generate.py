@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from plait.assembly import exported, saved
+from plait.assembly import exported
 from plait.assembly.model import ModelBundle
 from plait.config.messages import flag, one_line
 from plait.config.schema import RunConfig
-from plait.engine import evaluation
 from plait.engine.parallel import distributed
 from plait.engine.precision import autocast
 from plait.errors import PlaitError, command
@@ -33,14 +32,7 @@ def generate(spec: str | Path, options: Sequence[str], *, averaged: bool, out: P
     wrong, and for a family that generates nothing.
     """
     with distributed.join() as ranks:
-        model = exported.find(spec)
-        if model is not None:
-            exported.check_weights(spec, averaged=averaged, length=length)
-            bundle, config, moment = model.open(ranks), model.config, exported.MOMENT
-        else:
-            located = saved.locate(spec)
-            bundle = saved.open_checkpoint(located, ranks, averaged=averaged, length=length)
-            config, moment = located.config, evaluation.moment_of(located.checkpoint.step)
+        bundle, config, moment, _ = exported.open_named(spec, ranks, averaged=averaged, length=length)
         given = generate_options(options_class(bundle.family, spec), options)
         if not ranks.first:  # one question has one answer, however many ranks there are
             return

@@ -1,8 +1,11 @@
 """Export the whole model, its world included, as a model of transformers whose class plait has (`plait export --to theworld`)."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
+from transformers.utils import logging
 
 from plait.engine.checkpoints.folders import new_folder
 from plait.families.theworld.config import Config
@@ -49,9 +52,22 @@ def save(whole: TheWorldForConditionalGeneration, processor: TheWorldProcessor, 
         else:
             why = "is random" if section.world.tiny is not None else f"is not that of {section.world.source}: it was trained"
             lines.append(f"the world encoder {why}, so that its weights are in the export")
-    whole.save_pretrained(folder, encoder=encoder)
+    with _without_progress_bar():
+        whole.save_pretrained(folder, encoder=encoder)
     processor.save_pretrained(folder)
     return [*lines, "plait.theworld.TheWorld.from_pretrained(DIR) loads it, and transformers' Auto classes do after `import plait.hf`"]
+
+
+@contextlib.contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Have transformers show none, as the other layouts do."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def write_with_encoder(model: TheWorld, config: Config, assets: Path, out: Path) -> list[str]:
