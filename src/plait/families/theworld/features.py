@@ -1,6 +1,6 @@
 """The encoders of theworld whose outputs can be kept while they are frozen: world latents, and the image features of SigLIP.
 
-Kept outputs are held to the encoder that made them by its pin.
+Kept outputs, also those of predicted futures, are held to the encoder that made them by its pin.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plait.data.rollouts import stored
+from plait.errors import PlaitError
 from plait.families.frozen import FrozenEncoder
 from plait.families.theworld import towers
 from plait.families.theworld.config import Config, WorldEncoderConfig
@@ -39,6 +41,14 @@ def pin(world: WorldEncoderConfig) -> dict[str, Any]:
     else:
         named = hub.pin(world.source, world.revision)
     return {**named, "image_size": world.image_size}
+
+
+def stored_future(rollout: stored.Rollout, config: Config, *, train: bool) -> Tensor:
+    """Return a sample's predicted future, (T, C, h, h). Raises PlaitError where it is of another encoder, BadSample where it has none."""
+    assert config.world is not None
+    if train and config.augment.on:
+        raise PlaitError("model.augment changes pictures, and stored futures (`rollout`) are of unchanged ones: leave one of them out")
+    return stored.read(rollout, pin(config.world), config.world.steps)
 
 
 def _images(batch: Mapping[str, Any]) -> Sequence[Tensor]:

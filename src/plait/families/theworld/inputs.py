@@ -15,12 +15,11 @@ from torch import Tensor
 from plait.data import images, resizing
 from plait.data.field_names import no_answer
 from plait.data.rollouts import stored
-from plait.errors import BadSample, PlaitError
+from plait.errors import BadSample
 from plait.families import limits
-from plait.families.theworld import towers
+from plait.families.theworld import features, towers
 from plait.families.theworld.chat import Chat
 from plait.families.theworld.config import Config
-from plait.families.theworld.features import pin
 from plait.families.theworld.pretrained.encoder import Grid
 from plait.families.theworld.sequence import Kind, Row, Span, fuse, pad_rows
 from plait.families.theworld.world import tokens_per_frame
@@ -145,7 +144,8 @@ class Inputs:
         """Encode a sample's images and frames, with `spans` in place of its messages. Raises BadSample: bad image, too long."""
         pictures = [self._decode(data) for data in sample["images"]]
         source = sample.get(WORLD_OF, sample)
-        latents = self._latents(source or {})
+        rolled = source.get(stored.FIELD) if source and self.config.world else None
+        latents = NO_LATENTS if rolled is None else features.stored_future(rolled, self.config, train=self.train)
         frames = self._frames(source, pictures if source is sample else None) if self.config.world and source and not len(latents) else []
         latent_frames = len(latents) or (self.grid.latent_frames(len(frames)) if self.grid and frames else 0)
         row = fuse(spans, latent_frames * self.tokens_per_frame, pad_id=self.chat.pad, max_tokens=max_tokens)
@@ -156,14 +156,6 @@ class Inputs:
     def _augmentation(self, key: int) -> Augmentation | None:
         wanted = self.config.augment
         return augment.draw(key, flip=wanted.flip, shift=wanted.shift) if self.train and wanted.on else None
-
-    def _latents(self, source: Sample) -> Tensor:
-        """Return a sample's predicted future, (T, C, h, h); NO_LATENTS where it has none."""
-        if source.get(stored.FIELD) is None or self.config.world is None:
-            return NO_LATENTS
-        if self.train and self.config.augment.on:
-            raise PlaitError("model.augment changes pictures, and stored futures (`rollout`) are of unchanged ones: leave one of them out")
-        return stored.read(source[stored.FIELD], pin(self.config.world), self.config.world.steps)
 
     def _frames(self, source: Sample, pictures: list[Tensor] | None) -> list[Tensor]:
         """Return a sample's frames for the world encoder: the first of its clip where world steps are configured, else the first image.

@@ -118,6 +118,7 @@ def encoder(settings: dict[str, Any], name: str, image_size: int, seed: int) -> 
     if "latents_mean" in settings:
         pictures = pooled.squares if name == POOLED else _tiles
         seeded(key(seed, "theworld", "latents") >> 1, lambda: measure_latent_statistics(model, pictures()))
+        settings = settings | {name: model.config[name] for name in ("latents_mean", "latents_std")}
     return classes.wrapped(model, settings, image_size)
 
 

@@ -12,7 +12,7 @@ from diffusers.models.autoencoders.autoencoder_kl_cosmos import AutoencoderKLCos
 from torch import Tensor
 
 from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder, cells, unit_range
-from plait.families.theworld.pretrained.wan import settings_of, with_defaults
+from plait.families.theworld.pretrained.wan import with_defaults
 from plait.nn import trust
 
 
@@ -44,17 +44,14 @@ class Encoder(WorldEncoder):
     std: Tensor
 
     def __init__(self, vae: AutoencoderKLCosmos, settings: Mapping[str, Any], image_size: int) -> None:
-        super().__init__(grid(settings, image_size))
+        super().__init__(
+            grid(settings, image_size), {"_class_name": AutoencoderKLCosmos.__name__, **with_defaults(AutoencoderKLCosmos, settings)}
+        )
         self.vae = vae
         shape = (self.grid.channels, self.grid.most or 1, 1, 1)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.empty(shape, dtype=torch.float32, device="cpu"), persistent=False)
         self.fill()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Return the configuration of the VAE."""
-        return settings_of(self.vae)
 
     def fill(self) -> None:
         """Set the statistics of its latents, without which they are what they are, and the wavelets."""

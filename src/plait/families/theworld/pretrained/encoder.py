@@ -4,6 +4,7 @@ Legend: B rows, F frames, T latent frames, S pixels of a side, C latent channels
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +60,14 @@ def cells(name: str, image_size: int, stride: int) -> int:
 
 
 class WorldEncoder(nn.Module, ABC):
-    """Encodes clips to latents, normalised as their model's authors do. `grid`: their size. A subclass holds the library's own model."""
+    """Encodes clips to latents, normalised as their model's authors do. A subclass holds the library's own model.
 
-    def __init__(self, grid: Grid) -> None:
+    `grid`: the latents' size; `settings`: the model's configuration, with its class, from which classes.py builds another.
+    """
+
+    def __init__(self, grid: Grid, settings: Mapping[str, Any]) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid, self.settings = grid, dict(settings)
 
     def forward(self, frames_BFCSS: Tensor) -> Tensor:
         """Encode uint8 frames (B, F, 3, S, S) to latents (B, C, T, h, h). Raises PlaitError for a number of frames that does not fit."""
@@ -74,11 +78,6 @@ class WorldEncoder(nn.Module, ABC):
     @abstractmethod
     def encode(self, frames_BFCSS: Tensor) -> Tensor:
         """Encode frames, of a number that fits, to latents; see `forward`."""
-
-    @property
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Return the configuration of its model, with its class, from which classes.py builds another."""
 
     @abstractmethod
     def fill(self) -> None:

@@ -51,22 +51,16 @@ class Encoder(WorldEncoder):
     std: Tensor
 
     def __init__(self, model: VJEPA2Model, settings: Mapping[str, Any], image_size: int) -> None:
-        super().__init__(grid(settings, image_size))
+        super().__init__(grid(settings, image_size), {**pixels.IMAGENET, **settings})
         self.model: Any = model.train(False)
-        self._settings = {**pixels.IMAGENET, **settings}
         for name in ("mean", "std"):
             self.register_buffer(name, torch.empty(3, 1, 1, dtype=torch.float32, device="cpu"), persistent=False)
         self.fill()
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Return the configuration of the model, and the pixel values that it takes."""
-        return self._settings
-
     def fill(self) -> None:
         """Set the mean and standard deviation of the pixels."""
         for name, value in (("mean", self.mean), ("std", self.std)):
-            value.copy_(torch.tensor(self._settings[f"image_{name}"], device="cpu").view_as(value))
+            value.copy_(torch.tensor(self.settings[f"image_{name}"], device="cpu").view_as(value))
 
     def train(self, mode: bool = True) -> "Encoder":
         """Set the mode of this module alone; its model's features are those of evaluation, also while it trains."""

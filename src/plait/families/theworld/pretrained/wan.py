@@ -26,11 +26,6 @@ def with_defaults(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     return defaults | {name: value for name, value in settings.items() if name in arguments}
 
 
-def settings_of(vae: Any) -> dict[str, Any]:
-    """Return the configuration of a model of diffusers, with its class."""
-    return {"_class_name": type(vae).__name__, **{name: value for name, value in vae.config.items() if not name.startswith("_")}}
-
-
 def grid(settings: Mapping[str, Any], image_size: int) -> Grid:
     """Return the grid of latents of pictures of `image_size` pixels. Raises PlaitError for a size, or strides, that do not fit."""
     sizes, name = with_defaults(AutoencoderKLWan, settings), AutoencoderKLWan.__name__
@@ -84,17 +79,14 @@ class Encoder(WorldEncoder):
     std: Tensor
 
     def __init__(self, vae: AutoencoderKLWan, settings: Mapping[str, Any], image_size: int) -> None:
-        super().__init__(grid(settings, image_size))
+        super().__init__(
+            grid(settings, image_size), {"_class_name": AutoencoderKLWan.__name__, **with_defaults(AutoencoderKLWan, settings)}
+        )
         fold(vae)
         self.vae = vae
         for name in ("mean", "std"):
             self.register_buffer(name, torch.empty(self.grid.channels, 1, 1, 1, dtype=torch.float32, device="cpu"), persistent=False)
         self.fill()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Return the configuration of the VAE."""
-        return settings_of(self.vae)
 
     def fill(self) -> None:
         """Set the statistics of its latents."""
