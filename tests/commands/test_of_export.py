@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from plait import cli
+from plait.errors import PlaitError
+from plait.theworld import TheWorld
 from tests.families.theworld.conftest import photo
 
 SCENES = {"source": "scenes", "limit": 24, "options": {"size": [32, 32], "objects": [1, 2], "tasks": ["colour"]}}
@@ -50,6 +52,8 @@ def test_an_export_answers_and_measures_as_its_run_does(folder, layout, capsys):
     asked = ("--prompt=What colour is the circle?", f"--image={folder / 'a.png'}", "--max-new-tokens=8")
     (code, answer), of_run = (command(capsys, "generate", folder / name, *asked) for name in (layout, "run"))
     assert (code, answer) == of_run and code == 0
+    theworld = TheWorld.from_pretrained(folder / layout)
+    assert theworld.generate(folder / "a.png", "What colour is the circle?", max_new_tokens=8) == answer
     figures = []
     for name in (layout, "run"):
         assert command(capsys, "eval", folder / name, "--bench=loss,accuracy", f"--data={DATA}")[0] == 0
@@ -122,6 +126,9 @@ def test_another_familys_export_answers_too(tmp_path, capsys):
     (tmp_path / "a.png").write_bytes(photo(1))
     assert command(capsys, "train", tmp_path / "run.yaml", f"--run={tmp_path / 'run'}")[0] == 0
     assert command(capsys, "export", tmp_path / "run", tmp_path / "hf")[0] == 0
+    for name in ("hf", "run"):
+        with pytest.raises(PlaitError, match="is of family 'molmo', not of theworld: "):
+            TheWorld.from_pretrained(tmp_path / name)
     asked = ("--prompt=What colour is the circle?", f"--image={tmp_path / 'a.png'}", "--max-new-tokens=6")
     answers = [command(capsys, "generate", tmp_path / name, *asked) for name in ("hf", "run")]
     assert answers[0] == answers[1] and answers[0][0] == 0

@@ -54,7 +54,7 @@ class TheWorld:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, averaged: bool = True, device: str | torch.device | None = None) -> "TheWorld":
-        """Load an export (`plait export --to theworld`), a run's checkpoint, or a Hub repository that holds an export.
+        """Load an export of a run, a run's checkpoint, or a Hub repository that holds what `plait export --to theworld` writes.
 
         `name`: a directory, RUN, RUN@STEP, RUN/STAGE@best, or owner/name[@revision]. `averaged`: of a run, use the EMA weights, where it
         has any. `device`: by default the GPU where there is one. Raises PlaitError where there is no such model.
@@ -131,6 +131,8 @@ def _exported(name: str, revision: str | None) -> TheWorld:
     try:
         settings, _ = PreTrainedConfig.get_config_dict(name, **at, **trust.CONFIG)
         if settings.get("model_type") != FAMILY:
+            if revision is None and exported.find(name) is not None:
+                return _of_run(name, True, torch.device("cpu"))
             kind = settings.get("model_type")
             raise PlaitError(f"{name} holds a model of type {kind!r}, not all of a theworld model: export its run with --to theworld")
         whole = TheWorldForConditionalGeneration.from_pretrained(name, **at, **trust.WEIGHTS)
@@ -143,13 +145,14 @@ def _exported(name: str, revision: str | None) -> TheWorld:
 
 
 def _of_run(name: str | Path, averaged: bool, device: torch.device) -> TheWorld:
-    """Load a checkpoint of a run. Raises PlaitError if there is none, or if it is of another family."""
-    located = saved.locate(name)
-    if located.config.family != FAMILY:
-        raise PlaitError(f"{name} is a run of family {located.config.family!r}, not of theworld: plait.open({str(name)!r}) opens it")
-    bundle = saved.open_checkpoint(located, Ranks(0, 1, device), averaged=averaged)
+    """Load a checkpoint of a run, or an export of another layout. Raises PlaitError if there is neither, or it is of another family."""
+    found = exported.find(name)
+    config = saved.locate(name).config if found is None else found.config
+    if config.family != FAMILY:
+        raise PlaitError(f"{name} is of family {config.family!r}, not of theworld: plait.open opens checkpoints of any family")
+    bundle, _, _, _ = exported.open_named(name, Ranks(0, 1, device), averaged=averaged)
     assert isinstance(bundle.model, model.TheWorld)
-    return TheWorld(*export.as_transformers(bundle.model, bundle.section, bundle.assets), precision=located.config.train.precision)
+    return TheWorld(*export.as_transformers(bundle.model, bundle.section, bundle.assets), precision=config.train.precision)
 
 
 def _for_each(given: Any, prompt: str | Sequence[str], name: str) -> list[Any]:
