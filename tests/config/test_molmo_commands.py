@@ -224,7 +224,18 @@ def sweep_of(command, program, folder):
     return str(file)
 
 
-@pytest.mark.parametrize("option", ["--max-restarts=3", "--master_port 29501", "--nproc-per-node=gpu"])
+OWN = pytest.mark.parametrize("option", ["--max-restarts=3", "--master_port 29501", "--nproc-per-node=gpu"])
+
+
+@OWN
+def test_options_that_only_torchrun_has_are_kept_for_evaluations_too(option):
+    typed = f"torchrun {option} --standalone launch_scripts/eval_downstream.py CKPT vqa2 ai2d --high_res"
+    begin = rf"torchrun {option} --standalone -m plait eval CKPT --bench"
+    with pytest.raises(PlaitError, match=rf"as: {begin} vqa2 --high-res && {begin} ai2d --high-res$"):
+        command_line.parse(shlex.split(typed))
+
+
+@OWN
 def test_options_that_only_torchrun_has_are_kept(option):
     with pytest.raises(PlaitError, match=rf"as: torchrun {option} --standalone -m plait train molmo/captioner debug$"):
         command_line.parse(shlex.split(f"torchrun {option} --standalone launch_scripts/train_captioner.py debug"))

@@ -58,6 +58,13 @@ def test_figures_of_one_bench_stand_together_and_counts_are_whole_numbers(plain)
     assert lines_of(plain) == ["a step 20000/20000  held out: accuracy 0.1625 (samples 12,345, colour 0)  fid 31.25"]
 
 
+def test_a_bench_with_and_without_an_input_shows_each_way_once(plain):
+    ways = {"": 0.5, "/colour": 0.25, "/image_off": 0.3, "/colour/image_off": 0.2, "/image_shuffled": 0.31, "/colour/image_shuffled": 0.1}
+    plain.begin("a", 0, 5)
+    plain.row({"step": 5, **{f"eval/accuracy{name}": value for name, value in ways.items()}, "eval/fid/at/64": 2.5, "eval/fid": 2.0})
+    assert lines_of(plain) == ["a step 5/5  held out: accuracy 0.5 (colour 0.25, image_off 0.3, image_shuffled 0.31)  fid 2 (at/64 2.5)"]
+
+
 def test_a_figure_of_few_samples_says_how_sure_it_is_and_those_in_brackets_do_not(plain):
     figures = {"eval/accuracy": 0.5, "eval/accuracy/colour": 0.25, "eval/loss": 2.5}
     plain.row({"step": 5, **figures, "intervals": {"accuracy": (0.4, 0.62), "accuracy/colour": (0.0, 0.5)}})

@@ -20,6 +20,15 @@ from . import published_sets
 from .conftest import photo
 from .test_published import hub, run  # noqa: F401  fixtures
 
+
+@pytest.mark.parametrize("category", ["nonsense", "left_guess", "xyz_data", "", None])
+def test_a_question_of_an_unknown_category_is_a_bad_sample(category):
+    with pytest.raises((KeyError, TypeError)):
+        judge("2 m", "2 m", category, PREDICATE)
+    asked = {"fields": {"region_category": category}, "messages": [{"role": "assistant", "content": "2 m"}], "images": [], "id": "a"}
+    assert evaluate._ACCURACY.lacks(asked) == f"the category {category!r} is unknown"
+
+
 PREDICATE = "Is Region [0] to the left of Region [1] from the viewer's perspective?"
 CHOICE = "Which is more to the left, Region [0] or Region [1]?"
 

@@ -61,7 +61,8 @@ def rewritten(arguments: Sequence[str]) -> list[str]:
         words = ["train", FILES[file], *after]
         line = shlex.join(["torchrun", *options, "-m", "plait", *words]) if options else command(*words, *ranks)
     elif file in EVALUATION:
-        line = " && ".join(_evaluations(after, ranks))
+        begin = shlex.join(["torchrun", *options, "-m", "plait"]) if options else "plait"
+        line = " && ".join(f"{begin} {words}" for words in _evaluations(after, [] if options else ranks))
     else:
         known = ", ".join([*FILES, *EVALUATION])
         raise PlaitError(f"{arguments[at]} is no script of the Molmo guide: known: {known}")
@@ -96,7 +97,7 @@ def launcher(words: Sequence[str]) -> int | None:
 
 
 def _evaluations(after: Sequence[str], ranks: Sequence[str]) -> list[str]:
-    """Return a `plait eval` command for each task of an evaluation script. Raises PlaitError for an unknown flag or without a task."""
+    """Return the words after plait for each task of an evaluation script. Raises PlaitError for an unknown flag or without a task."""
     words, flags = _words_and_flags(after)
     unknown = next((flag for flag in flags if flag not in EVAL_FLAGS), None)
     if unknown is not None:
@@ -107,7 +108,7 @@ def _evaluations(after: Sequence[str], ranks: Sequence[str]) -> list[str]:
         raise PlaitError("the evaluation scripts take CHECKPOINT and TASKS: plait eval CHECKPOINT --bench TASK")
     benches = [bench.removesuffix(_OTHER_SPLIT) for task in tasks for name in task.split(",") for bench in GROUPS.get(name, (name,))]
     options = [EVAL_FLAGS[flag].format(value) for flag, value in flags.items() if EVAL_FLAGS[flag]]
-    return [command("eval", checkpoint, "--bench", bench, *options, *ranks) for bench in dict.fromkeys(benches)]
+    return [shlex.join(["eval", checkpoint, "--bench", bench, *options, *ranks]) for bench in dict.fromkeys(benches)]
 
 
 def _words_and_flags(after: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -85,7 +85,8 @@ class Screen:
     def held_out(self, row: Mapping[str, Any]) -> None:
         """Show all figures of an evaluation's row (`eval/...`): `loss`, and in brackets after it those that are named `loss/...`.
 
-        A figure that has an interval in `intervals` is followed by the distance to its farther end: `accuracy 0.81 ±0.04`.
+        Of figures that are measured in several ways (`colour/image_off` beside `image_off`) only the first of each way is shown. A figure
+        that has an interval in `intervals` is followed by the distance to its farther end: `accuracy 0.81 ±0.04`.
         """
         intervals = row.get("intervals", {})
         numbers = {name.removeprefix("eval/"): value for name, value in row.items() if isinstance(value, float)}
@@ -95,8 +96,9 @@ class Screen:
                 del numbers[name]  # the loss itself
         shown = []
         for name, value in numbers.items():
-            if name.rpartition("/")[0] not in numbers:
+            if not any(name.startswith(f"{other}/") for other in numbers):
                 others = {other[len(name) + 1 :]: its for other, its in numbers.items() if other.startswith(f"{name}/")}
+                others = {other: its for other, its in others.items() if "/" not in other or other.rpartition("/")[2] not in others}
                 inner = [f"{other}{_NO_BREAK}{number(its)}" for other, its in others.items()]
                 sure = f"{_NO_BREAK}±{max(abs(end - value) for end in intervals[name]):.2g}" if name in intervals else ""
                 shown.append(f"{name}{_NO_BREAK}{number(value)}{sure}" + (f" ({', '.join(inner)})" if inner else ""))

@@ -16,7 +16,8 @@ from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.ablation import PICTURES, Ablation
 from plait.families.theworld.benchmarks import captions
-from plait.families.theworld.benchmarks.judge import EMPTY, GROUP, UNPARSED, UNPUBLISHED, judge
+from plait.families.theworld.benchmarks.judge import EMPTY, GROUP, REGIONS, UNPARSED, UNPUBLISHED, judge
+from plait.families.theworld.benchmarks.regions import is_category
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import WORLD_OF, Example, Inputs, Sample
 from plait.families.theworld.model import TheWorld
@@ -92,6 +93,8 @@ def _answer_limit(inputs: Inputs, sample: Sample) -> int:
 def _lacks_gold(sample: Sample) -> str | None:
     if sample["fields"].get(UNPUBLISHED) is True:
         return KEPT
+    if REGIONS in sample["fields"] and not is_category(sample["fields"][REGIONS]):
+        return f"the category {sample['fields'][REGIONS]!r} is unknown"
     return None if gold(sample) or can_score(sample["fields"]) else NO_GOLD
 
 

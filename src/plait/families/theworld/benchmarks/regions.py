@@ -60,7 +60,12 @@ class Measured:
 
 def task_of(category: str) -> str:
     """Return the group of questions that a category is reported with, as in the paper: "left-right", "width". Raises KeyError for none."""
-    return _TASKS[category.removesuffix("_data").removesuffix("_predicate").removesuffix("_choice")]
+    return _TASKS[re.sub("_(?:data|predicate|choice)$", "", category)]
+
+
+def is_category(name: object) -> bool:
+    """Return whether something is the name of a category."""
+    return isinstance(name, str) and re.sub("_(?:data|predicate|choice)$", "", name) in _TASKS
 
 
 def read(text: str, category: str, question: str) -> bool | int | float | None:
@@ -81,8 +86,9 @@ def judge(answer: str, gold: str, category: str, question: str) -> Measured:
     """Judge an answer to a question of this category by the right answer `gold`, a sentence in which `read` finds something.
 
     A length is correct within 25 % of the right one, a direction within one hour of the clock, anything else if it is equal. An answer or
-    a `gold` in which `read` finds nothing is not correct and not parsed. An unknown category is not refused here: ask `task_of` first.
+    a `gold` in which `read` finds nothing is not correct and not parsed. Raises KeyError for a category that is none, as `task_of` does.
     """
+    task_of(category)
     wanted, given = read(gold, category, question), read(answer, category, question)
     if given is None or wanted is None:
         return Measured(False, False)
