@@ -78,6 +78,28 @@ def test_what_is_found_is_cured_by_its_override(recipe, capsys, case):
     assert code == 0 and not findings(planned, what)
 
 
+WARMED = ["--train={epochs: 1, global_batch: 8}", "--optim.schedule.warmup_steps=20", "--stages=[]", "--trainable=[embed, blocks]"]
+
+
+def test_a_warm_up_longer_than_the_epochs_is_an_error_with_its_cure(recipe, capsys):
+    code, planned, error = plan(recipe, capsys, *WARMED)
+    (found,) = findings(planned, "schedule")
+    assert code == 1 and found["level"] == "error" and found["text"] in error and found["cure"] == "--optim.schedule.warmup_steps=1"
+    code, planned, _ = plan(recipe, capsys, *(option for option in WARMED if "warmup" not in option), found["cure"])
+    assert code == 0 and planned["stages"][0]["steps"] == 8 and not findings(planned, "schedule")
+
+
+def test_a_rule_for_a_figure_that_is_measured_at_the_end_only_is_told(recipe, capsys):
+    held = "--data.validation=[{source: scenes, limit: 16, options: {size: [32, 32], objects: [1, 2], tasks: [caption]}}]"
+    plateau = ["--train.plateau={min_steps: 5, patience_steps: 8, window_steps: 8}", held, "--stage=first"]
+    never = plan(recipe, capsys, *plateau, "--evaluate=[{bench: loss}]")[1]
+    assert findings(never, "plateau")[0]["cure"] == "--stages.0.evaluate.0.every_steps=2"
+    often = plan(recipe, capsys, *plateau, "--evaluate=[{bench: loss, every_steps: 5}]")[1]
+    (found,) = findings(often, "plateau")
+    assert found["level"] == "advice" and "waits 8 steps and loss is measured every 5" in found["text"]
+    assert not findings(plan(recipe, capsys, *plateau, "--evaluate=[{bench: loss, every_steps: 2}]")[1], "plateau")
+
+
 def test_missing_data_is_an_error_and_the_rest_is_planned(recipe, capsys):
     code, planned, error = plan(recipe, capsys, "--data.train=[{source: folder, path: nowhere}]")
     assert code == 1 and error.startswith("plait: the plan has errors: first: ") and "nowhere" in error and "and 1 more" in error

@@ -59,6 +59,15 @@ def test_family_trains_and_says_what_can_be_done_next(trained):
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
 
 
+def test_a_run_is_planned_as_it_is(here, trained, capsys):
+    """It has no module `planning`; the batch is that of its data. Its held-out sentences are those that it trains on."""
+    assert cli.main(["plan", "words.yaml", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    (stage,) = planned["stages"]
+    assert stage["steps"] == 60 and not stage["assumed_batch"] and stage["flops_per_step"] > 0 and stage["memory"][0]["peak"] > 0
+    assert [finding["what"] for finding in planned["findings"]] == ["held-out"]
+
+
 def test_run_that_was_stopped_continues_exactly(here, trained):
     process = started("train", "words.yaml", "--run=stopped")
     while not (here / "stopped/metrics.jsonl").is_file() or len(metrics(here / "stopped")) < 3:

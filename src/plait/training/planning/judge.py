@@ -1,18 +1,20 @@
 """Judge the settings of a stage (part of a run) by what they mean, with the override that cures each finding."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 
 import torch
 
 from plait.assembly import passes
-from plait.config.conflicts import schedule_conflicts
-from plait.config.schema import Component
+from plait.config.resolved import StageView
+from plait.config.schema import Component, Optim
 from plait.engine import averages, schedule
 from plait.families.planning import planner
 from plait.training.planning.findings import Finding, Judge, Level
 from plait.training.planning.forecast import StageForecast
 from plait.training.planning.hardware import SPARE, Hardware
+from plait.training.stage_plan import steps_of
 
 _LONG_WARMUP, _USUAL_WARMUP = 0.5, 0.05
 """A warm-up of more than this share of a stage is told; and the share that is proposed."""
@@ -34,9 +36,9 @@ def _data(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
     train = stage.view.config.train
     if stage.plan is None:
         reason = stage.faults["data"]
-        conflicts = schedule_conflicts(stage.view.config.optim, stage.steps)
-        if conflicts or reason.startswith("optim."):
-            yield findings.find("error", "schedule", reason, "optim.schedule.warmup", _USUAL_WARMUP)
+        key = reason.partition(" ")[0]
+        if key.startswith("optim.") and key.endswith(".warmup_steps"):  # longer than the epochs or samples take
+            yield findings.find("error", "schedule", reason, key, _usual_warmup(steps_of(_without_schedule(stage.view))))
         else:
             yield findings.find("advice" if ": not opened, " in reason else "error", "data", reason)
         return
@@ -56,8 +58,17 @@ def _schedule(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
         if warmup > _LONG_WARMUP * steps:
             key = "optim.schedule" if component is None else f"optim.components.{component}"
             text = f"the warm-up{'' if component is None else f' of {component}'} takes {warmup:,} of {steps:,} steps"
-            value = max(1, round(_USUAL_WARMUP * steps))
-            yield findings.find("warning", "schedule", f"{text}, so that most of the stage is below its rate", f"{key}.warmup_steps", value)
+            text += ", so that most of the stage is below its rate"
+            yield findings.find("warning", "schedule", text, f"{key}.warmup_steps", _usual_warmup(steps))
+
+
+def _usual_warmup(steps: int) -> int:
+    return max(1, round(_USUAL_WARMUP * steps))
+
+
+def _without_schedule(view: StageView) -> StageView:
+    """Return a stage with the default schedule, whose steps can be counted whatever its warm-up is."""
+    return dataclasses.replace(view, config=view.config.model_copy(update={"optim": Optim()}))
 
 
 def _rates(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
