@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from plait import cli
 from plait.config.schema import SourceEntry
 from plait.data.link_lists.refusal import address_column
 from plait.data.sources.open import open_source
@@ -61,3 +62,14 @@ def test_lists_are_told_by_columns_or_by_endings():
     assert address_column(PICTURES[:1] + PAGES[:2]) == "url"
     assert address_column(PICTURES[:1] + PAGES[:3]) is None
     assert address_column([{"url": "text alone"}]) is None
+
+
+@pytest.mark.parametrize("verb", ["plan", "doctor", "train"])
+def test_a_published_list_is_told_before_a_run(tmp_path, verb, capsys, caplog):
+    path = tmp_path / "flat.json"
+    flat = {"dataset_name": "datacomp", "num_samples": 650, "model_name": "tiny", "cosmos_model_name": "tiny", "device": "cpu"}
+    path.write_text(json.dumps(flat), encoding="utf-8")
+    assert cli.main([verb, str(path)]) != 0
+    said = capsys.readouterr()
+    fetch = "plait data download hf://datasets/mlfoundations/datacomp_small data/datacomp_small --max-side=512 --limit=1000 ("
+    assert fetch in said.out + said.err + caplog.text

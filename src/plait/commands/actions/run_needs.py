@@ -13,6 +13,7 @@ from plait.commands.actions.findings import Finding
 from plait.commands.actions.hub_access import Wanted
 from plait.config.resolved import Resolved
 from plait.config.schema import Evaluate, ModelSection
+from plait.data.link_lists.refusal import refuse_known
 from plait.engine.checkpoints import checkpoint
 from plait.errors import PlaitError
 from plait.families import registry
@@ -104,6 +105,8 @@ def data(resolved: Resolved) -> Iterator[Finding]:
     try:
         for config in (view.config for view in resolved.stages):
             entries = training_entries(config)
+            for entry in entries:
+                refuse_known(entry)
             remote |= {str(entry.name) for entry in entries if on_hub(entry)}
             if config.data.mixture is not None and not any(map(on_hub, entries)):
                 sources = open_training(config).sources

@@ -15,7 +15,7 @@ from plait.config.schema import SourceEntry
 from plait.data.addresses import shown
 from plait.data.link_lists.columns import NAMES
 from plait.data.records import IMAGE_KINDS
-from plait.errors import BadSample, command
+from plait.errors import BadSample, PlaitError, command
 
 ROWS_PER_S = 250
 """Rows a second that estimates assume: 256 connections, one second a link. The command itself tells the rate that it has."""
@@ -85,6 +85,12 @@ def address_column(rows: Iterable[Mapping[str, Any]]) -> str | None:
         if column != _OF_PAGES or pictured >= _SHARE * len(urls) or any(names.keys() >= set(pair) for pair in _SIZES):
             return names[column]
     return None
+
+
+def refuse_known(entry: SourceEntry) -> None:
+    """Raise PlaitError for a dataset of the Hub that is known to be a list of links. Nothing is fetched for that."""
+    if entry.name in KNOWN_LISTS and not entry.path:
+        raise PlaitError(links_refusal(entry))
 
 
 def links_refusal(entry: SourceEntry, column: str | None = None) -> str:

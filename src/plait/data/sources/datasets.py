@@ -24,7 +24,7 @@ from plait.config.schema import SourceEntry
 from plait.data import addresses, paths
 from plait.data.formats import tables
 from plait.data.formats.spans import check_bytes, check_file
-from plait.data.link_lists.refusal import KNOWN_LISTS, RemotePicture, links_refusal
+from plait.data.link_lists.refusal import RemotePicture, refuse_known
 from plait.data.records import PATH_FIELDS, Record, is_absent, picture_cells
 from plait.data.remote_files import fetched
 from plait.data.sources import hub_files
@@ -367,8 +367,7 @@ def _records(files: Sequence[Path], entry: SourceEntry, cache: str | None) -> Re
 
 def _open(entry: SourceEntry, opening: Opening) -> Source:
     cache, split = str(opening.cache) if opening.cache else None, entry.split or opening.split
-    if entry.name in KNOWN_LISTS and not entry.path:  # before the list is fetched, which may take an hour
-        raise PlaitError(links_refusal(entry))
+    refuse_known(entry)
     reader = _reader(entry.path, entry, split, cache) if entry.path else _hub_reader(entry, split, cache)
     return open_conversations(entry, reader)
 

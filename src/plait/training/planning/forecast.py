@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import Resolved, StageView
 from plait.config.schema import Distributed, RunConfig
+from plait.data.link_lists.refusal import refuse_known
 from plait.engine import optim
 from plait.engine.parallel import memory_estimate, strategy
 from plait.engine.parallel.memory_estimate import Layout, Memory, ParameterCounts, Storage
@@ -112,6 +113,8 @@ def forecast(resolved: Resolved, bundle: ModelBundle, hardware: Hardware, *, onl
 def open_plan(view: StageView, bundle: ModelBundle) -> StagePlan:
     """Open the stage's data and return its plan, the run's own. Raises PlaitError where that cannot be, or would download a data set."""
     remote = [str(entry.name) for entry in training_entries(view.config) if on_hub(entry)]
+    for entry in training_entries(view.config):
+        refuse_known(entry)
     if remote:
         raise PlaitError(f"{', '.join(remote)} on the Hub: not opened, which would download {'them' if len(remote) > 1 else 'it'}")
     return plan_stage(view, bundle)
