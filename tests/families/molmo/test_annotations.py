@@ -141,14 +141,15 @@ def test_an_annotation_without_an_answer_is_told_by_the_run(folder, capsys):
     assert "no assistant turn" in capsys.readouterr().err
 
 
-def test_a_file_of_one_record_is_not_read_as_its_annotations(folder):
-    path = folder / "one.json"
+@pytest.mark.parametrize("name", ["one.json", "one.jsonl"])
+def test_a_file_of_one_record_is_read_as_the_record_with_its_annotations(folder, name):
+    path = folder / name
     path.write_text(json.dumps({"image": "cat.png", "annotations": [GOOD, GOOD]}))
+    source = opened({"source": "jsonl", "path": str(path)})
+    assert (len(source), len(source[0]["images"]), len(source[0]["annotations"])) == (1, 1, 2)
+    path.write_text(json.dumps({"image": "cat.png", "annotations": [{"image": "cat.png", "caption": "a"}]}))
     with pytest.raises(PlaitError, match=r"may be one record or those in its array 'annotations': .* put \[ \] around the one record"):
         opened({"source": "jsonl", "path": str(path)})
-    path.write_text(f"[{path.read_text()}]")
-    sample = opened({"source": "jsonl", "path": str(path)})[0]
-    assert (len(sample["images"]), len(sample["annotations"])) == (1, 2)
 
 
 @pytest.mark.parametrize("family", ["theworld", "nanodit"])

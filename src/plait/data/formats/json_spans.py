@@ -21,6 +21,7 @@ from plait.errors import PlaitError
 _LONGEST_RECORD = 1 << 24  # bytes looked at to tell how the records of a file are divided
 _OWN = ("messages", "conversations", "images")
 """Arrays of objects that belong to one record."""
+_PICTURES = ("image", "images", "frames")
 _LARGEST_OBJECT = 1 << 32  # bytes of a file that may be one object with an array of records
 _SPACE = b" \t\r\n"
 _TEXT = re.compile(rb"[^ \t\r\n]")
@@ -76,7 +77,7 @@ def _spans_in_object(path: Path, mapped: mmap.mmap) -> list[Span] | None:
     if not arrays:
         return None
     if _has_text(whole):
-        if arrays[0] not in _OWN and all(isinstance(item, dict) and _has_text(item) for item in whole[arrays[0]]):
+        if not _is_own(arrays[0], whole) and all(isinstance(item, dict) and _has_text(item) for item in whole[arrays[0]]):
             raise PlaitError(
                 f"{path} may be one record or those in its array {arrays[0]!r}: write the array to a file of its own, or put [ ] around "
                 "the one record"
@@ -96,6 +97,15 @@ def _start_of_value(text: str, name: str) -> int:
             return position
         _, end = decoder.raw_decode(text, position)
         position = _past_space(text, end) + 1
+
+
+def _is_own(name: str, record: Mapping[str, Any]) -> bool:
+    """Return whether an array belongs to a record: its turns, its images, or annotations of the pictures that it names."""
+    return name in _OWN or (name == "annotations" and any(of in record for of in _PICTURES) and not any(map(_has_picture, record[name])))
+
+
+def _has_picture(item: object) -> bool:
+    return isinstance(item, Mapping) and any(of in item for of in _PICTURES)
 
 
 def _has_text(record: Mapping[str, Any]) -> bool:
