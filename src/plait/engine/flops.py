@@ -60,22 +60,17 @@ def _attention(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, *
     return pairs * (query.shape[-1] * (1 + scores) + value.shape[-1] * (1 + (scores > 0) + _gradients(value)))
 
 
-def _supervised(_: Tensor, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, **__: Any) -> Tensor:
-    """Count the logits of positions with a target: `plait.nn.losses` computes no others, and keeps none for the backward pass."""
-    return (target_N >= 0).sum(dtype=torch.float64) * (2.0 * head_VD.numel() * (1 + _gradients(hidden_ND, head_VD)))
-
-
-def _weighted(_: Sequence[Tensor], hidden_ND: Tensor, head_VD: Tensor, __: Tensor, weight_N: Tensor) -> Tensor:
-    """Count the logits of positions with a weight, likewise."""
-    return (weight_N > 0).sum(dtype=torch.float64) * (2.0 * head_VD.numel() * (1 + _gradients(hidden_ND, head_VD)))
+def _supervised(_: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor | None = None, **__: Any) -> Tensor:
+    """Count the logits of positions with a target, or a weight: `plait.nn` computes no others, and keeps none for the backward pass."""
+    chosen_N = target_N >= 0 if weight_N is None else weight_N > 0
+    return chosen_N.sum(dtype=torch.float64) * (2.0 * head_VD.numel() * (1 + _gradients(hidden_ND, head_VD)))
 
 
 _RULES: dict[str, Callable[..., float | Tensor]] = {
     **dict.fromkeys(("linear", "matmul", "__matmul__", "mm", "bmm", "grouped_mm", "_grouped_mm"), _matrices),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     "scaled_dot_product_attention": _attention,
-    "token_cross_entropy": _supervised,
-    "weighted_cross_entropy": _weighted,
+    **dict.fromkeys(("token_cross_entropy", "weighted_cross_entropy"), _supervised),
 }
 """FLOPs of a call, by the name of a torch function or of one that dispatches to `__torch_function__` itself."""
 
