@@ -138,6 +138,39 @@ def test_a_stage_that_forgets_warns_once_with_figures_and_advice(recipe, tmp_pat
 
 
 @pytest.mark.usefixtures("more_held_out")
+def test_what_was_forgotten_since_the_base_and_since_the_start_alike_is_told_once(recipe, tmp_path, caplog):
+    still = json.dumps([{"name": "still", "trainable": ["vision"], "optim": {"lr": 1e-30}}, {"name": "wild", "trainable": ["language"]}])
+    run = toy.train(recipe, tmp_path / "run", f"stages={still}", "stages.1.optim.lr=30.0")
+    assert entry(run, "wild", TEXT)["before"] == entry(run, "wild", TEXT, BASE)["before"]
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("after stage wild ")]
+    assert [line.split()[3] for line in told] == ["loss", "text"]
+
+
+def test_samples_are_shown_one_at_a_time_so_that_ranks_make_no_difference(recipe, tmp_path, monkeypatch):
+    calls = []
+
+    def noted(model, samples, inputs, *, batch, moment):
+        calls.append((moment, batch))
+        return near(model, samples, inputs, batch=batch, moment=moment)
+
+    monkeypatch.setitem(toy.BENCHES, "near", Bench(noted, share))
+    toy.train(recipe, tmp_path / "run", "stages=[]", "trainable=[vision]", "checkpoint.best=null", "evaluate=[{bench: near, batch: 8}]")
+    assert calls.count(("step-00000000", 1)) == 2  # eight samples, four batches at a time
+    assert [batch for moment, batch in calls if moment == "step-00000006"] == [8, 1, 1]
+
+
+def test_a_boundary_of_another_step_is_not_the_one_before(recipe, tmp_path):
+    run = toy.train(recipe, tmp_path / "run", only="projection")
+    toy.train(recipe, run, "stages.0.train.steps=8", "guard.forgetting=null", only="projection")
+    stale = boundaries(run)["stage-1-projection"]
+    toy.train(recipe, run, "stages.0.train.steps=8")
+    fresh = boundaries(run)["stage-1-projection"]
+    assert (stale["step"], fresh["step"]) == (6, 8)
+    assert entry(run, "vision", "loss")["before"] == pytest.approx(losses(run, "stage-1-projection"))
+    assert stale["benches"]["loss"] != fresh["benches"]["loss"]
+
+
+@pytest.mark.usefixtures("more_held_out")
 @pytest.mark.parametrize(("setting", "warned"), [("0.99", True), ("0.0", True), ("null", None)])
 def test_the_limit_is_a_share_and_null_measures_nothing(recipe, tmp_path, caplog, setting, warned):
     run = toy.train(recipe, tmp_path / "run", "stages.2.optim.lr=30.0", f"guard.forgetting={setting}")
