@@ -208,6 +208,17 @@ def test_a_repository_without_safetensors_is_told(recipe, hub, monkeypatch, caps
     assert "it lists no safetensors weights, and others are not read" in only(lines, "someone/model")
 
 
+def test_a_named_dataset_of_the_hub_is_counted_and_not_opened(recipe, hub, monkeypatch, capsys):
+    entry = "{source: dataset, name: 'blink:val', options: {hub: true}}"
+    local = "{source: jsonl, path: " + str(recipe.parent / "train.jsonl") + "}"
+    settings = (f"--data.train=[{local}, {entry}]", f"--data.validation=[{entry}]")
+    code, lines, _ = doctor(recipe, monkeypatch, capsys, *settings)
+    assert code == 0
+    assert "1 source of all stages open, with 30 samples; 1 on the Hub not opened, which would download it" in only(lines, "all stages")
+    assert only(lines, "benches").endswith("have their data: loss on the Hub, not opened")
+    assert hub.asked == []
+
+
 def test_a_dataset_is_asked_for_once_and_not_opened(recipe, hub, monkeypatch, capsys):
     hub.repositories["datasets", "someone/data"] = Repository({"a/1.parquet": 7_000_000_000, "README.md": 10}, {"license": "cc-by-4.0"})
     entry = "{source: datasets, name: someone/data, options: {revision: v2}}"

@@ -18,7 +18,7 @@ from plait.engine.checkpoints import checkpoint
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.training.planning import checkpoint_size
-from plait.training.planning.entries import held_out_entries, on_hub, training_entries
+from plait.training.planning.entries import held_out_entries, names_repository, on_hub, training_entries
 
 
 def names_hub(name: str) -> bool:
@@ -87,9 +87,12 @@ def _encoders(family: str, section: ModelSection, entry: Evaluate) -> list[str]:
 
 
 def datasets(resolved: Resolved) -> list[Wanted]:
-    """Return the Hub datasets that the run is trained or evaluated on, each once. Raises PlaitError for a mixture that cannot be read."""
+    """Return the Hub datasets that the run is trained or evaluated on, each once. Raises PlaitError for a mixture that cannot be read.
+
+    Those that a family knows by another name (`hub: true`) are not among them.
+    """
     configs = [view.config for view in resolved.stages]
-    entries = [entry for config in configs for entry in (*training_entries(config), *held_out_entries(config)) if on_hub(entry)]
+    entries = [entry for config in configs for entry in (*training_entries(config), *held_out_entries(config)) if names_repository(entry)]
     revisions = [None if entry.options.get("revision") is None else str(entry.options["revision"]) for entry in entries]
     named = zip(entries, revisions, strict=True)
     return list(dict.fromkeys(Wanted("data", str(entry.name), revision, None, "dataset", library=False) for entry, revision in named))

@@ -7,7 +7,12 @@ from plait.families import registry
 
 
 def on_hub(entry: SourceEntry) -> bool:
-    """Return whether an item of `data.train` or `data.validation` is read from a dataset repository of the Hub."""
+    """Return whether an item of `data.train` or `data.validation` is read from the Hub: by its name there, or by `hub: true`."""
+    return names_repository(entry) or (entry.source == "dataset" and bool(entry.options.get("hub", False)))
+
+
+def names_repository(entry: SourceEntry) -> bool:
+    """Return whether the name of an item is that of a dataset repository of the Hub."""
     return entry.source == "datasets" and entry.path is None and entry.name is not None
 
 
