@@ -70,7 +70,7 @@ def _rows(stage: PlannedStage, hardware: Hardware) -> Iterator[tuple[str, str]]:
     yield "steps", f"{steps} of {batch} samples ({cut}){samples}"
     yield from _data_rows(planned)
     total = sum(size.total for size in planned.sizes.values())
-    for i, (component, size) in enumerate(planned.sizes.items()):
+    for i, (component, size) in enumerate((name, size) for name, size in planned.sizes.items() if size.total):
         yield "" if i else "parameters", f"{component:<14} {size.total:>15,}  {f'{size.trained:,} train' if size.trained else 'frozen'}"
     yield "", f"{'all':<14} {total:>15,}  {planned.trained:,} train ({planned.trained / total:.2%})"
     precision, kind = config.train.precision, planned.chosen.checkpointing

@@ -61,9 +61,13 @@ def base(config: Config) -> list[dict[str, str | None]]:
 
 
 def limits(config: Config) -> Limits:
-    """Return what settings and data are checked against: Gemma's longest sequence, its images' side (px), and what needs images."""
+    """Return what settings and data are checked against: Gemma's longest sequence, its images' side (px), and what needs images.
+
+    Raises PlaitError for a part that cannot be found, and for a world encoder that the sizes in its section do not fit.
+    """
     needs = {"vision": ["images"]}
     if config.world is not None:
+        towers.encoder_grid(config, config.world)
         needs |= {"world": ["images", "frames"], "projector": ["images", "frames"]}
         needs |= {"model.world": ["images", "frames"]} | ({"model.world.steps": ["frames", "rollout"]} if config.world.steps else {})
     idle = {"model.world": "off", "model.world.steps": "0"}

@@ -159,6 +159,8 @@ def build(config: Config, assets: Path, *, seed: int) -> TheWorld:
 
     Under `torch.device("meta")` without weights. `assets` is not used. Raises PlaitError for a part that cannot be loaded.
     """
+    if config.world is not None:
+        towers.encoder_grid(config, config.world)  # what does not fit is told before Gemma is read
     return _joined(towers.load_gemma(config, seed), config, seed)
 
 

@@ -5,7 +5,7 @@ import torch
 from transformers.models.dinov3_vit import modeling_dinov3_vit
 
 from plait.errors import PlaitError
-from plait.families.theworld import towers
+from plait.families.theworld import family, towers
 from plait.families.theworld.config import Config
 from plait.families.theworld.pretrained import classes
 from plait.families.theworld.world import tokens_per_frame
@@ -138,6 +138,15 @@ def test_sizes_that_do_not_fit_are_one_line(stored, name, world, line):
     with pytest.raises(PlaitError) as caught:
         opened(stored(name)[1], **world)
     assert str(caught.value) == line
+
+
+def test_sizes_are_held_to_the_encoder_before_gemma_is_read(tmp_path):
+    config = Config(base=str(tmp_path), world={"source": "tiny:wan2.2", "image_size": 24})  # there is no Gemma either
+    for asked in (lambda: family.limits(config), lambda: family.build(config, tmp_path, seed=0)):
+        with pytest.raises(
+            PlaitError, match=r"^model\.world\.image_size is 24 px, and AutoencoderKLWan has cells of 16 px: set it to 16 or"
+        ):
+            asked()
 
 
 def test_a_model_that_is_no_encoder_is_named(tmp_path):

@@ -30,7 +30,8 @@ def settings(source: str, revision: str | None) -> dict[str, Any]:
 
     Raises PlaitError for one that cannot be loaded, and for a class that is no encoder.
     """
-    return published.encoder(source, revision) or _read(source, revision)
+    published.check_branch(source, revision, "model.world.source: ", "--model.world.revision=")
+    return published.encoder(source) or _read(source, revision)
 
 
 @lru_cache(maxsize=8)
@@ -86,7 +87,7 @@ def folder(source: str, revision: str | None) -> str | None:
         return None
     if Path(source).is_dir():
         return "vae"
-    known = published.encoder(source, revision)
+    known = published.encoder(source)
     if known is None:
         return _asked(source, revision)
     return None if known[classes.CLASS] in _OF_TRANSFORMERS.values() else "vae"

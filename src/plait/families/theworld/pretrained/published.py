@@ -120,12 +120,8 @@ def gemma(name: str) -> dict[str, Any] | None:
     return _GEMMA.get(name)
 
 
-def encoder(name: str, revision: str | None = None) -> dict[str, Any] | None:
-    """Return the configuration of a published encoder by its Hub name, with its class, `_class_name`; None for another name.
-
-    Raises PlaitError where its files are in another branch than `revision`, the main one.
-    """
-    check_branch(name, revision, "model.world.source: ", "--model.world.revision=")
+def encoder(name: str) -> dict[str, Any] | None:
+    """Return the configuration of a published encoder by its Hub name, with its class, `_class_name`; None for another name."""
     return _ENCODERS.get(name)
 
 
