@@ -397,3 +397,8 @@ def test_an_empty_argument_is_not_the_folder_at_hand(line, capsys):
     assert cli.main(shlex.split(line)) == 2
     name = "--out" if "--out" in line else "an argument"
     assert capsys.readouterr().err.startswith(f"plait: {name} is empty: is a variable of the shell unset? (see plait ")
+
+
+def test_an_option_that_may_be_repeated_makes_a_list():
+    words = ["data", "shard", "pictures", "out", "--bucket", "64x64", "--bucket=32x64"]
+    assert command_line.parse(words).bucket == ["64x64", "32x64"]

@@ -175,6 +175,8 @@ class LinkProtocol(asyncio.Protocol):
         elif kind == "endless":
             self.send(length="")
             self.task = asyncio.get_running_loop().create_task(self.pour())
+        elif kind == "reached":
+            self.send(body)
         else:
             assert kind == "hang", kind
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 
+import fsspec
 import pytest
 
 from plait.data.download.listing import Link, Listing
@@ -43,6 +44,12 @@ def test_several_files_are_one_list_in_the_order_of_their_names(tmp_path):
     write(tmp_path / "a.parquet", ROWS[:6])
     assert Listing(str(tmp_path), {}).links(4, 8) == LINKS[4:8]
     assert Listing(str(tmp_path), {}, limit=7).links(4, 8) == LINKS[4:7]
+
+
+def test_a_list_in_a_store_is_copied_first(tmp_path):
+    body = write(tmp_path / "list.jsonl").read_bytes()
+    fsspec.filesystem("memory").pipe("/bucket/far.jsonl", body)
+    assert Listing("memory://bucket/far.jsonl", {}, cache=str(tmp_path / "cache")).links(0, 10) == LINKS
 
 
 def test_a_list_at_an_address_is_copied_first(tmp_path):

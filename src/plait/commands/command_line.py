@@ -75,7 +75,8 @@ def parse(arguments: Sequence[str]) -> Arguments:
     parsed.overrides = [item.removeprefix("--") for item in rest]
     assert chosen is not None
     names = [] if command.repeats else [item.partition("=")[0] for item in rest]
-    names += [item.partition("=")[0] for item in _before_dashes(arguments) if item.partition("=")[0] in _options(chosen)]
+    once = {name for name, action in _options(chosen).items() if not isinstance(action, argparse._AppendAction)}
+    names += [item.partition("=")[0] for item in _before_dashes(arguments) if item.partition("=")[0] in once]
     if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
         parser.error(f"{twice} is given twice: give it once")
     return parsed

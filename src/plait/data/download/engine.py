@@ -125,6 +125,8 @@ class Download:
                 waiting.append(shard)
             else:
                 self.progress.add(told["outcomes"], told["bytes"])
+                if shard.journal.exists():  # a kill came between the shard's last file and this
+                    Journal(shard.journal).close(remove=True)
         last = next((shard for shard in reversed(self.shards) if shard not in waiting), None)
         for url in last.some_saved(_PROBED) if last is not None else ():
             self._remember(url)
