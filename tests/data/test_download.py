@@ -457,16 +457,18 @@ def test_several_networks_may_be_allowed(web, tmp_path):
     assert any(path.startswith("/reached") for path in web.server.asked)
 
 
-def test_a_journal_of_a_finished_shard_is_removed(web, tmp_path, monkeypatch):
-    path = write_list(tmp_path / "list.jsonl", [web.server.row("ok", number) for number in range(3)])
+@pytest.mark.parametrize("again", [(), ("--again=http_429",)])
+def test_a_journal_of_a_finished_shard_is_removed(web, tmp_path, monkeypatch, again):
+    path = write_list(tmp_path / "list.jsonl", [web.server.row(kind, 1) for kind in ("ok", "later", "missing")])
     close = Journal.close
 
     def leave(self, *, remove=False):  # as a kill before the last of a shard's steps does
         close(self)
 
     monkeypatch.setattr(Journal, "close", leave)
-    assert download(path, tmp_path / "out") == 0
+    assert download(path, tmp_path / "out", "--attempts=1") == 0
     assert (tmp_path / "out" / ".download" / "000000.journal").exists()
     monkeypatch.undo()
-    assert download(path, tmp_path / "out") == 0
+    assert download(path, tmp_path / "out", *again) == 0
+    assert [row["status"] for row in outcomes(tmp_path / "out")] == ["saved", "saved" if again else "http_429", "http_404"]
     assert not (tmp_path / "out" / ".download").exists()

@@ -23,7 +23,7 @@ from plait.data.download.listing import Link, Listing
 from plait.data.download.outcomes import SAVED, UNANSWERED, Outcome
 from plait.data.download.picture_files import PictureFiles
 from plait.data.download.pictures import Refused, judge
-from plait.data.download.reopen import reopen
+from plait.data.download.reopen import is_wanted, reopen
 from plait.data.download.shards import ShardFiles
 from plait.errors import PlaitError
 
@@ -121,12 +121,12 @@ class Download:
         waiting = []
         for shard in self.shards:
             told = shard.finished()
-            if told is None or reopen(shard, told, self.again, as_files=self.picture_files is not None):
+            if told is not None and shard.journal.exists():  # a kill came between the shard's last file and this
+                Journal(shard.journal).close(remove=True)
+            if told is None or is_wanted(shard, told, self.again):
                 waiting.append(shard)
             else:
                 self.progress.add(told["outcomes"], told["bytes"])
-                if shard.journal.exists():  # a kill came between the shard's last file and this
-                    Journal(shard.journal).close(remove=True)
         last = next((shard for shard in reversed(self.shards) if shard not in waiting), None)
         for url in last.some_saved(_PROBED) if last is not None else ():
             self._remember(url)
@@ -166,6 +166,8 @@ class Download:
             await self._closed.wait_for(lambda: len(self._open) < most)
             self._idle = False
         links = await asyncio.to_thread(self.listing.links, files.rows.start, files.rows.stop)
+        if files.finished() is not None:  # one at a time, as its pictures are copied
+            await asyncio.to_thread(reopen, files, self.again, as_files=self.picture_files is not None)
         journal = await asyncio.to_thread(Journal, files.journal)
         before = [outcome for row, outcome in journal.outcomes.items() if row in files.rows]
         self.progress.add(Counter(outcome.status for outcome in before), sum(int(o.picture.get("bytes", 0)) for o in before))

@@ -14,20 +14,23 @@ from plait.data.download.outcomes import SAVED, Outcome
 from plait.data.download.shards import ShardFiles
 
 
-def reopen(shard: ShardFiles, counts: Mapping[str, Any], again: Collection[str], *, as_files: bool) -> bool:
-    """Open a shard again that is to have more rows, or has outcomes of `again`. Returns whether it is under way now.
+def is_wanted(shard: ShardFiles, counts: Mapping[str, Any], again: Collection[str]) -> bool:
+    """Return whether a finished shard is to have more rows, or has outcomes of `again`. `counts`: what `shard.finished()` returned."""
+    return counts["rows"][1] != shard.rows.stop or bool(set(again) & counts["outcomes"].keys())
 
-    `counts`: what `shard.finished()` returned; `as_files`: its pictures are files. Raises OSError where a file cannot be used.
+
+def reopen(shard: ShardFiles, again: Collection[str], *, as_files: bool) -> None:
+    """Make a finished shard one under way, of whose rows those with outcomes of `again` are still to be fetched.
+
+    `as_files`: its pictures are files. Raises OSError where a file cannot be used.
     """
-    if counts["rows"][1] == shard.rows.stop and not set(again) & counts["outcomes"].keys():
-        return False
     rows = [json.loads(line) for line in shard.manifest.read_text(encoding="utf-8").splitlines()]
     bodies = {} if as_files else _places(shard)
     journal = Journal(shard.journal)
     try:
         with shard.tar.open("rb") if bodies else shard.manifest.open("rb") as file:
             for outcome in map(Outcome.of_plain, rows):
-                if outcome.row in journal.outcomes or outcome.status in again:
+                if outcome.status in again:
                     continue
                 if outcome.status != SAVED or as_files:
                     journal.add(outcome)
@@ -37,7 +40,6 @@ def reopen(shard: ShardFiles, counts: Mapping[str, Any], again: Collection[str],
     finally:
         journal.close()
     shard.counts.unlink()
-    return True
 
 
 def _places(shard: ShardFiles) -> dict[str, tuple[int, int]]:
