@@ -34,6 +34,7 @@ DEMO = "configs/theworld/demo.yaml"
         ("go on: plait train runs/a --allow-inexact --nproc=2", ["go on:", "    plait train runs/a --allow-inexact --nproc=2"]),
         ("`plait ckpt verify runs/a/very/long/name` says which", ["`plait ckpt verify runs/a/very/long/name`", "    says which"]),
         ("見出しの文章はとても長いので、一行には入り ません", ["見出しの文章はとても長いので、一行には入り", "    ません"]),
+        (f"{' ' * 30}weights  gradients  moments", [f"{' ' * 30}weights", f"{' ' * 13}gradients  moments"]),
         ("a blank that does not break, ever: the\xa0blank here", ["a blank that does not break, ever:", "    the\xa0blank here"]),
     ],
 )
@@ -86,10 +87,13 @@ def test_a_terminal_of_60_columns_shows_whole_words_and_whole_commands(tmp_path)
     assert "stage 1 projection: trains projector 4,608 of 257,459" in lines and "    parameters (1.79%)" in lines
     assert f"export       plait export {run} {run}-export --to hf" in lines
     assert [line for line in lines if len(line) > 60 and str(run) not in line] == []
+    shown, _ = on_a_terminal(60, "stages", str(run), "--json")
+    assert json.loads("\n".join(shown))["run"] == str(run)
 
 
 def test_a_terminal_of_60_columns_shows_errors_wrapped_and_json_as_it_is(tmp_path):
     lines, code = on_a_terminal(60, "train", DEMO, "--optim.lrr=1")
     assert code == 2 and len(lines) > 1 and all(len(line) <= 60 for line in lines) and lines[1].startswith("    ")
-    shown, _ = on_a_terminal(60, "config", DEMO, "--json")
-    assert json.loads("\n".join(shown))["config"]["family"] == "theworld" and any(len(line) > 60 for line in shown)
+    for verb in ("config", "plan"):
+        shown, _ = on_a_terminal(60, verb, DEMO, "--json")
+        assert json.loads("\n".join(shown)) and any(len(line) > 60 for line in shown)

@@ -19,6 +19,7 @@ from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.evaluation import Bench, is_count
 from plait.engine.monitoring import screen
+from plait.engine.monitoring.reporter import WHOLE
 from plait.errors import PlaitError
 from plait.training.figures import forgetting, picture_use
 
@@ -64,7 +65,9 @@ def show(run: Path, *, as_json: bool = False) -> None:
                 )
             )
     if as_json:
-        log.info(json.dumps({"run": str(run), "stages": stages, "ledger": ledger, "passed_over": list(damaged.values())}, indent=2))
+        log.info(
+            json.dumps({"run": str(run), "stages": stages, "ledger": ledger, "passed_over": list(damaged.values())}, indent=2), extra=WHOLE
+        )
     elif ledger:
         log.info("\n".join(["gained and forgotten, on the same held-out samples", *(f"  {line}" for line in forgetting.table(ledger))]))
     if damaged and not intact:

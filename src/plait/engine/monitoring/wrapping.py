@@ -47,7 +47,7 @@ def _wrapped(line: str, width: int) -> str:
     cells = list(_CELL.finditer(line))
     starts = [cell.start(2) for cell in cells[1:2]]
     starts += [cell.start(2) for cell in cells[1:] if cell.end() > width and starts[0] + _columns_of(cell[2]) > width][:1]
-    indent = " " * max([start for start in starts if start <= width // 2], default=cells[0].start(2) + _INDENT)
+    indent = " " * max([start for start in starts if start <= width // 2], default=min(cells[0].start(2) + _INDENT, width // 3))
     parts = [""]
     for blanks, cell in (match.groups() for match in cells):
         words = [cell] if _columns_of(indent + cell) <= width else _WORD.findall(cell)
