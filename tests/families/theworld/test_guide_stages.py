@@ -100,6 +100,13 @@ def test_each_stage_trains_its_parts_and_goes_on_from_the_one_before(chain, numb
         assert set(newest(chain[STAGES[number - 1]][0]).tensors("weights")) <= set(saved.tensors("weights"))
 
 
+def once(names):
+    """The names, each of which is there once. The configuration has two in a run, and one content: either or both may be asked for."""
+    copies = [name for name in names if name.endswith("config.yaml")]
+    assert copies and len(set(names)) == len(names)
+    return sorted([*(set(names) - set(copies)), "config.yaml"])
+
+
 @pytest.mark.parametrize("number", range(4))
 def test_each_stage_downloads_only_what_it_needs_and_that_once(chain, number):
     given = {name: sorted(names) for name, names in chain[STAGES[number]][1].items()}
@@ -110,7 +117,7 @@ def test_each_stage_downloads_only_what_it_needs_and_that_once(chain, number):
         before = chain[STAGES[number - 1]][0]
         step = checkpoint.published(before)[0]
         kept = [path.relative_to(before).as_posix() for path in step.iterdir() if path.name not in ("config.yaml", "run-config.yaml")]
-        assert given[f"someone/{STAGES[number - 1]}"] == sorted([*kept, "config.yaml"])  # which tells what `model:` changed
+        assert once(given[f"someone/{STAGES[number - 1]}"]) == sorted([*kept, "config.yaml"])  # which tells what `model:` changed
     assert len(given) == (3 if number else 2)
 
 
