@@ -84,6 +84,7 @@ def test_random_order_keeps_the_values_of_a_component_and_all_of_the_others(runs
             ["run", "--against=random:eyes"],
             "--against random:eyes: the model has no component 'eyes': known: projector, vision, language, world",
         ),
+        (["run", "--against=random:world_time"], "--against random:world_time: no weights of it are used: in random"),
         (["run", "--against=base,base"], "--against names 'base' twice"),
         (["run", "--against=molmo"], "--against molmo is a model of family 'molmo', and what is measured of 'theworld'"),
         (["run", "--against=gone"], "gone"),

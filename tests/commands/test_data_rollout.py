@@ -123,6 +123,31 @@ def test_what_was_stopped_is_finished_and_equal_to_one_go(tmp_path, monkeypatch)
         assert file.read_bytes() == (tmp_path / "twice" / file.name).read_bytes()
 
 
+@pytest.mark.parametrize("damage", ["cut", "header", "values"])
+def test_a_damaged_part_is_no_sample_and_is_made_again(tmp_path, capsys, damage):
+    path, out = config_file(tmp_path), tmp_path / "out"
+    assert roll_out(path, out, "copy") == 0
+    part = out / "part-00001.safetensors"
+    whole = part.read_bytes()
+    end = bytearray(whole)
+    end[-1] ^= 0x80
+    part.write_bytes({"cut": whole[:100], "header": b"x" * len(whole), "values": bytes(end)}[damage])
+    source = opened(tmp_path, out)
+    told: dict[int, str] = {}
+    for i in range(10):
+        try:
+            rollouts.read_tensor(source[i]["rollout"])
+        except BadSample as error:
+            told[i] = str(error)
+    assert len(told) == (1 if damage == "values" else 4) and set(told) <= {4, 5, 6, 7}
+    assert all(str(part) in reason and "make it again" in reason for reason in told.values())
+    capsys.readouterr()
+    assert roll_out(path, out, "copy") == 0
+    shown = capsys.readouterr()
+    assert f"{part} is damaged: made again" in shown.err and "futures of 4 samples written" in shown.out
+    assert part.read_bytes() == whole
+
+
 def rollout_of(path: Path, out: Path) -> None:
     from plait.commands.actions.rollout_data import RolloutOptions, roll_out
 
@@ -189,12 +214,24 @@ def test_wrong_arguments_are_one_clear_line(tmp_path, capsys):
         ),
         ([str(path), str(tmp_path / "o"), "--with", "copy", "--model.world=off"], "model.world is off: there is no encoder"),
         (["scenes", str(tmp_path / "o"), "--with", "copy"], "--model: name the configuration whose world encoder is to see"),
+        ([str(path), str(tmp_path / "o"), "--with", "copy", f"--model={path}"], "own world encoder counts; give one of the two"),
         ([str(path), str(tmp_path), "--with", "copy"], "is not empty and has no rollout.json: name a new folder"),
         ([str(path), str(tmp_path / "o"), "--with", str(tmp_path)], "has no model_index.json: it is no pipeline of diffusers"),
     ):
         assert cli.main(["data", "rollout", *arguments]) == 2
         err = capsys.readouterr().err
         assert message in err, err
+
+
+def test_a_predictor_that_the_hub_cannot_give_is_one_clear_line(tmp_path, capsys, monkeypatch):
+    class Unreached:
+        def model_info(self, *_, **__):
+            raise type("ConnectError", (Exception,), {})("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(cosmos, "HfApi", Unreached)
+    assert cli.main(["data", "rollout", str(config_file(tmp_path)), str(tmp_path / "o"), "--with=owner/model"]) == 2
+    err = capsys.readouterr().err
+    assert "--with=owner/model: it is neither a folder nor a repository: it is not in the cache, and" in err and err.count("\n") == 1
 
 
 class Guardrail(torch.nn.Module):

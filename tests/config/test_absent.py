@@ -25,6 +25,23 @@ def recipe(tmp_path):
     return path
 
 
+@pytest.mark.parametrize(
+    ("entries", "left"),
+    [
+        ("[{bench: accuracy, ablate: world, samples: 8}]", [("accuracy", None, 8)]),
+        ("[{bench: accuracy, samples: 4}, {bench: accuracy, ablate: world, samples: 8}]", [("accuracy", None, 4)]),
+        ("[{bench: loss, ablate: world}, {bench: accuracy, ablate: image, samples: 8}]", [("loss", None, None), ("accuracy", "image", 8)]),
+    ],
+)
+def test_what_evaluations_leave_out_needs_to_be_there(recipe, entries, left):
+    resolved = open_config(recipe, [OFF, f"evaluate={entries}"])
+    assert [(entry.bench, entry.ablate, entry.samples) for entry in resolved.config.evaluate] == left
+    bench = "loss" if "loss" in entries else "accuracy"
+    assert f"evaluate: {bench} is measured without ablate=world: model.world is off" in resolved.warnings
+    with_world = open_config(recipe, [f"evaluate={entries}"])
+    assert "world" in [entry.ablate for entry in with_world.config.evaluate] and not with_world.warnings
+
+
 def test_a_stage_list_is_that_of_the_model_without_its_world(recipe, tmp_path):
     resolved = open_config(recipe, [OFF])
     assert [(view.index, view.name, view.config.trainable) for view in resolved.stages] == [

@@ -1,6 +1,7 @@
 """`plait.theworld.TheWorld`: a run, its export and a Hub repository answer as `plait generate` does, from a fresh process too."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -151,6 +152,13 @@ def test_another_model_and_nothing_are_told(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(PlaitError, match="empty holds no checkpoint"):
         TheWorld.from_pretrained(tmp_path / "empty")
+
+
+def test_an_export_without_its_processor_is_told(folder, tmp_path):
+    shutil.copytree(folder / "out", tmp_path / "out")
+    (tmp_path / "out" / "processor_config.json").unlink()
+    with pytest.raises(PlaitError, match=r"out has no processor_config.json, which says how pictures become tokens"):
+        TheWorld.from_pretrained(tmp_path / "out")
 
 
 def test_an_export_on_the_hub_is_loaded_by_name_and_revision(folder, tmp_path, monkeypatch):

@@ -33,6 +33,8 @@ def without_absent(tree: Node, views: Sequence[StageView], absent: Mapping[str, 
             lines.append(f"stage {view.name} trains without {', '.join(gone)}: {_reasons(gone, absent)}")
     lost = dict.fromkeys(name for view in views for name in view.config.optim.components if name in absent)
     lines += [f"optim.components.{name} is left out: {absent[name]}" for name in lost]
+    plain = dict.fromkeys((entry.bench, entry.ablate) for view in views for entry in view.config.evaluate if entry.ablate in absent)
+    lines += [f"evaluate: {bench} is measured without ablate={ablate}: {absent[str(ablate)]}" for bench, ablate in plain]
     if not lines:
         return tree, []
     tree = _pruned(tree, absent)
@@ -63,7 +65,7 @@ def _location(tree: Node) -> str:
 
 
 def _pruned(node: Node, absent: Mapping[str, str]) -> Node:
-    """Return a run's or a stage's mapping without absent components in `trainable` and `optim.components`."""
+    """Return a run's or a stage's mapping without absent components: in `trainable`, `optim.components`, and `ablate` of `evaluate`."""
     value = dict(node.value)
     trainable, optim = value.get("trainable"), value.get("optim")
     if trainable is not None and isinstance(trainable.value, list):
@@ -73,4 +75,22 @@ def _pruned(node: Node, absent: Mapping[str, str]) -> Node:
     if optim is not None and components is not None and isinstance(components.value, dict):
         left = {name: child for name, child in components.value.items() if name not in absent}
         value["optim"] = replace(optim, value={**optim.value, "components": replace(components, value=left)})
+    evaluate = value.get("evaluate")
+    if evaluate is not None and isinstance(evaluate.value, list):
+        value["evaluate"] = replace(evaluate, value=_measured(evaluate.value, absent))
     return replace(node, value=value)
+
+
+def _measured(entries: Sequence[Node], absent: Mapping[str, str]) -> list[Node]:
+    """Return the entries of `evaluate` without the ablation of absent components; not those whose bench another entry measures too."""
+    kept = list[Node]()
+    for entry in entries:
+        ablate = node_at(entry, ("ablate",))
+        if ablate is None or str(ablate.value) not in absent:
+            kept.append(entry)
+            continue
+        bench = node_at(entry, ("bench",))
+        alike = [other for one in entries if one is not entry and (other := node_at(one, ("bench",))) is not None]
+        if bench is None or bench.value not in [other.value for other in alike]:
+            kept.append(replace(entry, value={name: child for name, child in entry.value.items() if name != "ablate"}))
+    return kept

@@ -71,7 +71,7 @@ class Family:
     build_over: BuildOver | None = None
     """Build without the weights of pretrained parts that a start overwrites; None: every start reads them."""
     never_trained: frozenset[str] = frozenset()
-    """Components that no setting may train."""
+    """Components that no setting may train: nothing uses their weights."""
     limits: Callable[[Any], Limits] = no_limits
     """From config to the limits of its input: the longest sequence, the size of images, and what each component learns from."""
     monitors: Callable[[Any], list[Monitor]] = _none

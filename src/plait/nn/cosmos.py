@@ -44,7 +44,7 @@ def sizes(name: str, revision: str | None = None) -> dict[str, int]:
     else:
         try:
             info = HfApi().model_info(name, revision=revision, files_metadata=True)
-        except (OSError, HFValidationError) as error:
+        except Exception as error:  # of the Hub's client, and of the HTTP library below it
             raise PlaitError(f"--with={name}: it is neither a folder nor a repository: {hub_errors.reason(error, name)}") from error
         listed = {file.rfilename: file.size or 0 for file in info.siblings or [] if file.rfilename.endswith(_WEIGHTS)}
     parts: dict[str, int] = {}

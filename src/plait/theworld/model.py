@@ -137,6 +137,8 @@ def _exported(name: str, revision: str | None) -> TheWorld:
             raise PlaitError(f"{name} holds a model of type {kind!r}, not all of a theworld model: export its run with --to theworld")
         whole = TheWorldForConditionalGeneration.from_pretrained(name, **at, **trust.WEIGHTS)
         processor = TheWorldProcessor.from_pretrained(name, **at, **trust.CONFIG)
+        if not processor.sizes:
+            raise PlaitError(f"{name} has no processor_config.json, which says how pictures become tokens: export its run again")
         told = cached_file(name, saved.MODEL_SETTINGS, **at, _raise_exceptions_for_missing_entries=False)
     except (OSError, SafetensorError, HFValidationError) as error:
         raise PlaitError(f"{name} cannot be loaded: {hub_errors.reason(error, name)}") from error

@@ -67,6 +67,8 @@ def roll_out(what: str, out: Path, options: RolloutOptions, settings: Sequence[s
     own = Path(what).suffix in (".yaml", ".yml", ".json") or (Path(what) / "config.yaml").is_file()
     if not own and options.model is None:
         raise PlaitError(f"--model: name the configuration whose world encoder is to see the futures of {what}")
+    if own and options.model is not None:
+        raise PlaitError(f"--model={options.model}: {what} is a configuration, whose own world encoder counts; give one of the two")
     config = open_checked(Path(what) if own else options.model or Path(), settings if own else ()).config
     open_futures = opener(config.family)
     if open_futures is None:
@@ -115,15 +117,18 @@ def _begin(out: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _write(source: Source, out: Path, options: RolloutOptions, futures: Futures) -> None:
-    """Write the parts that are missing, each whole or not at all, and tell what was made."""
+    """Write the parts that are missing or damaged, each whole or not at all, and tell what was made."""
     count, written, skipped = -(-len(source) // options.per_part), 0, 0
     with show_progress() as report:
         for number in range(count):
             path = stored.part_path(out, number)
+            if path.is_file() and not stored.is_whole(path):
+                log.warning(f"{path} is damaged: made again")
+                path.unlink()
             if not path.is_file():
                 indices = range(number * options.per_part, min((number + 1) * options.per_part, len(source)))
                 tensors, reasons = _part(source, indices, options, futures)
-                files.write_whole(path, save(tensors, stored.part_metadata(reasons)))
+                files.write_whole(path, save(tensors, stored.part_metadata(tensors, reasons)))
                 written, skipped = written + len(tensors), skipped + len(reasons)
             report("futures", min((number + 1) * options.per_part, len(source)), len(source))
     log.info(f"{out}: futures of {written} samples written, {skipped} without one, {len(source)} samples in all")

@@ -24,8 +24,9 @@ MANIFEST = "rollout.json"
 """The file of a folder of futures that says what they are; it is written first, and parts follow."""
 FIELD = "rollout"
 """Key of a sample: its `Rollout`."""
-FORMAT = 1
-_SKIPPED = "skipped"
+FORMAT = 2
+_TABLE = "samples"
+"""The key of a part's metadata with {"skipped": {index: reason}, "xxh3": {index: hash of its latents}} as JSON."""
 
 
 @dataclass(frozen=True)
@@ -141,15 +142,34 @@ def read_tensor(rollout: Rollout) -> "Tensor":
     """Return the latents (T, C, h, w) of a sample, a torch tensor. Raises BadSample where it has none, with the reason, or is damaged."""
     try:
         with safe_open(rollout.file, framework="pt") as part:
-            skipped = json.loads((part.metadata() or {}).get(_SKIPPED, "{}"))
-            if rollout.name in skipped:
-                raise BadSample(f"it has no future: {skipped[rollout.name]}")
+            table = json.loads(part.metadata()[_TABLE])
+            if rollout.name in table["skipped"]:
+                raise BadSample(f"it has no future: {table['skipped'][rollout.name]}")
             latents: Tensor = part.get_tensor(rollout.name)
-            return latents
-    except (OSError, SafetensorError) as error:
+        if content_hash(latents) != table["xxh3"].get(rollout.name):
+            raise BadSample(f"its future in {rollout.file} is damaged; remove that file and make it again with `plait data rollout`")
+        return latents
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise BadSample(f"its future cannot be read from {rollout.file}: {error}; remove that file and make it again") from error
 
 
-def part_metadata(skipped: Mapping[str, str]) -> dict[str, str]:
-    """Return the metadata of a part in which these samples, {index: reason}, have no future."""
-    return {_SKIPPED: json.dumps(skipped)}
+def part_metadata(latents: Mapping[str, "Tensor"], skipped: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata of a part: a hash of each sample's latents, by index; and {index: reason} of samples without a future."""
+    hashes = {name: content_hash(value) for name, value in latents.items()}
+    return {_TABLE: json.dumps({"skipped": skipped, "xxh3": hashes}, sort_keys=True)}  # one key: their order is not kept
+
+
+def content_hash(latents: "Tensor") -> str:
+    """Return a hash (xxh3) of the bytes of latents."""
+    octets = latents.new_empty(0).byte().dtype  # torch.uint8
+    return xxhash.xxh3_64_hexdigest(latents.contiguous().view(octets).numpy().data)
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a part can be read, and all latents in it are those that were written."""
+    try:
+        with safe_open(path, framework="pt") as part:
+            hashes = json.loads(part.metadata()[_TABLE])["xxh3"]
+            return set(hashes) == set(part.keys()) and all(content_hash(part.get_tensor(name)) == hashes[name] for name in hashes)
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError):
+        return False

@@ -136,6 +136,8 @@ class Randomised(Saved):
         known = self.checkpoint.manifest["components"]
         if component not in known:
             raise PlaitError(f"--against random:{component}: the model has no component {component!r}: known: {', '.join(known)}")
+        if not known[component]["values"] or component in registry.load(self.config.family).never_trained:
+            raise PlaitError(f"--against random:{component}: no weights of it are used: in random order it is the same model")
         self.component, self.shown = component, f"{self.shown} with {component} in random order"
 
     def identity(self) -> str:

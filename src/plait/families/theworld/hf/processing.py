@@ -13,6 +13,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.utils import logging
 
 from plait.data.text import IMAGE_MARK
+from plait.errors import PlaitError
 from plait.families.theworld import tiny
 from plait.families.theworld.config import Config
 from plait.families.theworld.hf import pictures
@@ -51,8 +52,13 @@ class TheWorldProcessor(ProcessorMixin):
 
     @property
     def inputs(self) -> Inputs:
-        """What encodes samples; it has a copy of the tokenizer, as it encodes special tokens in a user's text as plain text."""
+        """What encodes samples; it has a copy of the tokenizer, as it encodes special tokens in a user's text as plain text.
+
+        Raises PlaitError where processor_config.json was missing.
+        """
         if self._inputs is None:
+            if not self.sizes:
+                raise PlaitError("this processor has no settings of a theworld model: processor_config.json is missing from its folder")
             grid = Grid(**self.sizes["grid"]) if self.sizes["grid"] else None
             own = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
             self._inputs = Inputs(Config.model_validate(self.section), Path(), parts=Parts(own, **{**self.sizes, "grid": grid}))
