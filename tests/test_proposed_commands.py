@@ -12,7 +12,7 @@ from plait.errors import command
 from tests.test_cli import CONFIG
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-RUN = "runs/first try; $HOME (it's)"
+RUN = "runs/first try; $(HOME) it's"
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +57,16 @@ def test_the_commands_at_the_end_run_as_they_are_printed(name, ended, monkeypatc
 def test_a_damaged_run_names_commands_that_can_be_typed(ended, monkeypatch, capsys):
     folder, _ = ended
     monkeypatch.chdir(folder)
-    assert cli.main(["fork", RUN, "other; $fork"]) == 0
+    assert cli.main(["fork", RUN, "other; $(fork)"]) == 0
     proposed = capsys.readouterr().out.splitlines()[-1].partition("continue it: ")[2]
-    assert shlex.split(proposed) == ["plait", "train", "other; $fork"]
-    for weights in (folder / "other; $fork").rglob("weights.safetensors"):
+    assert shlex.split(proposed) == ["plait", "train", "other; $(fork)"]
+    for weights in (folder / "other; $(fork)").rglob("weights.safetensors"):
         weights.write_bytes(b"")
-    assert cli.main(["eval", "other; $fork", "--bench=loss"]) == 2
+    assert cli.main(["eval", "other; $(fork)", "--bench=loss"]) == 2
     cures = re.findall(r"`(.*?)`", capsys.readouterr().err)
     assert [shlex.split(cure) for cure in cures] == [
-        ["plait", "train", "other; $fork", "--restart"],
-        ["plait", "ckpt", "verify", "other; $fork"],
+        ["plait", "train", "other; $(fork)", "--restart"],
+        ["plait", "ckpt", "verify", "other; $(fork)"],
     ]
 
 

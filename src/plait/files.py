@@ -28,10 +28,10 @@ _UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(_UMASK)
 
 
-def write_whole(path: Path, body: bytes | str, *, parents: bool = True) -> None:
+def write_whole(path: Path, body: bytes | str, *, parents: bool = True, sync: bool = True) -> None:
     """Write `body` so that readers see the old file or the new one whole. A kill leaves `.NAME.tmp` beside it.
 
-    `parents`: make the folders above it that are missing.
+    `parents`: make the folders above it that are missing. `sync`: flush its name too; a caller that writes many does so once.
     """
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,8 @@ def write_whole(path: Path, body: bytes | str, *, parents: bool = True) -> None:
         except BaseException:
             beside.unlink(missing_ok=True)  # while it is locked: afterwards the name may be another writer's
             raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

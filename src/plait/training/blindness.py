@@ -226,7 +226,7 @@ class Blindness:
         return (
             f"Does what leads from the pictures to the answers train, at a rate that moves it{still}? Do pictures and texts belong "
             f"together, do prompts show the pictures, and do answers need them (plait data inspect)? More samples tell more: "
-            f"plait eval RUN --bench {LOSS} --ablate image; guard.blindness=false looks no more"
+            "plait eval RUN --bench loss --ablate image; guard.blindness=false looks no more"
         )
 
 

@@ -5,7 +5,6 @@ their own. Each list has its manifests in `lists/NAME-HASH` below the folder.
 """
 
 import hashlib
-import os
 from pathlib import Path, PurePosixPath
 
 from plait import files
@@ -39,16 +38,7 @@ class PictureFiles:
 
     def keep(self, url: str, body: bytes) -> None:
         """Write the picture of an address, whole or not at all. Raises OSError where it cannot be written."""
-        path = self.path(url)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with beside.open("wb") as file:
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        files.write_whole(self.path(url), body, parents=False, sync=False)
 
     def sync(self) -> None:
         """Flush the names of the files that were written."""

@@ -24,6 +24,7 @@ from plait.families.theworld.pretrained.encoder import WorldEncoder
 from plait.families.theworld.sequence import Kind
 from plait.families.theworld.world import WorldProjector
 from plait.files import write_whole
+from plait.nn import trust
 
 log = logging.get_logger(__name__)
 
@@ -64,7 +65,8 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Raises PlaitError where files lack weights of the model or have others, and for an encoder that is not the one of the pin.
         """
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        own: dict[str, Any] = {name: value for name, value in kwargs.items() if name not in trust.WEIGHTS}
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **own, **trust.WEIGHTS)  # type: ignore[misc]
         model, info = loaded
         for what, names in (("lack", info["missing_keys"]), ("hold, of no use in this model,", info["unexpected_keys"])):
             if names:

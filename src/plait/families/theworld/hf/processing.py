@@ -21,6 +21,7 @@ from plait.families.theworld.hf.configuration import AUTO_MAP
 from plait.families.theworld.inputs import WORLD_OF, Example, Inputs, Parts, Sample
 from plait.families.theworld.pretrained.encoder import Grid
 from plait.families.theworld.sequence import Kind, Span
+from plait.nn import trust
 
 log = logging.get_logger(__name__)
 
@@ -48,7 +49,8 @@ class TheWorldProcessor(ProcessorMixin):
     @classmethod
     def _load_tokenizer_from_pretrained(cls, kind: Any, name: Any, subfolder: Any = "", **kwargs: Any) -> Any:  # type: ignore[override]
         """Read tokenizer.json as it is: the class that Gemma's settings name builds another of its words."""
-        return PreTrainedTokenizerFast.from_pretrained(name, subfolder=subfolder, **kwargs)
+        own = {key: value for key, value in kwargs.items() if key not in trust.CONFIG}
+        return PreTrainedTokenizerFast.from_pretrained(name, subfolder=subfolder, **own, **trust.CONFIG)
 
     @property
     def inputs(self) -> Inputs:
