@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -160,8 +161,12 @@ def test_a_class_that_wants_to_end_the_process_does_not(tmp_path, statement, sai
 
 def test_ctrl_c_while_a_class_is_called_outside_of_a_run_is_no_bad_sample(tmp_path):
     (tmp_path / "ends.py").write_text(ENDING.replace("ENDS", "raise KeyboardInterrupt"))
-    with pytest.raises(KeyboardInterrupt):
-        made(tmp_path / "ends.py", "Gets")[0]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts commands in the background without it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            made(tmp_path / "ends.py", "Gets")[0]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_process_that_a_class_starts_may_end(tmp_path):

@@ -67,7 +67,11 @@ def test_nproc_passes_on_a_closed_terminal_except_under_nohup(spread, handler, p
 
 
 def test_nproc_passes_on_the_signal_before_a_time_limit_and_the_time_to_save(spread):
-    _, environment = spread("--nproc=2", "--shutdown-timeout=90")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
+    try:
+        _, environment = spread("--nproc=2", "--shutdown-timeout=90")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert "SIGUSR1" in environment["PET_SIGNALS_TO_HANDLE"].split(",")
     assert environment["PET_SHUTDOWN_TIMEOUT"] == "90"
     os.environ.update({name: value for name, value in environment.items() if name.startswith("PET_")})
