@@ -1,9 +1,9 @@
-"""The commands `plait ckpt ...`: list, verify and compare checkpoints, and write their weights in other forms.
+"""The commands `plait ckpt ...`: list, verify, compare and delete checkpoints, and write their weights in other forms.
 
 For each, a `declare_...` adds its arguments to a parser, and a `run_...` does its work with what was parsed.
 """
 
-from plait.commands.arguments import SPEC, path
+from plait.commands.arguments import SPEC, path, positive
 from plait.commands.command import Arguments, Command, Parser
 
 
@@ -78,6 +78,28 @@ def run_diff(arguments: Arguments) -> None:
     checkpoints.diff(arguments.a, arguments.b)
 
 
+def declare_prune(parser: Parser) -> None:
+    """Add the arguments of `prune` to its parser."""
+    parser.add_argument("run", type=path, help="a run directory")
+    parser.add_argument("--keep", type=positive, default=1, help="how many of the newest checkpoints of each stage stay (default: 1)")
+    parser.add_argument(
+        "--also", type=path, action="append", default=[], metavar="DIR", help="other runs below it may start from this one; may be repeated"
+    )
+    parser.add_argument("--yes", action="store_true", help="delete; without it, what would go is printed")
+    parser.add_argument("--json", action="store_true", help="as one JSON object: checkpoints with bytes and why each stays")
+
+
+def run_prune(arguments: Arguments) -> None:
+    """Print which checkpoints of a run go and which stay, and delete the first with `--yes`.
+
+    The run's directory is the argument `run`. Raises PlaitError for a path that is none, a run that trains now, and one of whose
+    checkpoints none is intact.
+    """
+    from plait.commands.actions.runs import prune
+
+    prune.prune(arguments.run, keep=arguments.keep, also=arguments.also, do=arguments.yes, as_json=arguments.json)
+
+
 COMMANDS = (
     Command(("ckpt", "inspect"), "what a checkpoint holds", declare_path, run_inspect),
     Command(("ckpt", "verify"), "check every file of every checkpoint against its hash", declare_path, run_verify),
@@ -88,5 +110,6 @@ COMMANDS = (
         run_consolidate,
     ),
     Command(("ckpt", "ema"), "weights averaged over any share of the run, after training (optim.ema.post_hoc)", declare_ema, run_ema),
+    Command(("ckpt", "prune"), "free disk: delete checkpoints that nothing needs; prints what would go", declare_prune, run_prune),
     Command(("ckpt", "diff"), "how far weights moved from A to B, and what else differs", declare_diff, run_diff),
 )

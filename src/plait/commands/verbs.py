@@ -27,6 +27,7 @@ ORDER = (
     "export",
     "generate",
     "stages",
+    "runs",
     "compare",
     "fork",
     "ckpt",

@@ -40,7 +40,7 @@ def show(run: Path, *, as_json: bool = False) -> None:
     """
     resolved = open_run_config(run)
     rows = rows_of(run)
-    running = _is_locked(run)
+    running = is_locked(run)
     damaged = {} if running else _damaged(run)
     intact = [folder for folder in checkpoint.published(run) if folder not in damaged]
     manifests = manifests_by_stage(intact)
@@ -226,7 +226,7 @@ def hours(rows: Sequence[Row], start: int) -> float:
     return seconds / 3600
 
 
-def _is_locked(run: Path) -> bool:
+def is_locked(run: Path) -> bool:
     """Return whether a process holds the lock of the run, and so trains it now."""
     path = run / "lock"
     if not path.is_file():

@@ -254,10 +254,15 @@ def prune(stage_folder: Path, keep: int, spared: int | None = None, before: Call
     of_stage = [folder for folder in published(stage_folder.parent) if folder.parent == stage_folder and _looks_whole(folder)]
     deleted = [folder for folder in of_stage[keep or len(of_stage) :] if folder.name != f"step-{spared or 0:08d}"]
     for folder in deleted:
-        before(folder)
-        unwanted = folder.with_name(f"{UNFINISHED}{folder.name}")  # what a kill leaves of it is swept, and counts as no checkpoint
-        if unwanted.exists():
-            shutil.rmtree(unwanted)
-        folder.rename(unwanted)
-        shutil.rmtree(unwanted)
+        delete(folder, before)
     return deleted
+
+
+def delete(folder: Path, before: Callable[[Path], object]) -> None:
+    """Delete a checkpoint, after `before` was called with its folder. What a kill leaves of it is swept, and counts as no checkpoint."""
+    before(folder)
+    unwanted = folder.with_name(f"{UNFINISHED}{folder.name}")
+    if unwanted.exists():
+        shutil.rmtree(unwanted)
+    folder.rename(unwanted)
+    shutil.rmtree(unwanted)

@@ -1,0 +1,5 @@
+"""The verbs that look at runs: how far they are, how good, and what was set differently."""
+
+from plait.commands.runs import compare, listing, stages
+
+COMMANDS = (*stages.COMMANDS, *listing.COMMANDS, *compare.COMMANDS)
