@@ -1,6 +1,6 @@
 """List the runs below a folder side by side: what `plait runs` prints. Reads their files only; no checkpoint is verified.
 
-`plait compare` goes into two or more of them, and `plait report` writes a page.
+`plait compare` goes into two or more of them.
 """
 
 import json
