@@ -32,6 +32,30 @@ def run_inspect(arguments: Arguments) -> None:
     inspect_data.draw(resolved, arguments.split, arguments.samples, arguments.out)
 
 
+def declare_step(parser: Parser) -> None:
+    """Add the arguments of `plait data step` to its parser."""
+    parser.add_argument("run", type=path, help="a run directory; or a configuration, of which no run is needed")
+    parser.add_argument("step", type=positive, help="number of the step in the run, from 1, as in metrics.jsonl")
+    parser.add_argument("--stage", metavar="NAME", help="count the steps of this stage")
+    parser.add_argument("--ranks", type=positive, help="divide the samples over so many (default: as the run's checkpoints say, else 1)")
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.add_argument("--page", action="store_true", help="also draw them as the model sees them, on a page")
+    parser.add_argument("--out", type=path, help="new folder for the page (default: step-N, then step-N-2, ...); draws it too")
+
+
+def run_step(arguments: Arguments) -> None:
+    """List the samples of a step of the run, or configuration, that the argument `run` names.
+
+    Raises PlaitError for a faulty configuration or data, a step that there is not, and where the run trained on other samples.
+    """
+    resolved = open_checked(arguments.run, arguments.overrides)
+    from plait.commands.actions.inspection import step_samples
+
+    page = arguments.out or (step_samples.page_folder(arguments.step) if arguments.page else None)
+    run = arguments.run if arguments.run.is_dir() else None
+    step_samples.show(resolved, run, arguments.step, stage=arguments.stage, ranks=arguments.ranks, as_json=arguments.json, page=page)
+
+
 def _part(text: str) -> tuple[int, int]:
     """Parse K/N. Raises argparse.ArgumentTypeError for anything else."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
@@ -225,5 +249,6 @@ COMMANDS = (
         run_rollout,
         "Settings of the configuration, or of the source, are given as --name=value: --seed=1, --options.size=[64,64].",
     ),
+    Command(("data", "step"), "list the samples of any step of a run", declare_step, run_step, OVERRIDES),
     Command(("data", "shard"), "encode pictures with captions into bucketed latent shards", declare_shard, run_shard, _SHARD_SETTINGS),
 )

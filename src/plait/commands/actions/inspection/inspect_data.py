@@ -135,7 +135,7 @@ def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, 
         *_trouble(seen, bad, config),
     ]
     several = len(opened) > 1
-    cards = [_card(sample, opened[sample.id.source].name if several else None, buckets.name(sample.id)) for sample in seen]
+    cards = [card_of(sample, opened[sample.id.source].name if several else None, buckets.name(sample.id)) for sample in seen]
     cards += [_bad_card(lost, opened) for lost in bad]
     sheet, page = gallery.write(out, title, cards, legend=family.legend, details=[*looks, *details])
     log.info(title)
@@ -229,7 +229,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_IDS_SHOWN]) + (f" and {len(names) - _IDS_SHOWN} more" if len(names) > _IDS_SHOWN else "")
 
 
-def _card(seen: Seen, source: str | None, bucket: str | None) -> Card:
+def card_of(seen: Seen, source: str | None, bucket: str | None) -> Card:
+    """Return the card of a sample as the model sees it. `source`, `bucket`: names to note on it, None for none."""
     notes = {name: text for name, text in (("source", source), ("bucket", bucket)) if text}
     notes |= {
         name: {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) for name, value in seen.shown["notes"].items()

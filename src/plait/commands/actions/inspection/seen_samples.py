@@ -20,12 +20,13 @@ from plait.config.schema import RunConfig
 from plait.data.buckets import BucketOrder
 from plait.data.loading.micro_batch import Bad, MicroBatchBuilder, collated
 from plait.data.order import Ordering, SampleId
-from plait.data.sources.contract import Source
-from plait.errors import PlaitError
+from plait.data.sources.contract import Sample, Source, read
+from plait.errors import PlaitError, sample_errors
 from plait.families import registry
 from plait.families.contract import Family
 from plait.families.limits import check_max_tokens
 from plait.families.signatures import Inputs
+from plait.keys import key
 
 _STEPS_SEARCHED = 2_000
 """Number of steps that are searched for a sample of every bucket (image size)."""
@@ -91,17 +92,25 @@ class StageSamples:
     def first(self, samples: int) -> First:
         """Encode the first samples, in the order of the run's steps. Raises PlaitError where too many are unusable."""
         ids, seed, order = _first(self.view, self.data, self.split, samples)
-        opened, inspect = self.data.sources, self.family.inspect
-        assert inspect is not None
-        builder = MicroBatchBuilder(tuple(opened), order, _Watched(self.inputs), seed, rank=0, world_size=1, micro_batch=None)
+        builder = MicroBatchBuilder(tuple(self.data.sources), order, _Watched(self.inputs), seed, rank=0, world_size=1, micro_batch=None)
         first = First(ids, order, [], [])
         for wanted in ids:
             encoded = builder.encode(wanted)
-            sample, example = encoded.value
-            cut = bool(sum(collated(self.inputs, [example]).get("cut", ())))
-            first.seen.append(Seen(encoded.id, sample, example, inspect(self.inputs, sample, example), cut))
+            first.seen.append(self._seen(encoded.id, *encoded.value))
             first.bad.extend(encoded.bad)
         return first
+
+    def encode(self, chosen: SampleId) -> Seen:
+        """Encode one sample of the training order as the run does. Raises BadSample if it cannot be used."""
+        sample_key = key(data_seed(self.view), "sample", *chosen)
+        with sample_errors:
+            sample = read(self.data.sources[chosen.source], chosen.index, sample_key)
+            return self._seen(chosen, sample, self.inputs.encode(sample, sample_key))
+
+    def _seen(self, identity: SampleId, sample: Sample, example: Any) -> Seen:
+        assert self.family.inspect is not None
+        cut = bool(sum(collated(self.inputs, [example]).get("cut", ())))
+        return Seen(identity, sample, example, self.family.inspect(self.inputs, sample, example), cut)
 
 
 def showing(resolved: Resolved) -> Family:
