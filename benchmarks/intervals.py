@@ -4,7 +4,9 @@
 
 Each sample has a difficulty of its own, drawn anew in every evaluation, so that the answers with an input, without it and with another's
 are correlated, as those of one model are; the true accuracies are integrals over it. Counted is how often the interval of the accuracy
-holds its truth, and that of the difference on - off, which `--ablate` tells, its own. Writes benchmarks/results/intervals.json.
+holds its truth, and that of the difference on - off, which `--ablate` tells, its own. A second model answers nearly all samples alike in
+all ways: of it many evaluations have no sample at all that differs, in which a bootstrap would have no width. Writes
+benchmarks/results/intervals.json.
 """
 
 import argparse
@@ -23,6 +25,10 @@ from plait.training.figures.intervals import bootstrap
 
 RESULTS = Path(__file__).resolve().parent / "results" / "intervals.json"
 ACCURACY = {"on": 0.80, "off": 0.70, "shuffled": 0.65}
+
+
+SELDOM = {"on": 0.02, "off": 0.01}
+"""Of the second model: the shares of samples that only the one way answers right. Of the others 80 % are right in all ways."""
 
 
 def accuracy(rows):
@@ -45,6 +51,29 @@ def evaluation(draw: np.random.Generator, samples: int) -> list[dict]:
     return rows
 
 
+def seldom(draw: np.random.Generator, samples: int) -> list[dict]:
+    """Return the rows of a simulated evaluation of the second model; shuffled is as off."""
+    rows = []
+    for number in range(samples):
+        place, right = draw.random(), bool(draw.random() < ACCURACY["on"])
+        on = place < SELDOM["on"] or (place >= SELDOM["on"] + SELDOM["off"] and right)
+        off = SELDOM["on"] <= place < SELDOM["on"] + SELDOM["off"] or (place >= SELDOM["on"] + SELDOM["off"] and right)
+        ways = {way: {"id": str(number), "correct": off} for way in ("off", "shuffled")}
+        rows.append({"id": str(number), "correct": on, "ways": ways})
+    return rows
+
+
+def of_seldom(samples: int, evaluations: int) -> dict[str, float]:
+    """Return how often the interval of the second model's difference holds its truth, and how many evaluations have none that differs."""
+    held = alike = 0
+    for number in range(evaluations):
+        (one,) = compare(BENCH, seldom(rng("seldom", samples, number), samples))
+        difference = one.differences["on-off"]
+        held += difference.low <= SELDOM["on"] - SELDOM["off"] <= difference.high
+        alike += bool(difference.alike)
+    return {"difference": held / evaluations, "alike": alike / evaluations}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--evaluations", type=int, default=1000)
@@ -59,10 +88,12 @@ def main() -> None:
             difference = compare(BENCH, rows)[0].differences["on-off"]
             held += low <= ACCURACY["on"] <= high
             of_difference += difference.low <= ACCURACY["on"] - ACCURACY["off"] <= difference.high
-        row = {"samples": samples, "accuracy": held / asked.evaluations, "difference": of_difference / asked.evaluations}
+        few = of_seldom(samples, asked.evaluations)
+        row = {"samples": samples, "accuracy": held / asked.evaluations, "difference": of_difference / asked.evaluations, "seldom": few}
         found.append(row)
         shares = f"{row['accuracy']:.1%} of the intervals of the accuracy, {row['difference']:.1%} of those of on - off"
-        print(f"{samples:>5} samples: the truth lies in {shares} ({time.monotonic() - began:.0f} s)", flush=True)
+        of_few = f"{few['difference']:.1%} of those of a model that seldom differs ({few['alike']:.1%} without a sample that does)"
+        print(f"{samples:>5} samples: the truth lies in {shares}, in {of_few} ({time.monotonic() - began:.0f} s)", flush=True)
     machine = {"python": platform.python_version(), "processor": platform.processor() or platform.machine()}
     write_json(RESULTS, {"evaluations": asked.evaluations, "accuracies": ACCURACY, "machine": machine, "rows": found})
 

@@ -1,6 +1,7 @@
 """`plait eval --against`: baselines on the same samples in one table, with paired differences, as JSON and as a page."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import torch
 from plait import cli
 from plait.commands.actions.evaluation.subject import Randomised, Saved
 from plait.engine.parallel.distributed import Ranks
+from plait.errors import PlaitError
 from tests import processes
 from tests.commands.test_ablations import RUN, TINY
 
@@ -51,6 +53,25 @@ def test_baselines_are_measured_on_the_same_samples_in_one_table(runs, monkeypat
     assert capsys.readouterr().out.count("nothing left to do") == 10
 
 
+def test_a_model_that_cannot_be_measured_is_named_and_costs_no_other_its_table(runs, monkeypatch, capsys):
+    monkeypatch.chdir(runs)
+    shutil.copytree("alone", "torn")
+
+    opened = Saved.build
+
+    def build(self, *given, **named):
+        if "torn" in str(self.run):
+            raise PlaitError("its weights cannot be read")
+        return opened(self, *given, **named)
+
+    monkeypatch.setattr(Saved, "build", build)
+    assert cli.main(["eval", "run", "--bench=loss", "--samples=8", "--against=torn,alone", "--out=kept"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.rstrip("\n").endswith("--against torn: its weights cannot be read; what is above is of alone")
+    assert list(json.loads((runs / "kept/against.json").read_text())["others"]) == ["alone"]
+    assert "measured - it" in shown.out
+
+
 def test_a_loss_is_compared_sample_by_sample_without_an_ablation_too(runs, monkeypatch, capsys):
     monkeypatch.chdir(runs)
     assert cli.main(["eval", "run", "--bench=loss", "--samples=8", "--against=base"]) == 0
@@ -87,7 +108,7 @@ def test_random_order_keeps_the_values_of_a_component_and_all_of_the_others(runs
         (["run", "--against=random:world_time"], "--against random:world_time: no weights of it are used: in random"),
         (["run", "--against=base,base"], "--against names 'base' twice"),
         (["run", "--against=molmo"], "--against molmo is a model of family 'molmo', and what is measured of 'theworld'"),
-        (["run", "--against=gone"], "gone"),
+        (["run", "--against=gone"], "--against gone: 'gone' does not exist"),
         (["--base=c.yaml", "--against=base"], "--against base is for a checkpoint of a run; what --base measures has learned nothing yet"),
     ],
 )

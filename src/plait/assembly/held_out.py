@@ -20,7 +20,7 @@ from plait.engine.evaluation import Bench, HeldOut
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import registry
-from plait.families.ablation import ablated
+from plait.families.ablation import Ablation, ablated
 
 
 def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId, ...]:
@@ -66,16 +66,22 @@ def benches(config: RunConfig, entries: Sequence[Evaluate]) -> dict[str, Bench]:
     return known
 
 
-def _ablated(config: RunConfig, entry: Evaluate, known: Mapping[str, Bench]) -> Bench:
-    """Return the bench of an entry that leaves an input out. Raises PlaitError for an input that the family or this model has not."""
-    family = registry.load(config.family)
-    section, listed = family.Config.model_validate(config.model), registry.ablations(config.family)
-    if (ablation := listed.get(str(entry.ablate))) is None:
+def ablation_of(config: RunConfig, name: str) -> Ablation:
+    """Return the input of this name that can be left out. Raises PlaitError where the family or this model has none of that name."""
+    section, listed = registry.load(config.family).Config.model_validate(config.model), registry.ablations(config.family)
+    if (ablation := listed.get(name)) is None:
         raise PlaitError(
-            f"family {config.family!r} has no input {entry.ablate!r} that can be left out (ablate): known: {', '.join(listed) or 'none'}"
+            f"family {config.family!r} has no input {name!r} that can be left out (ablate): known: {', '.join(listed) or 'none'}"
         )
     if (reason := ablation.lacks(section)) is not None:
-        raise PlaitError(f"there is no {entry.ablate} to leave out (ablate): {reason}")
+        raise PlaitError(f"there is no {name} to leave out (ablate): {reason}")
+    return ablation
+
+
+def _ablated(config: RunConfig, entry: Evaluate, known: Mapping[str, Bench]) -> Bench:
+    """Return the bench of an entry that leaves an input out. Raises PlaitError for an input that the family or this model has not."""
+    ablation, family = ablation_of(config, str(entry.ablate)), registry.load(config.family)
+    section = family.Config.model_validate(config.model)
     if entry.bench not in known and entry.bench != evaluation.LOSS:
         evaluation.check([entry], known)
     bench = sample_losses.bench(family.Loss(section)) if entry.bench == evaluation.LOSS else known[entry.bench]

@@ -1,5 +1,6 @@
 """The command `plait eval`: measure a checkpoint on a bench (a metric on some data, such as `loss` or `vqa2:validation`)."""
 
+import itertools
 import logging
 from dataclasses import replace
 
@@ -25,7 +26,9 @@ def declare(parser: Parser) -> None:
         help="loss, a bench of the family, or a dataset with its own rule, as vqa2:validation; several: loss,accuracy",
     )
     parser.add_argument(
-        "--ablate", metavar="INPUT", help="an input, as image or world: the same samples also without it, and with another's"
+        "--ablate",
+        metavar="INPUT",
+        help="an input, as image or world: the same samples also without it, and with another's; several, each in turn: image,world",
     )
     parser.add_argument(
         "--against",
@@ -70,7 +73,7 @@ def run(arguments: Arguments) -> None:
         raise PlaitError("--raw and --ema-length choose between weights that were trained; --base has none")
     resolved = open_checked(arguments.base, arguments.overrides) if arguments.base is not None else None
     spread(arguments)
-    from plait.commands.actions.evaluation import against, evaluate, subject
+    from plait.commands.actions.evaluation import ablations, against, evaluate, subject
 
     for line in resolved.warnings if resolved is not None else ():
         log.warning(line)
@@ -83,7 +86,6 @@ def run(arguments: Arguments) -> None:
         averaged=not arguments.raw,
         length=arguments.ema_length,
         variant=arguments.variant,
-        ablate=arguments.ablate,
         data=arguments.data,
         split=arguments.split,
         out=arguments.out,
@@ -91,11 +93,13 @@ def run(arguments: Arguments) -> None:
     )
     measured = subject.Base(resolved) if resolved is not None else subject.named(arguments.checkpoint)
     others = against.others_of(measured, arguments.against.split(",")) if arguments.against is not None else {}
+    inputs = ablations.named(measured.config, arguments.ablate)
     results = []
     names = arguments.bench.split(",")
-    for name in names:
-        folder = options.out / name.replace(":", "-") if options.out is not None and len(names) > 1 else options.out
-        results.append(evaluate.evaluate(measured, name, replace(options, out=folder)))
+    for name, left_out in itertools.product(names, inputs):
+        parts = [name.replace(":", "-")] * (len(names) > 1) + [f"ablate-{left_out}"] * (len(inputs) > 1)
+        folder = options.out / "-".join(parts) if options.out is not None and parts else options.out
+        results.append(evaluate.evaluate(measured, name, replace(options, out=folder, ablate=left_out)))
     if others:
         against.compare(measured, others, results)
 

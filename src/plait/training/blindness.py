@@ -140,9 +140,10 @@ class Blindness:
             own, other = (bench.summarise([row[way] for row in rows])["loss"] for way in _WAYS)
             if math.isfinite(own) and math.isfinite(other):
                 pair = {"gain": _WAYS}
-                found = paired.differences(rows, pair, lambda chosen, way: bench.summarise([row[way] for row in chosen]), lower=True)
-                gain = found["loss"]["gain"] if "loss" in found else paired.NONE
-                return picture_use.row_of(own, other, gain, len(rows))
+                found = paired.differences(
+                    rows, pair, lambda chosen, way: bench.summarise([row[way] for row in chosen]), lower=True, behind=lambda figure: None
+                )
+                return picture_use.row_of(own, other, found["loss"]["gain"], len(rows))
             reason = f"the loss of {len(rows)} {kind} samples is {own}, and {other} with other pictures"
         log.info(f"step {self.state.step}: whether pictures make a difference is not known: {reason}")
         return None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from plait.engine.evaluation import Bench, Row, label
 from plait.families.ablation import of_way
-from plait.training.figures.intervals import shown
+from plait.training.figures.intervals import behind, shown
 from plait.training.figures.paired import differences
 
 log = logging.getLogger(__name__)
@@ -132,12 +132,14 @@ def entries(stage: str, name: str, bench: Bench, before: Sequence[Row], after: S
 
     then, now = figures_of(both, "before"), figures_of(both, "after")
     has_intervals = len(both) > 1 and (bench.means or all("correct" in row or "bad" in row for row in (*before, *after)))
-    found = differences(both, _PAIR, figures_of, lower=False) if has_intervals and then != now else {}
+    judged = all("correct" in row for row in (*before, *after) if "bad" not in row)
+    of_rows = (lambda figure: behind(figure, after)) if judged else lambda figure: None
+    found = differences(both, _PAIR, figures_of, lower=False, behind=of_rows) if has_intervals and then != now else {}
     rows = []
     for figure in [figure for figure in now if figure in then]:
-        ends = found[figure]["gain"] if figure in found else None
+        ends = found[figure]["gain"].ends if figure in found else None
         pair = [value if math.isfinite(value) else None for value in (then[figure], now[figure])]
-        low, high = (None, None) if ends is None or None in pair else (ends.low, ends.high)
+        low, high = (None, None) if ends is None or None in pair else ends
         rows.append(
             Entry(
                 stage=stage,

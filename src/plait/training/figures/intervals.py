@@ -3,6 +3,7 @@
 A figure is a number that a bench computes from all rows, such as an accuracy.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from plait.keys import rng
 
 DRAWS = 400
 """How many sets of rows a bootstrap draws."""
+TASK_MEAN = "task_mean"
+"""The figure that is the mean of the tasks' figures, whatever their numbers of rows."""
 _NONE, _ALL = (0.0, 0.0), (1.0, 1.0)
 _MOST_ROWS = 20_000  # beyond, an interval is narrower than the digits shown, and takes long
 _SMALL_SAMPLE = 2_000  # rows up to which training says how sure its figures are: the bootstrap then takes a second at most
@@ -75,10 +78,22 @@ def of_small_sample(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float,
 
 
 def _exact(name: str, share: float, rows: Sequence[Row]) -> tuple[float, float]:
-    """Return the exact interval of a share that is 0 or 1. It is among the rows of the figure: those of its task or group, or else all."""
-    own = sum(name.partition("/")[2] in [str(row[field]) for field in ("task", "group") if row.get(field) is not None] for row in rows)
-    reach = 1 - 0.025 ** (1 / (own or len(rows)))
+    """Return the exact interval of a share that is 0 or 1."""
+    reach = 1 - 0.025 ** (1 / behind(name, rows))
     return (0.0, reach) if share == 0 else (1 - reach, 1.0)
+
+
+def behind(name: str, rows: Sequence[Row]) -> int:
+    """Return the number of rows whose mean a figure is.
+
+    They are those that have it, those of its task or group, or else all. Of `task_mean`, the mean of tasks' figures, it is as many as are
+    as sure: the number of tasks times the rows of the smallest.
+    """
+    if name == TASK_MEAN:
+        tasks = Counter(str(row["task"]) for row in rows if row.get("task") is not None)
+        return len(tasks) * min(tasks.values(), default=0) or len(rows)
+    own = sum(name.partition("/")[2] in [str(row[field]) for field in ("task", "group") if row.get(field) is not None] for row in rows)
+    return sum(isinstance(row.get(name), float) for row in rows) or own or len(rows)
 
 
 def shown(name: str, value: float) -> str:

@@ -19,9 +19,10 @@ def row_of(own: float, other: float, gain: Difference, samples: int) -> dict[str
     """Return the figures of a look at so many samples, as a row of metrics has them.
 
     `own`, `other`: mean loss with own pictures and with another sample's; `gain`: how much lower `own` is. Keys: `blind/own`,
-    `blind/other`, `blind/gain`, `blind/samples`, and `intervals`: {"blind/gain": (low, high)}.
+    `blind/other`, `blind/gain`, `blind/samples`, and `intervals`: {"blind/gain": (low, high)}, twice the gain where all samples have it.
     """
-    return {OWN: own, OTHER: other, GAIN: gain.value, _SAMPLES: samples, "intervals": {GAIN: (gain.low, gain.high)}}
+    ends = (gain.value, gain.value) if gain.low is None else (gain.low, gain.high)
+    return {OWN: own, OTHER: other, GAIN: gain.value, _SAMPLES: samples, "intervals": {GAIN: ends}}
 
 
 def is_row(row: Mapping[str, Any]) -> bool:
@@ -52,6 +53,8 @@ def sentence(row: Mapping[str, Any]) -> str:
 
     Such as "the loss is 2.1031 with their own pictures and 2.4034 with another sample's (64 samples, gain +0.3003 [+0.2100, +0.3900])".
     """
-    gain = Difference(row[GAIN], *row["intervals"][GAIN]).text(points=False)
+    low, high = row["intervals"][GAIN]
     losses = f"the loss is {row[OWN]:.4f} with their own pictures and {row[OTHER]:.4f} with another sample's"
-    return f"{losses} ({row[_SAMPLES]} samples, gain {gain})"
+    if low == high:
+        return f"{losses} ({Difference(row[GAIN], None, None, row[_SAMPLES]).text(points=False)})"
+    return f"{losses} ({row[_SAMPLES]} samples, gain {Difference(row[GAIN], low, high).text(points=False)})"

@@ -4,14 +4,16 @@ A gain is positive where the model does better with its own input, also where lo
 are those of an ablated bench (families/ablation.py).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from plait.assembly import held_out
+from plait.config.schema import RunConfig
 from plait.engine.evaluation import Row, usable
+from plait.errors import PlaitError
 from plait.families.ablation import WAYS, Ablated, of_way
-from plait.training.figures import paired
-from plait.training.figures.intervals import shown
+from plait.training.figures.intervals import behind, shown
 from plait.training.figures.paired import Difference, differences
 
 
@@ -24,6 +26,29 @@ class Comparison:
     differences: Mapping[str, Difference]
     points: bool
     """Whether the figure is a share of right answers, whose differences are told in percentage points."""
+    samples: int
+    """How many samples the figure is computed from."""
+
+    @property
+    def signs(self) -> tuple[int, int, int]:
+        """Return the signs of the differences that are sure (0: not sure), in the order of `differences`."""
+        gain, content, presence = (self.differences[pair].sign for pair in _PAIRS)
+        return gain, content, presence
+
+
+def named(config: RunConfig, text: str | None) -> list[str | None]:
+    """Return the inputs that `--ablate` names, separated by commas; [None] without any.
+
+    Raises PlaitError for one that the model of `config` has not, or that is named twice.
+    """
+    if text is None:
+        return [None]
+    listed = text.split(",")
+    for number, name in enumerate(listed):
+        if name in listed[:number]:
+            raise PlaitError(f"--ablate names {name!r} twice")
+        held_out.ablation_of(config, name)
+    return [*listed]
 
 
 def compare(ablated: Ablated, rows: Sequence[Row]) -> list[Comparison]:
@@ -34,45 +59,76 @@ def compare(ablated: Ablated, rows: Sequence[Row]) -> list[Comparison]:
     ways = {way: of_way(bench, used, way) for way in ("on", "off", "shuffled")}
     if not ways["on"]:
         return []  # a bench that draws, and measures nothing
-    found = differences(used, _PAIRS, lambda chosen, way: of_way(bench, chosen, way), lower=bench.lower)
-    scored = any("correct" in row for row in used)
-    compared = []
-    for figure, pairs in found.items() or [(next(iter(ways["on"])), dict.fromkeys(_PAIRS, paired.NONE))]:  # none: all ways are equal
-        values = {way: figures[figure] for way, figures in ways.items()}
-        points = scored and all(0 <= value <= 1 for value in values.values())
-        compared.append(Comparison(figure, values, pairs, points))
-    return compared
+    shares = shares_of(ways.values(), used)
+    found = differences(
+        used,
+        _PAIRS,
+        lambda chosen, way: of_way(bench, chosen, way),
+        lower=bench.lower,
+        behind=lambda figure: behind(figure, used) if figure in shares else None,
+    )
+    of_ways = {figure: {way: figures[figure] for way, figures in ways.items()} for figure in found}
+    return [Comparison(figure, of_ways[figure], pairs, figure in shares, behind(figure, used)) for figure, pairs in found.items()]
+
+
+def shares_of(ways: Iterable[Mapping[str, float]], rows: Sequence[Row]) -> set[str]:
+    """Return the names of the figures that are shares of right answers, or means of scores from 0 to 1.
+
+    `ways`: the figures in each way, of which rows of the bench with `correct` are judged one by one.
+    """
+    if not all("correct" in row for row in rows):
+        return set()
+    known = [*ways]
+    return {name for name in known[0] if all(0 <= figures.get(name, -1.0) <= 1 for figures in known)}
 
 
 _PAIRS = {"on-off": ("on", "off"), "on-shuffled": ("on", "shuffled"), "shuffled-off": ("shuffled", "off")}
 
 
-def verdict(name: str, comparison: Comparison, samples: int) -> str:
-    """Return in a sentence what the comparison of a bench's main figure says of the input `name`, measured on so many samples."""
+def verdict(name: str, comparison: Comparison) -> str:
+    """Return in a sentence what the comparison of a bench's main figure says of the input `name`."""
     gain, content, presence = (comparison.differences[pair] for pair in _PAIRS)
     told = {pair: difference.text(points=comparison.points) for pair, difference in comparison.differences.items()}
-    signs = (gain.sign, content.sign, presence.sign)
     parts = [
         f"on {_verb(gain)} off ({told['on-off']})",
         f"on {_verb(content)} shuffled ({told['on-shuffled']})",
         f"shuffled {_verb(presence)} off ({told['shuffled-off']})",
     ]
-    return f"{comparison.figure}: {'; '.join(parts)}: {_meaning(name, signs, samples)}"
+    return f"{comparison.figure}: {'; '.join(parts)}: {_meaning(name, comparison.signs, f'{comparison.samples:,}')}"
+
+
+def of_tasks(name: str, compared: Sequence[Comparison]) -> str | None:
+    """Return a sentence on what the input `name` is to each task, where tasks differ in that; else None.
+
+    `compared`: of one bench, as of `compare`. Tasks are the figures MAIN/TASK beside the main one, MAIN.
+    """
+    main, *others = compared
+    by_signs: dict[tuple[int, int, int], list[Comparison]] = {}
+    for one in others:
+        if one.figure.startswith(f"{main.figure}/"):
+            by_signs.setdefault(one.signs, []).append(one)
+    if len(by_signs) < 2:
+        return None
+    parts = []
+    for signs, tasks in by_signs.items():
+        counts = " and ".join(f"{one.samples:,}" for one in tasks)
+        parts.append(f"{', '.join(one.figure.partition('/')[2] for one in tasks)}: {_meaning(name, signs, counts)}")
+    return f"by task: {'; '.join(parts)}"
 
 
 def _verb(difference: Difference) -> str:
     return {1: "beats", -1: "loses to", 0: "is level with"}[difference.sign]
 
 
-def _meaning(name: str, signs: tuple[int, int, int], samples: int) -> str:
-    """Return what the signs of on against off, of on against shuffled and of shuffled against off mean."""
+def _meaning(name: str, signs: tuple[int, int, int], samples: str) -> str:
+    """Return what the signs of on against off, of on against shuffled and of shuffled against off mean. `samples`: their number."""
     gain, content, presence = signs
-    nothing = f"the content of {name} shows in {samples:,} samples" if presence else f"{name} shows in {samples:,} samples"
+    nothing = f"the content of {name} shows in {samples} samples" if presence else f"{name} shows in {samples} samples"
     meanings = {
         (1, 1): f"the content of {name} is used",
         (1, 0): f"{name} helps, but another sample's does as well: not its content"
         if presence > 0
-        else f"{name} helps; whether by its content does not show in {samples:,} samples",
+        else f"{name} helps; whether by its content does not show in {samples} samples",
         (1, -1): f"{name} helps, but another sample's helps more: not its content",
         (0, 1): f"the content of {name} is read (another's {'misleads' if presence < 0 else 'does worse'}), but nothing is gained over "
         "having none",
@@ -85,8 +141,8 @@ def _meaning(name: str, signs: tuple[int, int, int], samples: int) -> str:
     return meanings[gain, content]
 
 
-def lines(name: str, compared: Sequence[Comparison], samples: int) -> list[str]:
-    """Return a table of all figures in the three ways with their differences, and the verdict; [] without a comparison."""
+def lines(name: str, compared: Sequence[Comparison]) -> list[str]:
+    """Return a table of all figures in the three ways with their differences; [] without a comparison."""
     if not compared:
         return []
     rows: list[tuple[str, ...]] = [("", "on", "off", "shuffled", "on - off", "on - shuffled")]
@@ -95,8 +151,12 @@ def lines(name: str, compared: Sequence[Comparison], samples: int) -> list[str]:
         gains = [one.differences[pair].text(points=one.points) for pair in ("on-off", "on-shuffled")]
         rows.append((one.figure, *values, *gains))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [*table, verdict(name, compared[0], samples)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def sentences(name: str, compared: Sequence[Comparison]) -> list[str]:
+    """Return the verdict, and where tasks differ in theirs a sentence on them; [] without a comparison."""
+    return [verdict(name, compared[0]), *filter(None, [of_tasks(name, compared)])] if compared else []
 
 
 def names(name: str | None) -> tuple[str, ...]:
@@ -109,4 +169,4 @@ def names(name: str | None) -> tuple[str, ...]:
 
 def as_json(compared: Sequence[Comparison]) -> dict[str, Any]:
     """Return the comparisons as JSON values: {figure: {"on": value, ..., "on-off": {"value", "low", "high"}, ...}}."""
-    return {one.figure: {**one.values, **{pair: asdict(difference) for pair, difference in one.differences.items()}} for one in compared}
+    return {one.figure: {**one.values, **{pair: difference.plain() for pair, difference in one.differences.items()}} for one in compared}

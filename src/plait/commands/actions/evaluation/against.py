@@ -6,7 +6,7 @@ Others are the model before its first step, the model with one component in rand
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from plait import files
@@ -18,8 +18,8 @@ from plait.engine.evaluation import Bench, Row, usable
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.families.ablation import Ablated, of_way
-from plait.training.figures.intervals import shown
-from plait.training.figures.paired import NONE, Difference, differences
+from plait.training.figures.intervals import behind, shown
+from plait.training.figures.paired import Difference, differences
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,10 @@ def others_of(subject: Subject, names: Sequence[str]) -> dict[str, Subject]:
             raise PlaitError(f"--against names {name!r} twice")
         if (name == BASE or name.startswith(RANDOM)) and not isinstance(subject, Saved):
             raise PlaitError(f"--against {name} is for a checkpoint of a run; {_WHY[type(subject)]}")
-        others[name] = _model(subject, name)
+        try:
+            others[name] = _model(subject, name)
+        except PlaitError as error:
+            raise PlaitError(_of(name, error)) from error
         if others[name].config.family != subject.config.family:
             raise PlaitError(
                 f"--against {name} is a model of family {others[name].config.family!r}, and what is measured of {subject.config.family!r}: "
@@ -71,24 +74,40 @@ def _model(subject: Subject, name: str) -> Subject:
     return named(name)
 
 
+def _of(name: str, error: PlaitError) -> str:
+    """Return the message of an error that one of the models gave, with the name of that model in front."""
+    return str(error) if str(error).startswith(f"--against {name}") else f"--against {name}: {error}"
+
+
 def compare(subject: Subject, others: Mapping[str, Subject], measured: Sequence[Measured]) -> None:
     """Measure `others` on the samples on which `subject` was `measured`; log and write a table per bench.
 
     `measured`: one result per bench, whose folder gets against.json, against.html, and below `against` the results of each model. Raises
-    PlaitError where two models have no sample in common that both can use.
+    PlaitError, after the tables, where a model could not be measured, or has no sample in common with this one that both can use.
     """
     subject.close()
     compared: dict[int, list[Compared]] = {number: [] for number in range(len(measured))}
+    failed: dict[str, PlaitError] = {}
     for name, other in others.items():
         for number, own in enumerate(measured):
             options = own.measurement.options
             folder = own.measurement.folder / "against" / re.sub(r"[^\w.-]+", "_", name)
             given = replace(options, out=folder, show=0, ablate=_ablated(other, options))
-            theirs = evaluate.evaluate(other, own.measurement.entry.bench, given, like=own.measurement)
-            compared[number].append(Compared(name, theirs, _gains(name, own, theirs)))
+            try:
+                theirs = evaluate.evaluate(other, own.measurement.entry.bench, given, like=own.measurement)
+                compared[number].append(Compared(name, theirs, _gains(name, own, theirs)))
+            except PlaitError as error:
+                if error.exit_code != PlaitError.exit_code:
+                    raise  # a stop
+                failed.setdefault(name, error)
         other.close()
     for number, own in enumerate(measured):
-        _report(own, compared[number])
+        if compared[number]:
+            _report(own, compared[number])
+    if failed:
+        others_there = ", ".join(name for name in others if any(one.name == name for listed in compared.values() for one in listed))
+        rest = f"; what is above is of {others_there}" if others_there else ""
+        raise PlaitError("; ".join(_of(name, error) for name, error in failed.items()) + rest)
 
 
 def _ablated(other: Subject, options: EvaluateOptions) -> str | None:
@@ -115,11 +134,16 @@ def _gains(name: str, own: Measured, theirs: Measured) -> dict[str, Difference]:
     ]
     if not pairs:
         raise PlaitError(f"--against {name}: of {len(own.result.rows)} samples there is none that both models can use")
-    now = {way: of_way(bench, [pair[way] for pair in pairs], "on") for way in ("own", "other")}
+
+    def figures_of(chosen: Sequence[Mapping[str, Row]], way: str) -> dict[str, float]:
+        return of_way(bench, [pair[way] for pair in chosen], "on")
+
+    rows = [pair["own"] for pair in pairs]
+    shares = ablations.shares_of([figures_of(pairs, way) for way in ("own", "other")], rows)
     found = differences(
-        pairs, {"gain": ("own", "other")}, lambda chosen, way: of_way(bench, [pair[way] for pair in chosen], "on"), lower=bench.lower
+        pairs, {"gain": ("own", "other")}, figures_of, lower=bench.lower, behind=lambda name: behind(name, rows) if name in shares else None
     )
-    return {figure: found[figure]["gain"] if figure in found else NONE for figure in now["own"] if figure in now["other"]}
+    return {figure: gains["gain"] for figure, gains in found.items()}
 
 
 def _report(own: Measured, compared: Sequence[Compared]) -> None:
@@ -169,7 +193,7 @@ def _models(own: Measured, compared: Sequence[Compared]) -> dict[str, Any]:
     others = {}
     for other in compared:
         measurement = other.measured.measurement
-        gains = {figure: asdict(gain) for figure, gain in other.gains.items()}
+        gains = {figure: gain.plain() for figure, gain in other.gains.items()}
         others[other.name] = {
             "model": measurement.subject.shown,
             "figures": dict(other.measured.result.figures),

@@ -269,7 +269,8 @@ def _report(measurement: Measurement, result: Result) -> None:
     key = {"count": len(measurement.samples), "figures": figures, "intervals": intervals, "key": measurement.identity}
     about |= measurement.bench.about(evaluation.usable(result.rows)) if measurement.bench is not None else {}
     compared = ablations.compare(measurement.bench, result.rows) if isinstance(measurement.bench, Ablated) else []
-    key |= {"ablation": ablations.as_json(compared)} if compared else {}
+    said = ablations.sentences(str(options.ablate), compared)
+    key |= {"ablation": ablations.as_json(compared), "verdict": " ".join(said)} if compared else {}
     files.write_json(folder / "metrics.json", {**about, "samples": options.samples, **figures, **key})
     weights = options.weights if options.weights != AVERAGED or subject.has_averages() else subject.without_averages
     log.info(f"{subject.shown}, {weights}")
@@ -283,10 +284,9 @@ def _report(measurement: Measurement, result: Result) -> None:
         low, high = intervals.get(name, (None, None))
         sure = "" if low is None or high is None else f"  ({shown(name, low)} to {shown(name, high)} with 95 % confidence)"
         log.info(f"  {name:<24} {shown(name, value)}{sure}")
-    said = ablations.lines(str(options.ablate), compared, len(evaluation.usable(result.rows)))
-    for line in said:
+    for line in [*ablations.lines(str(options.ablate), compared), *said]:
         log.info(f"  {line}")
-    about |= {"verdict": said[-1]} if said else {}
+    about |= {"verdict": " ".join(said)} if said else {}
     if result.rows:
         _report_answers(measurement, result, about, intervals, weights)
     log.info(f"written to {folder}")
