@@ -26,8 +26,8 @@ import torch
 
 from plait.data.aspect import Bucket
 from plait.data.formats import npy
+from plait.data.loading.bucketing import order_of
 from plait.data.loading.loader import Loader
-from plait.data.sources.bucketing import order_of
 from plait.data.sources.latents import Latents
 from plait.families.nanodit import family
 from plait.files import write_json

@@ -67,6 +67,7 @@ _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2): orphans of a test become 
 
 TESTS: dict[str, str] = {
     "data/order.py": "data/test_order.py data/test_buckets.py",
+    "data/loading/bucketing.py": "data/test_buckets.py data/test_part.py",
     "data/loading/loader.py": "data/test_loader.py",
     "data/loading/micro_batch.py": "data/test_loader.py",
     "data/loading/shared_memory.py": "data/test_shared_memory.py data/test_loader.py",

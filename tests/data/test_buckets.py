@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from plait.data.buckets import BucketOrder
+from plait.data.loading.bucketing import batches_of, order_of
 from plait.data.order import Order, SampleId, rank_slices
-from plait.data.sources.bucketing import batches_of, order_of
 from plait.data.sources.contract import Source
 from plait.errors import PlaitError
 

@@ -8,8 +8,8 @@ import pytest
 
 from plait import cli
 from plait.config.schema import SourceEntry
+from plait.data.loading.bucketing import contents_of, order_of
 from plait.data.loading.loader import Loader
-from plait.data.sources.bucketing import contents_of, order_of
 from plait.data.sources.latents import Latents
 from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError

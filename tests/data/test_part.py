@@ -10,7 +10,7 @@ from plait.assembly.configuration import open_config
 from plait.assembly.data import open_training, open_validation
 from plait.config.schema import SourceEntry
 from plait.data.buckets import BucketOrder
-from plait.data.sources.bucketing import order_of
+from plait.data.loading.bucketing import order_of
 from plait.data.sources.contract import Source
 from plait.data.sources.open import open_source
 from plait.data.sources.part import Part

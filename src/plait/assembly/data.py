@@ -10,9 +10,9 @@ from plait.config import mixture
 from plait.config.resolved import StageView, folder
 from plait.config.schema import RunConfig, SourceEntry
 from plait.data.buckets import BucketOrder
+from plait.data.loading.bucketing import order_of
 from plait.data.order import BatchChanges, Order
 from plait.data.rollouts import stored
-from plait.data.sources.bucketing import order_of
 from plait.data.sources.contract import Absent, Source
 from plait.data.sources.open import KINDS, open_all
 from plait.data.sources.part import Part

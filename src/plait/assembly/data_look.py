@@ -17,6 +17,7 @@ from plait.data import image_files
 from plait.data.field_names import TEXTS, field_list
 from plait.data.loading.micro_batch import Inputs, collated
 from plait.data.sources.contract import Sample, Source, read
+from plait.data.sources.filtered import filtered_text
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.limits import Limits
@@ -78,6 +79,7 @@ class SourceLook:
         if self.sizes:
             least, most = (pick(self.sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
             parts.append(f"pictures of {'x'.join(map(str, least))}{'' if least == most else ' to ' + 'x'.join(map(str, most))} px")
+        parts += [filtered_text(self.source)] if self.source.filtered else []
         parts += [f"left out: {count} of {reason}" for reason, count in self.source.left_out.items()]
         return "; ".join(parts)
 

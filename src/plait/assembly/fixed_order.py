@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from plait.data.loading.bucketing import batches_of
 from plait.data.order import SampleId
-from plait.data.sources.bucketing import batches_of
 from plait.data.sources.contract import Source
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from plait.assembly.checked_configuration import open_checked
 from plait.commands.arguments import add_config, path, positive
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
+from plait.errors import PlaitError
 
 
 def declare_inspect(parser: Parser) -> None:
@@ -139,17 +140,27 @@ def run_download(arguments: Arguments) -> None:
 
 def declare_index(parser: Parser) -> None:
     """Add the arguments of `plait data index` to its parser."""
-    parser.add_argument("path", help="a shard, a file of records (.jsonl, .json, .csv, .tsv), a folder of shards, or a pattern")
+    files = "a shard, a file of records (.jsonl, .json, .csv, .tsv), a folder of shards, or a pattern"
+    parser.add_argument("path", help=f"{files}; or a configuration (.yaml) or run, for all of its data and their filters")
     parser.add_argument("--beside", action="store_true", help="keep each index beside its shard, to upload or share it; else in the cache")
 
 
 def run_index(arguments: Arguments) -> None:
     """Build missing and outdated indexes of the files that the argument `path` names, and print what is in each file.
 
-    `path` is a file, a folder of shards or a pattern. Raises PlaitError for a file that cannot be read.
+    `path` is a file, a folder of shards or a pattern; or a configuration, of whose sources the filters are measured too. Raises PlaitError
+    for a file that cannot be read, and for settings of what is no configuration.
     """
     from plait.commands.actions import index_data
 
+    configuration = Path(arguments.path)
+    if configuration.suffix in (".yaml", ".yml") or (configuration / "config.yaml").is_file():
+        if arguments.beside:
+            raise PlaitError(f"{configuration} is a configuration: --beside is for a shard, a file of records or a folder of shards")
+        index_data.index_configuration(open_checked(configuration, arguments.overrides))
+        return
+    if arguments.overrides:
+        raise PlaitError(f"--{arguments.overrides[0]}: {arguments.path} is no configuration, which alone has settings")
     index_data.index(arguments.path, beside=arguments.beside)
 
 
@@ -241,7 +252,7 @@ COMMANDS = (
         scripts=True,
     ),
     Command(("data", "download"), "fetch the pictures of a list of links into tar shards", declare_download, run_download),
-    Command(("data", "index"), "make and check the offset index of tar shards and files of records", declare_index, run_index),
+    Command(("data", "index"), "make and check the offset index of tar shards and files of records", declare_index, run_index, OVERRIDES),
     Command(
         ("data", "rollout"),
         "predict the futures of pictures, for a model with world steps",

@@ -19,7 +19,8 @@ from plait.config.conflicts import source_conflicts
 from plait.config.messages import problem_at, problems_in, raise_first
 from plait.config.nodes import Node, to_plain
 from plait.config.reading import read_any
-from plait.config.schema import Count, Rate, Section, SourceEntry
+from plait.config.schema import SourceEntry
+from plait.config.sections.base import Count, Rate, Section
 from plait.config.source_rules import SourceRules
 from plait.errors import PlaitError
 

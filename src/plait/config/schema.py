@@ -7,49 +7,15 @@ section is validated by the family's own class.
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_serializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_serializer
 
-from plait.files import on_disk
+from plait.config.sections.base import Count, Float, Folder, Int, Natural, Rate, Section, Share, Switch, as_number
+from plait.config.sections.selection import Filter
 
 LENGTH = ("steps", "epochs", "samples")
 """The keys of `train` that set its length: a higher layer that sets one of them removes the others of lower layers."""
 WARMUP = ("warmup", "warmup_steps", "warmup_tokens")
 """The keys of a schedule, and of a component, that set its warm-up; a higher layer that sets one removes the others too."""
-
-
-def as_number(value: Any) -> Any:
-    """Convert text such as "3e-4" to the number that it spells; return anything else unchanged."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _as_whole_number(value: Any) -> Any:
-    """Convert 1e4 and "100" to int; return anything that is not a whole number unchanged."""
-    number = as_number(value)
-    return int(number) if isinstance(number, float) and number.is_integer() else value
-
-
-Float = Annotated[float, BeforeValidator(as_number)]
-"""A number, which may be written as text ("3e-4"); Int, Count (from 1) and Natural (from 0) are whole numbers, also as 1e4."""
-Int = Annotated[int, BeforeValidator(_as_whole_number)]
-Count = Annotated[Int, Field(ge=1)]
-Natural = Annotated[Int, Field(ge=0)]
-Rate = Annotated[Float, Field(gt=0)]
-"""A number above 0; a Share is one from 0 to below 1."""
-Folder = Annotated[str, AfterValidator(on_disk)]
-"""A path on a disk, not an address such as s3://bucket/folder."""
-Share = Annotated[Float, Field(ge=0, lt=1)]
-Switch = Annotated[Literal["off", "auto", "on"], BeforeValidator(lambda value: {True: "on", False: "off"}.get(value, value))]  # YAML's
-
-
-class Section(BaseModel):
-    """Base of all sections of settings (pydantic classes): strict in types, frozen, and without unknown keys, infinities and NaN."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_by_alias=True, validate_by_name=True)
 
 
 class ModelSection(BaseModel):
@@ -99,7 +65,8 @@ class SourceEntry(Section):
     )
     split: str | None = Field(default=None, description="part of the source; without it `train` or `validation`, by the list it stands in")
     weight: Rate = Field(default=1.0, description="share in the mixture, relative to the other sources")
-    limit: Count | None = Field(default=None, description="at most so many samples, the first ones")
+    limit: Count | None = Field(default=None, description="at most so many samples, the first ones; a filter counts within them")
+    filter: Filter | None = Field(default=None, description="which of its samples are read: by size, caption and columns")
     rollout: Folder | None = Field(default=None, description="folder of predicted futures of its samples, made by `plait data rollout`")
     columns: dict[str, str] = Field(default={}, description="our name of a field: the record's name of it")
     template: Template | None = None
@@ -135,7 +102,7 @@ class Data(Section):
     `pad`: to the longest of a micro-batch, to a multiple of 128, to `max_tokens`, or not at all (a family may refuse some of them).
     """
 
-    train: list[SourceEntry] = []
+    train: list[SourceEntry] = Field(default=[])
     mixture: str | None = Field(
         default=None, description="in place of `train`: a mixture of the family by name, or a YAML or JSON file of one"
     )
@@ -364,15 +331,15 @@ class Stage(Section):
     """A stage: a part of the run with settings of its own. Holds the keys that differ from the run's, over which load.py merges them."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="part of a folder name: stage-1-<name>")
-    trainable: list[str] = []
-    data: dict[str, Any] = {}
-    train: dict[str, Any] = {}
-    optim: dict[str, Any] = {}
-    checkpoint: dict[str, Any] = {}
-    evaluate: list[Any] = []
-    track: dict[str, Any] = {}
-    distributed: dict[str, Any] = {}
-    guard: dict[str, Any] = {}
+    trainable: list[str] = Field(default=[])
+    data: dict[str, Any] = Field(default={})
+    train: dict[str, Any] = Field(default={})
+    optim: dict[str, Any] = Field(default={})
+    checkpoint: dict[str, Any] = Field(default={})
+    evaluate: list[Any] = Field(default=[])
+    track: dict[str, Any] = Field(default={})
+    distributed: dict[str, Any] = Field(default={})
+    guard: dict[str, Any] = Field(default={})
 
     @model_serializer
     def _written(self) -> dict[str, Any]:
@@ -388,13 +355,13 @@ class RunConfig(Section):
     preset: str | None = Field(default=None, description="a preset of the family, under the file")
     model: dict[str, Any] = Field(default={}, description="the family's own section")
     trainable: list[str] = Field(default=["*"], description="components that train; *: all that ever do")
-    stages: list[Stage] = []
+    stages: list[Stage] = Field(default=[])
     from_: str | None = Field(default=None, alias="from", description="weights to start from: file, run, run@step or Hub repository")
     data: Data = Data()
     train: Train = Train()
     optim: Optim = Optim()
     checkpoint: Checkpoint = Checkpoint()
-    evaluate: list[Evaluate] = []
+    evaluate: list[Evaluate] = Field(default=[])
     track: Track = Track()
     distributed: Distributed = Distributed()
     guard: Guard = Guard()

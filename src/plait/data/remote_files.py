@@ -41,7 +41,8 @@ def fetched(address: str, cache: str | Path | None) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(path, addresses.shown(address)) as locked:
+        waiting = f"{addresses.shown(address)}: another process is downloading it, which is waited for"
+        with one_at_a_time(path, waiting) as locked:
             if not _is_whole(path, remote):
                 _download(remote, path, sweep=locked)
     except OSError as error:
@@ -55,8 +56,8 @@ def _is_whole(path: Path, remote: RemoteFile) -> bool:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(path: Path, shown: str) -> Iterator[bool]:
-    """Hold the lock on downloads to `path`, waiting for it; yield False where the disk has no locks. `shown`: the address, for the log."""
+def one_at_a_time(path: Path, waiting: str) -> Iterator[bool]:
+    """Hold the lock on what makes `path`, waiting for it; yield False where the disk has no locks. `waiting`: logged if others hold it."""
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     told = False
     try:
@@ -65,7 +66,7 @@ def _one_at_a_time(path: Path, shown: str) -> Iterator[bool]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not told:
-                    log.info(f"{shown}: another process is downloading it, which is waited for")
+                    log.info(waiting)
                 told = True
                 time.sleep(_POLL_S)
                 continue

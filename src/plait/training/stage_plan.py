@@ -23,8 +23,8 @@ from plait.config.conflicts import schedule_conflicts
 from plait.config.resolved import StageView
 from plait.config.schema import RunConfig
 from plait.data.buckets import BucketOrder
+from plait.data.loading.bucketing import bucket_lengths
 from plait.data.order import BatchChanges, Order
-from plait.data.sources.bucketing import bucket_lengths
 from plait.engine import optim, schedule
 from plait.engine.evaluation import Bench
 from plait.engine.loss import Loss

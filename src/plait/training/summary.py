@@ -11,8 +11,8 @@ from torch import nn
 from plait.assembly import passes
 from plait.assembly.data import TrainingData
 from plait.data.buckets import BucketOrder
+from plait.data.loading.bucketing import contents_of
 from plait.data.order import Order
-from plait.data.sources.bucketing import contents_of
 from plait.data.sources.contract import Source
 from plait.engine import averages, source_shares
 from plait.training.stage_plan import StagePlan

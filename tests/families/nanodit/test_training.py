@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from plait.assembly.configuration import open_config
 from plait.cli import main
 from plait.config.schema import SourceEntry
+from plait.data.loading.bucketing import order_of
 from plait.data.loading.loader import Loader
-from plait.data.sources.bucketing import order_of
 from plait.data.sources.open import open_source
 from plait.families.nanodit import family
 from plait.families.nanodit.config import Config

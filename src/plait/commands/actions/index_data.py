@@ -1,10 +1,16 @@
-"""What `plait data index` does: build indexes for random access to tar shards and files of records, and list them."""
+"""What `plait data index` does: build indexes for random access to tar shards and files of records, and list them.
+
+For a configuration it does so for all of its data, and measures what the filters of its sources need.
+"""
 
 import logging
 from pathlib import Path
 
+from plait.assembly.data import open_training, open_validation
+from plait.config.resolved import Resolved
 from plait.data import addresses, paths
 from plait.data.formats import index as indexes
+from plait.data.sources.filtered import filtered_text
 from plait.data.sources.shards import Indexed, cached_index, index_files
 from plait.errors import PlaitError
 
@@ -33,6 +39,21 @@ def index(path: str, *, beside: bool = False) -> None:
     log.info(f"{len(indexed)} {name}, {total:,} samples, {size}; {built} indexes built, {len(indexed) - built} unchanged")
     for reason, count in paths.left_out(path, ".tar", shards).items():
         log.info(f"left out: {count} of {reason}")
+
+
+def index_configuration(resolved: Resolved) -> None:
+    """Open all data of a configuration, which makes the indices and what its filters measure, and print a line for each source.
+
+    Raises PlaitError for data that cannot be opened.
+    """
+    seen: dict[str, None] = {}
+    for view in resolved.stages:
+        opened = [*open_training(view.config).sources, *open_validation(view.config)]
+        for source in opened:
+            if source.fingerprint not in seen:
+                seen[source.fingerprint] = None
+                filtered = f"; {filtered_text(source)}" if source.filtered else ""
+                log.info(f"{source.name}: {len(source):,} samples{filtered}")
 
 
 def _row(shard: Indexed, existed: bool) -> tuple[str, str, str, str, str]:

@@ -10,7 +10,8 @@ from typing import Any
 from plait.commands.actions import findings as doctor
 from plait.commands.actions.findings import gigabytes
 from plait.config.resolved import Resolved
-from plait.data.sources.bucketing import contents_of
+from plait.data.loading.bucketing import contents_of
+from plait.data.sources.filtered import filtered_text
 from plait.engine import averages, schedule
 from plait.training import summary
 from plait.training.planning import checkpoint_size
@@ -99,6 +100,7 @@ def _data_rows(planned: StageForecast) -> Iterator[tuple[str, str]]:
         yield "data", planned.faults["data"]
     else:
         yield "data", ", ".join(f"{name} {size:,} samples" for name, size in zip(plan.data.names(), plan.order.sizes, strict=True))
+        yield from (("", f"{source.name}: {filtered_text(source)}") for source in plan.data.sources if source.filtered)
         yield from (("", text) for text in summary.planned_shares(plan.data.names(), plan.data.sampling_weights, plan.order.counts))
         yield from (("", f"{name:<18} {text}") for name, text in contents_of(plan.data.sources, config.train.global_batch))
         passes = planned.samples / sum(plan.order.sizes) if planned.samples else 0
@@ -188,6 +190,7 @@ def _stage_dict(stage: PlannedStage) -> dict[str, Any]:
         "name": planned.view.name,
         "steps": planned.steps,
         "samples": planned.samples,
+        "filtered": {source.name: dict(source.filtered) for source in planned.plan.data.sources} if planned.plan is not None else None,
         "global_batch": planned.view.config.train.global_batch,
         "micro_batch": planned.micro_batch,
         "micro_batches": planned.micro_batches,

@@ -14,6 +14,7 @@ from plait.commands.actions.hub_access import Wanted
 from plait.config.resolved import Resolved
 from plait.config.schema import Evaluate, ModelSection
 from plait.data.link_lists.refusal import refuse_known
+from plait.data.sources.filtered import filtered_text
 from plait.engine.checkpoints import checkpoint
 from plait.errors import PlaitError
 from plait.families import registry
@@ -105,6 +106,7 @@ def data(resolved: Resolved) -> Iterator[Finding]:
     """
     opened: dict[str, tuple[int, int]] = {}
     remote: set[str] = set()
+    left_out: list[str] = []
     try:
         for config in (view.config for view in resolved.stages):
             entries = training_entries(config)
@@ -117,13 +119,15 @@ def data(resolved: Resolved) -> Iterator[Finding]:
                 continue
             for entry in entries:
                 if not on_hub(entry) and (name := repr(entry.model_copy(update={"weight": 1.0}))) not in opened:
-                    opened[name] = (1, sum(map(len, open_data(config, [entry], "train"))))
+                    source = open_data(config, [entry], "train")[0]
+                    opened[name] = (1, len(source))
+                    left_out += [f"; {source.name} {filtered_text(source)}"] if source.filtered else []
     except PlaitError as error:
         yield Finding("data", str(error), "mend data.train: see the line on data")
         return
     count, samples = (sum(values) for values in zip((0, 0), *opened.values(), strict=True))
     left = f"; {len(remote)} on the Hub not opened, which would download {'them' if len(remote) > 1 else 'it'}" if remote else ""
-    yield Finding("data", f"{count} source{'s' * (count != 1)} of all stages open, with {samples:,} samples{left}")
+    yield Finding("data", f"{count} source{'s' * (count != 1)} of all stages open, with {samples:,} samples{left}{''.join(left_out)}")
 
 
 def bench_data(resolved: Resolved) -> Iterator[Finding]:

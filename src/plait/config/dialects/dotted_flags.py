@@ -19,7 +19,7 @@ from plait.config.dialects.molmo_scripts import SCRIPTS, WORDS, translate_words
 from plait.config.messages import Problem, format_value, raise_first, unknown_key
 from plait.config.nodes import COMMAND_LINE, Node, dotted, from_plain, to_plain
 from plait.config.reading import Override, scalar
-from plait.config.schema import as_number
+from plait.config.sections.base import as_number
 from plait.config.translation import Translation
 from plait.errors import PlaitError
 

@@ -13,7 +13,7 @@ from plait.config.dialects.builder import TranslationBuilder
 from plait.config.messages import Problem, format_value, raise_first, unknown_key
 from plait.config.nodes import COMMAND_LINE, Node, dotted, from_plain, to_plain
 from plait.config.reading import Override
-from plait.config.schema import as_number
+from plait.config.sections.base import as_number
 from plait.config.translation import Translation
 from plait.errors import PlaitError
 

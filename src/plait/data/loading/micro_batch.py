@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from plait.config.secrets import masked
+from plait.data.loading.bucketing import bucket_of
 from plait.data.order import Ordering, SampleId, rank_slices
-from plait.data.sources.bucketing import bucket_of
 from plait.data.sources.contract import Sample, Source, read
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.keys import key

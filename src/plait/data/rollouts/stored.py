@@ -18,6 +18,7 @@ from plait.data.sources.contract import Sample, Source
 from plait.errors import BadSample, PlaitError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 MANIFEST = "rollout.json"
@@ -74,7 +75,7 @@ class RolledSource(Source):
         if made["fingerprint"] != whole.fingerprint:
             raise PlaitError(
                 f"rollout: {folder} has futures of {made['name']}, {made['samples']} samples, not of this data ({len(whole)} samples), or "
-                "its options, limit, split or seed are others: make them again with `plait data rollout`"
+                "its options, limit, filter, split or seed are others: make them again with `plait data rollout`"
             )
         if self.manifest["seed"] not in (None, seed):
             raise PlaitError(
@@ -87,7 +88,8 @@ class RolledSource(Source):
                 "`plait data rollout` finishes it"
             )
         self.name, self.groups, self.has_template = whole.name, whole.groups, whole.has_template
-        self.allow_blank, self.may_wait, self.left_out = whole.allow_blank, whole.may_wait, whole.left_out
+        self.allow_blank, self.may_wait, self.left_out = whole.allow_blank, whole.may_wait, dict(whole.left_out)
+        self.filtered = dict(whole.filtered)
         self.fingerprint = xxhash.xxh3_64_hexdigest(json.dumps([whole.fingerprint, self.manifest], sort_keys=True).encode())
 
     def __len__(self) -> int:
@@ -99,6 +101,14 @@ class RolledSource(Source):
     def draw(self, index: int, sample_key: int) -> Sample:
         """Return sample `index` with its future, drawn by the whole source with the 64-bit seed `sample_key`."""
         return self._rolled(self.whole.draw(index, sample_key), index)
+
+    def peek(self, index: int) -> Sample:
+        """Return what the whole source tells of sample `index`."""
+        return self.whole.peek(index)
+
+    def places(self, indices: "np.ndarray") -> "np.ndarray":
+        """Return the indices that samples have in the whole source before any filter."""
+        return self.whole.places(indices)
 
     @property
     def maker(self) -> str:

@@ -6,10 +6,13 @@ How an item of the configuration's `data:` section, an entry, becomes a source i
 import abc
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from plait.data.records import Record
 from plait.errors import PlaitError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Sample = dict[str, Any]
 """Keys: `id`, `images` (encoded), `messages` ({"role", "content"}), `fields` (the record); optional `frames`, `annotations`, `arrays`."""
@@ -48,6 +51,9 @@ class Source(abc.ABC):
     left_out: Mapping[str, int] = MappingProxyType({})
     """Counts of what is found among the samples but not read, by description, such as {".heic: a format that is not read": 3}."""
 
+    filtered: Mapping[str, int] = MappingProxyType({})
+    """How many samples a `filter:` leaves out, by the first part of it that they fail, such as {"min_side 256": 120}."""
+
     def __new__(cls, *_: object, **__: object) -> Self:
         """Make an instance. Raises PlaitError, in place of TypeError, for a class without `__len__` or `__getitem__`."""
         if missing := sorted(cls.__abstractmethods__):
@@ -63,6 +69,14 @@ class Source(abc.ABC):
     def draw(self, index: int, sample_key: int) -> Sample:
         """Return sample `index` for training. All randomness (such as which caption) comes from the 64-bit `sample_key`."""
         return self[index]
+
+    def peek(self, index: int) -> Sample:
+        """Return sample `index` for what is measured of it; of `messages` none where they are unfit. Raises BadSample if it is broken."""
+        return self[index]
+
+    def places(self, indices: "np.ndarray") -> "np.ndarray":
+        """Return the indices that samples have before a `filter:`; the share that is held out depends on those alone."""
+        return indices
 
     @property
     def maker(self) -> str:

@@ -49,6 +49,14 @@ class Conversations(Source):
         sample: Sample = {"id": record.id, "images": record.images, **conversations}
         return sample | {"frames": record.frames} if record.frames else sample
 
+    def peek(self, index: int) -> Sample:
+        """Return record `index` for what is measured of it, without messages where they are unfit. Raises BadSample if it is broken."""
+        record = self.reader.read(index)
+        sample: Sample = {"id": record.id, "images": record.images, "messages": [], "fields": record.fields}
+        with contextlib.suppress(BadSample):
+            sample |= self._conversations(record)
+        return sample | {"fields": record.fields}
+
     def _conversations(self, record: Record) -> dict[str, Any]:
         """Return a sample's `messages` and `fields`, and `annotations` where the record has several conversations about its images."""
         fields = record.fields

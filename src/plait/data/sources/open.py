@@ -86,7 +86,11 @@ def open_source(
         raise PlaitError(f"{where}: a source has a name and a fingerprint, which are texts: {error}") from error
     if wrong := [f"{attribute} is {value!r}" for attribute, value in texts.items() if not isinstance(value, str)]:
         raise PlaitError(f"{where}: a source has a name and a fingerprint, which are texts: {' and '.join(wrong)}")
-    return source
+    if entry.filter is None:
+        return source
+    filtered = importlib.import_module("plait.data.sources.filtered")  # which needs numpy, as the kinds do
+    selected: Source = filtered.passing(source, entry.filter, where=where, entry=entry, cache=cache)
+    return selected
 
 
 def open_all(

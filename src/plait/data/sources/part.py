@@ -26,12 +26,12 @@ class Part(Source):
 
     def __init__(self, source: Source, share: float, seed: int, *, held_out: bool) -> None:
         self.whole, self.held_out = source, held_out
-        self.name, self.left_out = source.name, dict(source.left_out)
+        self.name, self.left_out, self.filtered = source.name, dict(source.left_out), dict(source.filtered)
         self.has_template, self.allow_blank, self.may_wait = source.has_template, source.allow_blank, source.may_wait
         self.stored = source.stored
         self.fingerprint = f"{source.fingerprint}-{'held' if held_out else 'train'}-{key(str(share), seed):016x}"
         ends = np.cumsum([0, *(source.groups or (len(source),))])
-        chosen = [_held_out(int(begin), int(end), share, seed) for begin, end in pairwise(ends)]
+        chosen = [_held_out(source, range(begin, end), share, seed) for begin, end in pairwise(ends)]
         self._held = np.concatenate([np.zeros(0, np.int64), *chosen])
         if not len(self._held):
             raise PlaitError(
@@ -52,6 +52,15 @@ class Part(Source):
         """Return sample `index` of this part, drawn by the whole source with the 64-bit seed `sample_key`; IndexError beyond its end."""
         return self.whole.draw(self.index_in_whole(index), sample_key)
 
+    def peek(self, index: int) -> Sample:
+        """Return what the whole source tells of sample `index` of this part. Raises IndexError if `index` is out of range."""
+        return self.whole.peek(self.index_in_whole(index))
+
+    def places(self, indices: np.ndarray) -> np.ndarray:
+        """Return the indices, in the source before any filter, of samples of this part."""
+        held_out = self.held_out
+        return self.whole.places(self._held[indices] if held_out else indices + np.searchsorted(self._shift, indices, side="right"))
+
     @property
     def maker(self) -> str:
         """Return the import path of the class of the whole source."""
@@ -61,9 +70,7 @@ class Part(Source):
         """Return the index, in the whole source, of sample `index` of this part. Raises IndexError if `index` is out of range."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        if self.held_out:
-            return int(self._held[index])
-        return index + int(np.searchsorted(self._shift, index, side="right"))
+        return int(self._held[index]) if self.held_out else index + int(np.searchsorted(self._shift, index, side="right"))
 
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
         """Return the whole source's table, a dict per bucket, with this part's counts: samples, `tokens` in proportion, and batches.
@@ -78,17 +85,18 @@ class Part(Source):
         return rows
 
 
-def _held_out(begin: int, end: int, share: float, seed: int) -> np.ndarray:
-    """Return which of the indices from `begin` to `end` are held out, sorted: those whose random number is below `share`.
+def _held_out(source: Source, bucket: range, share: float, seed: int) -> np.ndarray:
+    """Return which of the indices in `bucket` are held out, sorted: those whose random number, of their place, is below `share`.
 
     At least one, that with the smallest number, and not all of them; none of fewer than two.
     """
+    begin, end = bucket.start, bucket.stop
     if end - begin < 2:
         return np.zeros(0, np.int64)
     below, least, most = [], (2.0, -1), (-1.0, -1)
     for first in range(begin, end, _AT_ONCE):
         indices = np.arange(first, min(end, first + _AT_ONCE), dtype=np.int64)
-        numbers = _uniform(indices, seed)
+        numbers = _uniform(source.places(indices), seed)
         below.append(indices[numbers < share])
         least = min(least, (float(numbers.min()), int(indices[numbers.argmin()])))
         most = max(most, (float(numbers.max()), int(indices[numbers.argmax()])))

@@ -26,9 +26,9 @@ from plait.config.resolved import Resolved, StageView
 from plait.config.schema import RunConfig
 from plait.data import images
 from plait.data.buckets import BucketOrder
+from plait.data.loading.bucketing import bucket_lengths, contents_of
 from plait.data.loading.micro_batch import Bad, collated
 from plait.data.order import SampleId
-from plait.data.sources.bucketing import bucket_lengths, contents_of
 from plait.engine.checkpoints import folders
 from plait.engine.loss import has_targets, weights_of
 from plait.errors import PlaitError
