@@ -166,41 +166,61 @@ def run_index(arguments: Arguments) -> None:
 
 def declare_shard(parser: Parser) -> None:
     """Add the arguments of `plait data shard` to its parser."""
-    parser.add_argument("source", help="a folder of pictures, a .jsonl, tar shards, or `scenes`")
+    parser.add_argument(
+        "source", help="a folder of pictures, .jsonl, .csv, .parquet, tar shards, or `scenes`; with --plain a configuration"
+    )
     parser.add_argument("out", type=path, nargs="?", help="folder of the set; the same command finishes a build that was stopped")
-    parser.add_argument("--split", default="train", help="part of the source")
-    parser.add_argument("--buckets", help="sizes to crop to, WIDTHxHEIGHT,... (default: the five of 1024 x 1024 pixels)")
-    parser.add_argument("--bucket", action="append", default=[], help="write only this one of them; may be repeated")
-    parser.add_argument("--latents", help="VAE: a folder, a Hub repository[/part][@revision], or tiny[:4x48], to try things out")
-    parser.add_argument("--texts", help="T5 encoder, named likewise, or tiny[:64]")
-    parser.add_argument("--images", help="DINOv3, named likewise, or tiny")
-    parser.add_argument("--max-tokens", type=positive, help="of a caption (default: 512, tiny 64)")
+    parser.add_argument("--plain", action="store_true", help="pack pictures and texts as they are, for any trainer; no encoders")
+    parser.add_argument("--split", help="part of the source (default: train)")
     parser.add_argument("--min-side", type=positive, help="skip pictures with a shorter side, in pixels")
-    parser.add_argument("--uncaptioned", action="store_true", help="write pictures without a caption too (default: they are skipped)")
-    parser.add_argument("--limit", type=positive, help="read at most so many samples, a fair part of all")
-    parser.add_argument("--seed", type=int, default=0, help="of the order in which samples are taken")
-    parser.add_argument("--batch", type=positive, default=16, help="pictures per call of an encoder")
-    parser.add_argument("--per-shard", type=positive, default=1000, help="samples per shard, at most 1000")
-    parser.add_argument("--statistics", choices=("measured", "published"), default="measured", help="what normalises the latents")
-    parser.add_argument("--like", type=path, help="share the statistics of this set (for held-out data)")
-    parser.add_argument("--workers", type=int, default=2, help="threads that decode pictures")
-    parser.add_argument("--device", default="cpu", help="of the encoders, such as cuda")
-    parser.add_argument("--dry-run", action="store_true", help="only count what each bucket would hold")
-    parser.add_argument("--measure", action="store_true", help="SOURCE is a set made elsewhere: write its metadata.json")
+    parser.add_argument("--limit", type=positive, help="at most so many samples: a fair part of all; with --plain the first, or --shuffle")
+    parser.add_argument("--seed", type=int, help="of the order in which samples are taken (default: 0)")
+    parser.add_argument("--per-shard", type=positive, help="samples per shard (default: 1000, which is the most; --plain 10000)")
+    parser.add_argument("--workers", type=positive, help="threads that decode pictures (default: 2)")
+    plain = parser.add_argument_group("with --plain")
+    plain.add_argument("--number", type=int, help="which source of a configuration, from 0, where it has several")
+    plain.add_argument("--max-side", type=positive, metavar="PIXELS", help="scale larger pictures down, as JPEG or as --encode says")
+    plain.add_argument("--encode", choices=("jpg", "webp", "png"), help="encode every picture anew (default: files stay as they are)")
+    plain.add_argument("--quality", type=positive, help="of JPEG and WebP that is encoded anew (default: 95)")
+    plain.add_argument("--shuffle", action="store_true", help="in a random order, by --seed (default: in the source's)")
+    plain.add_argument("--processes", type=positive, help="that pack, each with --workers threads (default: 1)")
+    latents = parser.add_argument_group("without --plain: latents")
+    latents.add_argument("--buckets", help="sizes to crop to, WIDTHxHEIGHT,... (default: the five of 1024 x 1024 pixels)")
+    latents.add_argument("--bucket", action="append", help="write only this one of them; may be repeated")
+    latents.add_argument("--latents", help="VAE: a folder, a Hub repository[/part][@revision], or tiny[:4x48], to try things out")
+    latents.add_argument("--texts", help="T5 encoder, named likewise, or tiny[:64]")
+    latents.add_argument("--images", help="DINOv3, named likewise, or tiny")
+    latents.add_argument("--max-tokens", type=positive, help="of a caption (default: 512, tiny 64)")
+    latents.add_argument("--uncaptioned", action="store_true", help="write pictures without a caption too (default: they are skipped)")
+    latents.add_argument("--batch", type=positive, help="pictures per call of an encoder (default: 16)")
+    latents.add_argument("--statistics", choices=("measured", "published"), help="what normalises the latents (default: measured)")
+    latents.add_argument("--like", type=path, help="share the statistics of this set (for held-out data)")
+    latents.add_argument("--device", help="of the encoders, such as cuda (default: cpu)")
+    latents.add_argument("--dry-run", action="store_true", help="only count what each bucket would hold")
+    latents.add_argument("--measure", action="store_true", help="SOURCE is a set made elsewhere: write its metadata.json")
 
 
 def run_shard(arguments: Arguments) -> None:
     """Encode pictures of the argument `source` into latent shards in the folder `out`, or finish a folder that was begun.
 
-    With `--measure`, write metadata.json for the shards `source`, made by another tool. Raises PlaitError for a wrong argument or source.
+    With `--plain`, pack pictures and texts as they are; with `--measure`, write metadata.json for the shards `source`, made by another
+    tool. Raises PlaitError for a wrong argument or source.
     """
     from plait.commands.actions import shard_data
+    from plait.commands.actions.packing import pack_data
 
-    if arguments.measure:
+    given = {name: value for name, value in vars(arguments).items() if value is not None and value is not False}
+    own, other = (pack_data.OPTIONS, shard_data.OPTIONS | {"measure"}) if arguments.plain else (shard_data.OPTIONS, pack_data.OPTIONS)
+    if wrong := next((name for name in given if name in other and name not in own), None):
+        needed = "is of latents, which --plain does not make: leave one of them out" if arguments.plain else "needs --plain"
+        raise PlaitError(f"--{wrong.replace('_', '-')} {needed}")
+    chosen = {name: value for name, value in given.items() if name in own}
+    if arguments.plain:
+        pack_data.pack(arguments.source, arguments.out, pack_data.PackOptions(**chosen), arguments.overrides)
+    elif arguments.measure:
         shard_data.measure(Path(arguments.source))
-        return
-    given = {name: value for name, value in vars(arguments).items() if name in shard_data.OPTIONS and value is not None}
-    shard_data.shard(arguments.source, arguments.out, shard_data.ShardOptions(**given), arguments.overrides)
+    else:
+        shard_data.shard(arguments.source, arguments.out, shard_data.ShardOptions(**chosen), arguments.overrides)
 
 
 def declare_rollout(parser: Parser) -> None:
@@ -261,5 +281,11 @@ COMMANDS = (
         "Settings of the configuration, or of the source, are given as --name=value: --seed=1, --options.size=[64,64].",
     ),
     Command(("data", "step"), "list the samples of any step of a run", declare_step, run_step, OVERRIDES),
-    Command(("data", "shard"), "encode pictures with captions into bucketed latent shards", declare_shard, run_shard, _SHARD_SETTINGS),
+    Command(
+        ("data", "shard"),
+        "pack any source into tar shards, or encode pictures into bucketed latent shards",
+        declare_shard,
+        run_shard,
+        _SHARD_SETTINGS,
+    ),
 )

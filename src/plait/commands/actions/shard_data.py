@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -21,6 +21,8 @@ from plait.config.schema import SourceEntry
 from plait.data import addresses, aspect, paths
 from plait.data.latent_shards import statistics, write
 from plait.data.latent_shards.plan import Plan, Report, Request, count_reasons, plan
+from plait.data.records import IMAGE_KINDS
+from plait.data.sources import folder
 from plait.data.sources.metadata import read_metadata
 from plait.data.sources.open import open_source
 from plait.errors import PlaitError
@@ -60,6 +62,15 @@ class ShardOptions:
     dry_run: bool = False
 
 
+_KINDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".tar": "shards",
+    **dict.fromkeys((".csv", ".tsv", ".parquet", ".arrow"), "datasets"),
+}
+"""The kind of source that reads a file, by its ending."""
+_PICTURES = frozenset(f".{kind}" for kind in IMAGE_KINDS)
 OPTIONS = frozenset(ShardOptions.__dataclass_fields__)
 """The names of its fields."""
 
@@ -135,7 +146,9 @@ def measure(path: Path) -> None:
 
 
 def entry(what: str, settings: Sequence[str]) -> SourceEntry:
-    """Return an item of `data.train` for `what`: "scenes" (drawn), a .jsonl, tar shards (glob or folder), or a folder of pictures.
+    """Return an item of `data.train` for `what`: "scenes" (drawn), or a path or address of data.
+
+    Records (JSON, CSV, parquet, Arrow), tar shards, or a folder of pictures or of these.
 
     `settings`: such as "options.size=[64,64]". Raises PlaitError for anything else, and for a setting that a source does not have.
     """
@@ -161,14 +174,19 @@ def entry(what: str, settings: Sequence[str]) -> SourceEntry:
 
 
 def _kind(what: str) -> str:
-    if what.endswith(".jsonl"):
-        return "jsonl"
+    ending = PurePosixPath(addresses.shown(what)).suffix.lower()
+    if ending in _KINDS:
+        return _KINDS[ending]
     path = paths.local(what)
-    if what.endswith(".tar") or addresses.is_remote(what) or (path.is_dir() and any(path.glob("*.tar"))):
+    beside = {file.suffix.lower() for file in path.iterdir() if not file.name.startswith(".")} if path.is_dir() else set[str]()
+    if addresses.is_remote(what) or ".tar" in beside:
         return "shards"
     if path.is_dir():
-        return "folder"
-    raise PlaitError(f"{what!r} is no folder of pictures, .jsonl, tar shards or `scenes`")
+        saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+        pictured = any((path / name).is_file() for name in folder.METADATA)
+        rows = {_KINDS[ending] for ending in beside & _KINDS.keys()}
+        return "datasets" if saved or ("datasets" in rows and not pictured and not beside & _PICTURES) else "folder"
+    raise PlaitError(f"{what!r} is no folder of pictures, .jsonl, .json, .csv, .parquet, tar shards or `scenes`")
 
 
 def _planned(planned: Plan) -> list[str]:

@@ -5,21 +5,16 @@ A large JPEG is decoded at an eighth to half of its size, which reads all of its
 """
 
 import hashlib
-import io
 from typing import Any
-
-from PIL import Image
 
 from plait.data import image_files
 from plait.data.download.limits import PictureLimits
 from plait.data.formats.encodings import other_kind
-from plait.data.formats.image_metadata import JPEG
-from plait.data.formats.png import PNG
+from plait.data.shard_sets import encoding
 from plait.errors import BadSample
 
 _DRAFT = (256, 256)  # a JPEG of four times that is decoded smaller
 _QUALITY = 95
-_ENDINGS = {"TIFF": "tif", "JPEG2000": "jp2"}
 _HASHES = {32: "md5", 64: "sha256"}  # by their hexadecimal digits
 
 
@@ -42,9 +37,9 @@ def judge(body: bytes, expected_hash: str | None, limits: PictureLimits) -> tupl
     width, height = _decoded_size(body, limits)
     if min(width, height) < limits.min_side:
         raise Refused("too_small", f"{width} x {height}")
-    sha256, kind = hashlib.sha256(body).hexdigest(), _kind(body)
+    sha256, kind = hashlib.sha256(body).hexdigest(), encoding.kind(body)
     if limits.max_side is not None and max(width, height) > limits.max_side:
-        body, width, height = _scaled(body, limits.max_side, limits.max_pixels)
+        body, (width, height) = encoding.encode(body, "jpg", _QUALITY, side=limits.max_side, max_pixels=limits.max_pixels)
         kind = "jpg"
     return body, {"kind": kind, "width": width, "height": height, "bytes": len(body), "sha256": sha256}
 
@@ -71,23 +66,3 @@ def _decoded_size(body: bytes, limits: PictureLimits) -> tuple[int, int]:
         kind = other_kind(body).removeprefix(", ")
         raise Refused("html" if kind.startswith("HTML") else "not_a_picture", "" if kind.startswith("HTML") else kind) from None
     raise Refused("damaged", reason.partition(": ")[2] or reason)
-
-
-def _kind(body: bytes) -> str:
-    """Return the ending of the name of a picture's file, by its content."""
-    if body.startswith((JPEG, PNG)):  # also with damaged metadata, which Pillow would refuse
-        return "jpg" if body.startswith(JPEG) else "png"
-    with Image.open(io.BytesIO(body), formats=image_files.FORMATS) as image:
-        name = str(image.format)
-    return _ENDINGS.get(name, name.lower())
-
-
-def _scaled(body: bytes, side: int, max_pixels: int) -> tuple[bytes, int, int]:
-    """Return the picture as a JPEG whose longer side is `side` pixels, and its width and height."""
-    pixels = image_files.decode_rgb(body, max_pixels=max_pixels, at_least=(side, side))
-    width, height = image_files.size(body)
-    factor = side / max(width, height)
-    width, height = max(1, round(width * factor)), max(1, round(height * factor))
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS).save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue(), width, height

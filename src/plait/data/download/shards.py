@@ -10,8 +10,6 @@ So a set of shards is a function of the list and of what the servers answered; w
 """
 
 import json
-import os
-import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,13 +20,13 @@ from plait.data.download.journal import Journal
 from plait.data.download.listing import Link
 from plait.data.download.outcomes import SAVED
 from plait.data.download.picture_files import PictureFiles
+from plait.data.formats import tar_writing
 from plait.errors import PlaitError
 
 REQUEST = "download.json"
 WORK = ".download"
 """The folder of journals, below the folder of shards."""
 FORMAT = 1
-_BLOCK = 512
 _TAIL_BYTES = 1 << 16
 
 
@@ -72,7 +70,7 @@ class ShardFiles:
                     pictures.keep(str(link.url), body)
             pictures.sync()
         elif saved:
-            _write_tar(self.tar, saved, journal)
+            tar_writing.write(self.tar, (member for link in saved for member in _members(link, journal)))
         told = [journal.outcomes[link.row].plain() for link in links]
         files.write_whole(self.manifest, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told))
         counts = {
@@ -85,27 +83,6 @@ class ShardFiles:
         files.write_json(self.counts, counts)
         journal.close(remove=True)
         return counts
-
-
-def _write_tar(path: Path, links: Sequence[Link], journal: Journal) -> None:
-    """Write the members of saved rows, in order. The same rows give the same bytes, whoever writes them, whenever."""
-    beside, descriptor = files.claim(path, lambda name: os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
-    with os.fdopen(descriptor, "wb") as file:
-        try:
-            file.truncate()
-            for link in links:
-                for name, body in _members(link, journal):
-                    head = tarfile.TarInfo(name)  # time 0, mode 0644, no owner
-                    head.size = len(body)
-                    file.write(head.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % _BLOCK))
-            file.write(bytes(2 * _BLOCK))
-            file.flush()
-            os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-    files.sync_folder(path.parent)
 
 
 def _members(link: Link, journal: Journal) -> list[tuple[str, bytes]]:

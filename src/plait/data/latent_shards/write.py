@@ -5,7 +5,6 @@ vector. Every shard is a pure function of (source, request, encoders, its positi
 and ends in the same bytes as one that was not. Unfinished work is in `.building/` of the set; `metadata.json` is written last.
 """
 
-import fcntl
 import io
 import json
 import os
@@ -13,7 +12,6 @@ import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +26,7 @@ from plait.data.aspect import Bucket
 from plait.data.formats import npy
 from plait.data.latent_shards.plan import UNREADABLE, Plan, Report, Request, Skipped, captions_of, count_reasons, plan, sample_at
 from plait.data.latent_shards.statistics import Moments, Tally, merge_reports
+from plait.data.shard_sets import work_folder
 from plait.data.sources.contract import Sample, Source
 from plait.data.sources.latents import suffix_of
 from plait.data.sources.metadata import METADATA
@@ -134,8 +133,8 @@ def build(
         return finished
     work = out / _WORK
     work.mkdir(parents=True, exist_ok=True)
-    with _locked(work):
-        _check_request(work / "request.json", signature, out)
+    with work_folder.locked(work):
+        work_folder.check_request(work / "request.json", signature, out)
         planned = plan(source, request, workers=workers, kept=work, report=report)
         shards = list(planned.shards(request.per_shard))
         if not shards:
@@ -192,36 +191,9 @@ def _finished(out: Path, signature: dict[str, Any]) -> dict[str, Any] | None:
     if not (out / METADATA).is_file():
         return None
     metadata: dict[str, Any] = json.loads((out / METADATA).read_bytes())
-    _compare(metadata.get("request", {}), signature, out)
+    work_folder.compare(metadata.get("request", {}), signature, out)
     shutil.rmtree(out / _WORK, ignore_errors=True)
     return metadata
-
-
-def _check_request(file: Path, signature: dict[str, Any], out: Path) -> None:
-    """Write down the request of a new build. Raises PlaitError if the build that was begun here is of another one."""
-    if file.is_file():
-        _compare(json.loads(file.read_bytes()), signature, out)
-    else:
-        files.write_json(file, signature)
-
-
-def _compare(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    """Raise PlaitError at the first entry in which two requests differ."""
-    plain = json.loads(json.dumps(now))
-    other = next((name for name in plain if before.get(name) != plain[name]), None)
-    if other is not None:
-        was, wanted = (str(value)[:160] for value in (before.get(other), plain[other]))
-        raise PlaitError(f"{out} holds a set made with {other} {was}, not {wanted}; give another folder, or remove this one")
-
-
-@contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    with (work / "lock").open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise PlaitError(f"another process is building in {work.parent}") from error
-        yield
 
 
 # One shard
