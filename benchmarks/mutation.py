@@ -112,6 +112,7 @@ TESTS: dict[str, str] = {
     "engine/monitoring/event_files.py": "engine/test_event_files.py engine/test_tracking.py",
     "engine/monitoring/heartbeat.py": "engine/test_heartbeat.py",
     "engine/monitoring/path_faults.py": "test_cli.py commands/test_full_disk.py",
+    "engine/monitoring/json_output.py": "commands/test_json_output.py",
     "engine/monitoring/reporter.py": "engine/test_reporter.py",
     "engine/monitoring/screen.py": "engine/test_screen.py engine/test_tracking.py",
     "engine/monitoring/signals.py": "engine/test_signals.py",

@@ -45,6 +45,7 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         reporter.install(*plugins.packages())
         parsed = command_line.parse(arguments)
+        reporter.for_programs(getattr(parsed, "json", False))
         parsed.command.run(parsed)
     except PlaitError as error:
         rank = os.environ.get("RANK", "0")

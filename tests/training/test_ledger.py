@@ -321,7 +321,7 @@ def test_stages_as_json_has_the_ledger(recipe, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["ledger"] == forgetting.of_run(run) and len(told["ledger"]) == 8
     assert [stage["name"] for stage in told["stages"]] == ["projection", "vision", "language"]
-    assert told["stages"][0]["steps"] == "6 of 6, from step 0; last saved at 6"
+    assert [told["stages"][0][name] for name in ("done", "planned", "start")] == [6, 6, 0]
     assert told["stages"][0]["held_out"][0]["name"] == "loss"
 
 

@@ -58,6 +58,11 @@ def add_weights(parser: Parser) -> None:
     which.add_argument("--ema-length", type=float, metavar="SHARE", help="an average of this length, made of what optim.ema.post_hoc kept")
 
 
+def add_json(parser: Parser, keys: str) -> None:
+    """Add the switch `--json` to a verb's parser. `keys`: the names in the object that it prints, for the help: "config, stages"."""
+    parser.add_argument("--json", action="store_true", help=f"as one JSON object: {keys}")
+
+
 def spread(arguments: Arguments, max_restarts: int | None = None, shutdown_timeout_s: int | None = None) -> None:
     """Replace this process by torchrun with `--nproc` ranks of the same command; without `--nproc` do nothing.
 

@@ -3,13 +3,25 @@
 For each, a `declare_...` adds its arguments to a parser, and a `run_...` does its work with what was parsed.
 """
 
-from plait.commands.arguments import SPEC, path, positive
+from plait.commands.arguments import SPEC, add_json, path, positive
 from plait.commands.command import Arguments, Command, Parser
 
 
 def declare_path(parser: Parser) -> None:
-    """Add the `path` argument of `inspect` and `verify` to their parser."""
+    """Add the `path` argument, which names a checkpoint or several, to a verb's parser."""
     parser.add_argument("path", metavar="CHECKPOINT", help=SPEC)
+
+
+def declare_inspect(parser: Parser) -> None:
+    """Add the arguments of `inspect` to its parser."""
+    declare_path(parser)
+    add_json(parser, "checkpoint, state, stage, files, parameters, base, frozen_xxh3, data")
+
+
+def declare_verify(parser: Parser) -> None:
+    """Add the arguments of `verify` to its parser."""
+    declare_path(parser)
+    add_json(parser, "checkpoints, damaged")
 
 
 def run_inspect(arguments: Arguments) -> None:
@@ -19,14 +31,14 @@ def run_inspect(arguments: Arguments) -> None:
     """
     from plait.commands.actions import checkpoints
 
-    checkpoints.inspect(arguments.path)
+    checkpoints.inspect(arguments.path, as_json=arguments.json)
 
 
 def run_verify(arguments: Arguments) -> None:
     """Check every file of the checkpoints that the argument `path` names against its stored hash. Raises PlaitError if any is damaged."""
     from plait.commands.actions import checkpoints
 
-    checkpoints.verify(arguments.path)
+    checkpoints.verify(arguments.path, as_json=arguments.json)
 
 
 def declare_consolidate(parser: Parser) -> None:
@@ -69,13 +81,14 @@ def declare_diff(parser: Parser) -> None:
     """Add the arguments of `diff`, the two checkpoints, to its parser."""
     for name in ("a", "b"):
         parser.add_argument(name, metavar=name.upper(), help=SPEC)
+    add_json(parser, "a, b, state, components, frozen, differences")
 
 
 def run_diff(arguments: Arguments) -> None:
     """Print how far the weights moved from checkpoint `a` to `b` (arguments), and what else differs. Raises PlaitError without one."""
     from plait.commands.actions import checkpoints
 
-    checkpoints.diff(arguments.a, arguments.b)
+    checkpoints.diff(arguments.a, arguments.b, as_json=arguments.json)
 
 
 def declare_prune(parser: Parser) -> None:
@@ -86,7 +99,7 @@ def declare_prune(parser: Parser) -> None:
         "--also", type=path, action="append", default=[], metavar="DIR", help="other runs below it may start from this one; may be repeated"
     )
     parser.add_argument("--yes", action="store_true", help="delete; without it, what would go is printed")
-    parser.add_argument("--json", action="store_true", help="as one JSON object: checkpoints with bytes and why each stays")
+    add_json(parser, "run, deleted, bytes_freed, runs_looked_at, checkpoints")
 
 
 def run_prune(arguments: Arguments) -> None:
@@ -101,8 +114,8 @@ def run_prune(arguments: Arguments) -> None:
 
 
 COMMANDS = (
-    Command(("ckpt", "inspect"), "what a checkpoint holds", declare_path, run_inspect),
-    Command(("ckpt", "verify"), "check every file of every checkpoint against its hash", declare_path, run_verify),
+    Command(("ckpt", "inspect"), "what a checkpoint holds", declare_inspect, run_inspect),
+    Command(("ckpt", "verify"), "check every file of every checkpoint against its hash", declare_verify, run_verify),
     Command(
         ("ckpt", "consolidate"),
         "write the weights of a checkpoint whole, whichever ranks wrote its files",

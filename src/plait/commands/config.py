@@ -3,10 +3,10 @@
 import logging
 
 from plait.assembly.checked_configuration import open_checked
-from plait.commands.arguments import add_config
+from plait.commands.arguments import add_config, add_json
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
-from plait.config.show import render, render_json
-from plait.engine.monitoring.reporter import WHOLE
+from plait.config.show import as_dict, render
+from plait.engine.monitoring.json_output import show_json
 
 log = logging.getLogger(__name__)
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait config` to its parser."""
     add_config(parser)
-    parser.add_argument("--json", action="store_true", help="as one JSON object: config, stages, origins, warnings")
+    add_json(parser, "config, stages, origins, warnings")
 
 
 def run(arguments: Arguments) -> None:
@@ -24,7 +24,7 @@ def run(arguments: Arguments) -> None:
     """
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
     if arguments.json:
-        log.info(render_json(resolved), extra=WHOLE)
+        show_json(as_dict(resolved))
     else:
         log.info(render(resolved))
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from plait.assembly.checked_configuration import open_checked
-from plait.commands.arguments import add_config, path, positive
+from plait.commands.arguments import add_config, add_json, path, positive
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 from plait.errors import PlaitError
 
@@ -39,7 +39,7 @@ def declare_step(parser: Parser) -> None:
     parser.add_argument("step", type=positive, help="number of the step in the run, from 1, as in metrics.jsonl")
     parser.add_argument("--stage", metavar="NAME", help="count the steps of this stage")
     parser.add_argument("--ranks", type=positive, help="divide the samples over so many (default: as the run's checkpoints say, else 1)")
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    add_json(parser, "run, step, stage, stage_step, ranks, micro_batch, hash, recorded_hash, samples")
     parser.add_argument("--page", action="store_true", help="also draw them as the model sees them, on a page")
     parser.add_argument("--out", type=path, help="new folder for the page (default: step-N, then step-N-2, ...); draws it too")
 

@@ -1,7 +1,7 @@
 """The command `plait doctor`: check what a run needs before it starts. `declare` adds the arguments of `run`."""
 
 from plait.assembly.checked_configuration import open_checked
-from plait.commands.arguments import path, positive, spread
+from plait.commands.arguments import add_json, path, positive, spread
 from plait.commands.command import Arguments, Command, Parser
 from plait.errors import PlaitError, command
 
@@ -10,6 +10,7 @@ def declare(parser: Parser) -> None:
     """Add the arguments of `plait doctor` to its parser."""
     parser.add_argument("config", type=path, nargs="?", help="look at its weights and data too")
     parser.add_argument("--nproc", type=positive, help="ranks on this machine, to try how they reach each other")
+    add_json(parser, "findings, cures")
 
 
 def run(arguments: Arguments) -> None:
@@ -31,7 +32,7 @@ def run(arguments: Arguments) -> None:
     spread(arguments)
     from plait.commands.actions import doctor
 
-    doctor.examine(resolved, path(str(folder)))
+    doctor.examine(resolved, path(str(folder)), as_json=arguments.json)
 
 
 _SETTINGS = "--run=DIR names the folder to try; with CONFIG, any setting can be given."

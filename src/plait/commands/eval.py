@@ -5,8 +5,9 @@ import logging
 from dataclasses import replace
 
 from plait.assembly.checked_configuration import open_checked
-from plait.commands.arguments import EXPORT, SPEC, add_weights, path, positive, spread
+from plait.commands.arguments import EXPORT, SPEC, add_json, add_weights, path, positive, spread
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser, actions
+from plait.engine.monitoring.json_output import show_json
 from plait.errors import PlaitError
 from plait.families import registry
 
@@ -45,6 +46,7 @@ def declare(parser: Parser) -> None:
     add_weights(parser)
     parser.add_argument("--out", type=path, help="where to write (default: RUN/eval/...)")
     parser.add_argument("--nproc", type=positive, help="share the samples among so many ranks of this machine")
+    add_json(parser, "results, a list of what each bench's metrics.json has with its `folder` and `against`")
     _declare_variants(parser)
 
 
@@ -102,6 +104,8 @@ def run(arguments: Arguments) -> None:
         results.append(evaluate.evaluate(measured, name, replace(options, out=folder, ablate=left_out)))
     if others:
         against.compare(measured, others, results)
+    if arguments.json and results[0].first:
+        show_json({"results": [result.written(*["against"] * bool(others)) for result in results]})
 
 
 HELP = "measure a checkpoint on a bench; writes predictions and a page with pictures"

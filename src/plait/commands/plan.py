@@ -1,7 +1,7 @@
 """The command `plait plan`: say what a run will take and what is wrong with it, before it starts. `declare` adds the arguments of `run`."""
 
 from plait.assembly.checked_configuration import open_checked
-from plait.commands.arguments import add_config, positive
+from plait.commands.arguments import add_config, add_json, positive
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 
 
@@ -13,7 +13,7 @@ def declare(parser: Parser) -> None:
     parser.add_argument("--stage", help="this stage only")
     parser.add_argument("--search", action="store_true", help="look for the fastest strategy, micro-batch and checkpointing; with --gpu")
     parser.add_argument("--probe", action="store_true", help="measure the pace by a few real steps here; needs weights and data")
-    parser.add_argument("--json", action="store_true", help="as one JSON object: stages, findings, checkpoints, needs")
+    add_json(parser, "run, family, ranks, gpu, stages, needs, findings")
 
 
 def run(arguments: Arguments) -> None:

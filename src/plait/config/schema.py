@@ -114,7 +114,7 @@ class Data(Section):
     )
     root: str | None = Field(default=None, description="folder of named datasets, a subfolder each; None: the family's own place")
     workers: Natural = Field(default=2, description="threads or processes that prepare samples; 0: none ahead of the step")
-    worker_kind: Literal["threads", "processes"] = "threads"
+    worker_kind: Literal["threads", "processes"] = Field(default="threads", description="processes: for readers that hold Python's lock")
     prefetch: Natural = Field(default=2, description="steps prepared ahead")
     cache: Folder | None = Field(default=None, description="indices, fetched files, features; None: $PLAIT_CACHE or ~/.cache/plait")
     feature_cache: Switch = Field(default="off", description="keep what frozen encoders make of a picture; auto: where that is faster")
@@ -138,7 +138,7 @@ class Plateau(Section):
     """Early end of a stage, by patience_steps or by window_steps, whichever comes first. Defaults are for millions of image-text pairs."""
 
     metric: str = Field(default="loss", description="a figure of an `evaluate:` entry, as in metrics without `eval/`")
-    better: Literal["lower", "higher"] = "lower"
+    better: Literal["lower", "higher"] = Field(default="lower", description="which value of `metric` is the better one")
     min_steps: Natural = Field(default=5000, description="steps of the stage before which it never ends")
     patience_steps: Count = Field(default=2000, description="steps without a new best after which it ends")
     window_steps: Count = Field(default=5000, description="steps over which the best must get better by min_gain")
@@ -167,7 +167,7 @@ class Train(Section):
 class Schedule(Section):
     """The learning rate by step, or by tokens, counted from the start of the stage. Of inverse_sqrt `min_lr` is the least, not the end."""
 
-    name: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "cosine"
+    name: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(default="cosine", description="the curve after the warm-up")
     units: Literal["steps", "tokens"] = Field(default="steps", description="what warm-up and decay are counted in")
     warmup: Share | None = Field(
         default=None, description="linear rise from min_lr: this share of the stage's steps, or of decay_tokens when units are tokens"
@@ -193,23 +193,23 @@ class Ema(Section):
 class Component(Section):
     """Optimizer settings of one component (part of the model that trains or stays frozen as a whole). None: as in `optim`."""
 
-    lr: Rate | None = None
-    weight_decay: Annotated[Float, Field(ge=0)] | None = None
-    betas: Annotated[tuple[Share, Share], Strict(False)] | None = None
-    eps: Rate | None = None
-    warmup: Share | None = None
-    warmup_steps: Natural | None = None
-    warmup_tokens: Natural | None = None
+    lr: Rate | None = Field(default=None, description="peak learning rate")
+    weight_decay: Annotated[Float, Field(ge=0)] | None = Field(default=None, description="of its matrices and filters")
+    betas: Annotated[tuple[Share, Share], Strict(False)] | None = Field(default=None, description="decay of its two moments")
+    eps: Rate | None = Field(default=None, description="added to the root of its second moment")
+    warmup: Share | None = Field(default=None, description="linear rise of its rate: share of the stage's steps, or of decay_tokens")
+    warmup_steps: Natural | None = Field(default=None, description="the same in steps")
+    warmup_tokens: Natural | None = Field(default=None, description="the same in tokens")
     grad_clip: Rate | None = Field(default=None, description="largest norm of its own gradient; None: train.grad_clip, with the others")
 
 
 class Optim(Section):
     """The optimizer and its schedule."""
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw"] = Field(default="adamw", description="AdamW, with weight decay apart from the gradient")
     lr: Rate = Field(default=1e-4, description="peak learning rate")
-    betas: Annotated[tuple[Share, Share], Strict(False)] = (0.9, 0.95)
-    eps: Rate = 1e-8
+    betas: Annotated[tuple[Share, Share], Strict(False)] = Field(default=(0.9, 0.95), description="decay of the two moments per step")
+    eps: Rate = Field(default=1e-8, description="added to the root of the second moment")
     weight_decay: Annotated[Float, Field(ge=0)] = Field(
         default=0.01, description="matrices and filters only, never gains, biases or learned vectors"
     )
@@ -240,7 +240,7 @@ class Checkpoint(Section):
 class Evaluate(Section):
     """One bench and its interval. `bench`: `loss` or another of the family's, on `data`; or NAME:SPLIT, a dataset with its own metric."""
 
-    bench: str
+    bench: str = Field(description="what is measured: loss, a bench of the family, or a dataset with its own rule, as vqa2:validation")
     every_steps: Count | None = Field(default=None, description="steps; None: at the end of the stage")
     samples: Count | None = Field(default=None, description="at most so many samples; None: all")
     batch: Count = Field(default=16, description="samples per forward")
@@ -256,17 +256,17 @@ class Evaluate(Section):
 class Wandb(Section):
     """Settings of Weights & Biases, whose API key comes from WANDB_API_KEY. `name`: the run's there; None: its directory's."""
 
-    project: str
-    name: str | None = None
-    entity: str | None = None
-    mode: Literal["online", "offline"] = "online"
+    project: str = Field(description="where the run is shown")
+    name: str | None = Field(default=None, description="the run's name there; None: its folder's")
+    entity: str | None = Field(default=None, description="user or team; None: that of the key")
+    mode: Literal["online", "offline"] = Field(default="online", description="offline: kept in the run, for `wandb sync`")
 
 
 class Track(Section):
     """Settings of logging in addition to metrics.jsonl, which is always written."""
 
     every_steps: Count = Field(default=10, description="steps between records")
-    tensorboard: bool = True
+    tensorboard: bool = Field(default=True, description="write RUN/events for TensorBoard too")
     wandb: Wandb | None = None
 
 
@@ -284,11 +284,11 @@ class Distributed(Section):
     activation_checkpointing: Literal["none", "full", "one_in_two", "one_in_n", "selective"] = Field(
         default="none", description="blocks recomputed in the backward pass; selective: all but matrix products and attention"
     )
-    checkpoint_one_in: Annotated[Int, Field(ge=2)] | None = Field(
-        default=None, description="the n of one_in_n: 4 recomputes every 4th block"
-    )
+    checkpoint_one_in: Annotated[Int, Field(ge=2)] | None = Field(default=None, description="n of one_in_n: 4 recomputes every 4th block")
     compile: bool = Field(default=False, description="compile each block")
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
+        default="default", description="as of torch.compile"
+    )
     compile_dynamic: bool | None = Field(default=None, description="true: one graph for all lengths; false: one each; None: torch decides")
     compile_backend: Literal["inductor", "aot_eager"] = Field(default="inductor", description="aot_eager: traced, not faster")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="which GPU is chosen by CUDA_VISIBLE_DEVICES")
@@ -350,7 +350,7 @@ class RunConfig(Section):
     """The configuration of a run, or the whole configuration of one stage of it, which then has no stages of its own."""
 
     run: Folder | None = Field(default=None, description="folder of the run; None: runs/<name of the file>")
-    seed: Annotated[Int, Field(ge=0)] = 0
+    seed: Annotated[Int, Field(ge=0)] = Field(default=0, description="what order, noise, dropout and new weights are drawn from")
     family: str = Field(description="the kind of model: the name of one of the installed families")
     preset: str | None = Field(default=None, description="a preset of the family, under the file")
     model: dict[str, Any] = Field(default={}, description="the family's own section")

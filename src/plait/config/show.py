@@ -29,14 +29,13 @@ def render(resolved: Resolved) -> str:
     return "\n".join([*lines, *([""] if warnings else []), *warnings])
 
 
-def render_json(resolved: Resolved) -> str:
-    """Return the configuration as one JSON object, for programs.
+def as_dict(resolved: Resolved) -> dict[str, Any]:
+    """Return the configuration as JSON values, for programs.
 
     `config` is the tree, `stages` the whole tree of each stage by name, `origins` {"optim.lr": "run.yaml:12"}, `warnings` a list of texts.
     """
     stages = {view.name: dump(view.config) for view in resolved.stages}
-    whole = {"config": dump(resolved.config), "stages": stages, "origins": resolved.origins, "warnings": resolved.warnings}
-    return json.dumps(whole, indent=2, ensure_ascii=False)
+    return {"config": dump(resolved.config), "stages": stages, "origins": resolved.origins, "warnings": resolved.warnings}
 
 
 def _translated(translation: Sequence[TranslatedKey], values: Mapping[str, Any]) -> list[str]:

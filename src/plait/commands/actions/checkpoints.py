@@ -8,6 +8,7 @@ RUN/STAGE, RUN@STEP or RUN/STAGE@best; where one is needed and several are named
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -24,6 +25,7 @@ from plait.config.resolved import difference
 from plait.engine.checkpoints import checkpoint, integrity, post_hoc_ema, sharded_files
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.folders import new_folder
+from plait.engine.monitoring.json_output import show_json
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError, command
 from plait.training import start
@@ -52,21 +54,25 @@ def folders(spec: str | Path) -> list[Path]:
     return steps[::-1]
 
 
-def inspect(spec: str | Path) -> None:
+def inspect(spec: str | Path, *, as_json: bool = False) -> None:
     """Print the content of the checkpoint that `spec` names: step, files, numbers of trained parameters, base weights, data.
 
-    Raises PlaitError if there is none.
+    `as_json`: as one JSON object. Raises PlaitError if there is none.
     """
     newest = _read(folders(spec)[-1])
     manifest = newest.manifest
     state = manifest["state"]
+    counts: Counter[str] = Counter()
+    for name, size in _sizes(newest).items():
+        counts[".".join(name.split(".")[:2])] += size
+    if as_json:
+        told = {name: manifest[name] for name in ("state", "stage", "files", "base", "frozen_xxh3", "data")}
+        show_json({"checkpoint": str(newest.folder), **told, "parameters": counts})
+        return
     complete = ", complete" if state["stage_done"] else ""
     log.info(f"{newest.folder}: step {state['step']}, stage {state['stage']} ({manifest['stage']}){complete}")
     for name, file in manifest["files"].items():
         log.info(f"  {name:<24} {file['size']:>14,} bytes  xxh3 {file['xxh3']}")
-    counts: Counter[str] = Counter()
-    for name, size in _sizes(newest).items():
-        counts[".".join(name.split(".")[:2])] += size
     log.info(f"  trained now or ever: {sum(counts.values()):,} parameters")
     for name, count in counts.items():
         log.info(f"    {name:<40} {count:>14,}")
@@ -97,10 +103,10 @@ def _look(folder: Path) -> str:
     return f"`{command('ckpt', 'verify', checkpoint.run_of(folder))}` says which checkpoints are intact"
 
 
-def verify(spec: str | Path) -> None:
+def verify(spec: str | Path, *, as_json: bool = False) -> None:
     """Hash every file of the checkpoints that `spec` names, and print "intact" or "DAMAGED", with what is wrong, for each checkpoint.
 
-    Raises PlaitError if any is damaged or incomplete; its message says what to do.
+    `as_json`: as one JSON object, too. Raises PlaitError if any is damaged or incomplete; its message says what to do.
     """
     named = folders(spec)
     damaged: dict[Path, str] = {}
@@ -108,6 +114,8 @@ def verify(spec: str | Path) -> None:
         faults = integrity.verify(folder) or _lacks(folder)
         damaged |= {folder: faults[0]} if faults else {}
         log.info("\n        ".join([f"{'DAMAGED' if faults else 'intact '} {folder}", *faults]))
+    if as_json:
+        show_json({"checkpoints": [str(folder) for folder in named], "damaged": {str(folder): fault for folder, fault in damaged.items()}})
     if not damaged:
         return
     run, newest_first = checkpoint.run_of(named[0]), sorted(damaged, key=named.index, reverse=True)
@@ -150,22 +158,51 @@ def consolidate(spec: str, out: Path, averaged: bool) -> None:
     log.info(f"{saved.folder}: {len(weights)} {'averaged' if averages else 'last'} weights, whole, in {out}")
 
 
-def diff(a: str, b: str) -> None:
+def diff(a: str, b: str, *, as_json: bool = False) -> None:
     """Print how far the weights of each component moved from checkpoint `a` to `b`, and which state, data and settings differ.
 
     Printed are |b - a| / |a| over all values of a component, and the largest change of one value. For a weight that only one of them has
-    saved, the other's is that of the base model, which is built for it. Raises PlaitError if `a` or `b` names no intact checkpoint.
+    saved, the other's is that of the base model, which is built for it. `as_json`: as one JSON object. Raises PlaitError if `a` or `b`
+    names no intact checkpoint.
     """
     first, second = checkpoint_specs.locate(a), checkpoint_specs.locate(b)
+    states = {name: [one.manifest["state"][name] for one in (first, second)] for name in ("step", "stage", "stage_done")}
+    changed = {name: pair for name, pair in states.items() if pair[0] != pair[1]}
+    moved, frozen = _moved(first, second)
+    differences = _differences(first, second)
+    if as_json:
+        folders_of = {"a": str(first.folder), "b": str(second.folder)}
+        components = [row._asdict() for row in moved]
+        show_json({**folders_of, "state": changed, "components": components, "frozen": frozen, "differences": differences})
+        return
     log.info(f"A {first.folder}\nB {second.folder}")
-    for name in ("step", "stage", "stage_done"):
-        before, after = first.manifest["state"][name], second.manifest["state"][name]
-        if before != after:
-            log.info(f"  {name:<12} {before} -> {after}")
+    for name, (before, after) in changed.items():
+        log.info(f"  {name:<12} {before} -> {after}")
+    log.info(f"  {'component':<16} {'values':>14} {'moved |B-A|/|A|':>16} {'largest':>10}")
+    for row in moved:
+        log.info(f"  {row.component:<16} {row.values:>14,} {row.moved:>16.3g} {row.largest:>10.3g}{'  (averages)' if row.averages else ''}")
+    for component in frozen:
+        log.info(f"  {component:<16} {'':>14} {'frozen in both':>16}")
+    for line in differences or ["config and data: the same"]:
+        log.info(f"  {line}")
+
+
+class Moved(NamedTuple):
+    """How far a component moved: |b - a| / |a| over its `values`, and the largest change of one. `averages`: its averaged weights."""
+
+    component: str
+    values: int
+    moved: float
+    largest: float
+    averages: bool
+
+
+def _moved(first: Checkpoint, second: Checkpoint) -> tuple[list[Moved], list[str]]:
+    """Return how far each component moved from the first checkpoint to the second, and the names of those that neither has trained."""
     manifests = [first.manifest["components"], second.manifest["components"]]
     component_of = {name: component for listed in manifests for component, row in listed.items() for name in row["weights"]}
     components = list(dict.fromkeys(name for listed in manifests for name in listed))
-    log.info(f"  {'component':<16} {'values':>14} {'moved |B-A|/|A|':>16} {'largest':>10}")
+    moved = []
     for group in ("weights", "ema"):
         in_a, in_b = _completed(first, second, group)
         for component in components:
@@ -173,13 +210,8 @@ def diff(a: str, b: str) -> None:
             if not names:
                 continue
             relative, largest = distance([in_a[name] for name in names], [in_b[name] for name in names])
-            values = sum(in_a[name].numel() for name in names)
-            log.info(f"  {component:<16} {values:>14,} {relative:>16.3g} {largest:>10.3g}{'  (averages)' if group == 'ema' else ''}")
-    for component in components:
-        if component not in component_of.values():
-            log.info(f"  {component:<16} {'':>14} {'frozen in both':>16}")
-    for line in _differences(first, second):
-        log.info(f"  {line}")
+            moved.append(Moved(component, sum(in_a[name].numel() for name in names), relative, largest, group == "ema"))
+    return moved, [component for component in components if component not in component_of.values()]
 
 
 def distance(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
@@ -219,7 +251,7 @@ def _differences(first: Checkpoint, second: Checkpoint) -> list[str]:
     resolved = [(open_of_checkpoint(checkpoint.run_of(saved.folder), saved.folder), saved) for saved in (first, second)]
     stages = [config.stages[saved.manifest["state"]["stage"] - 1].config for config, saved in resolved]
     changed = [item for item in difference(*stages) if not item[0].startswith("stages") and item[0] != "run"]
-    return lines + [f"config {key}: {old} -> {new}" for key, old, new in changed] or ["config and data: the same"]
+    return lines + [f"config {key}: {old} -> {new}" for key, old, new in changed]
 
 
 def ema(spec: str | Path, length: float, out: Path | None) -> None:

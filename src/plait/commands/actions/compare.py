@@ -15,6 +15,7 @@ from plait.commands.actions import stages
 from plait.config.resolved import ABSENT, Resolved, difference
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint
+from plait.engine.monitoring.json_output import show_json
 from plait.engine.monitoring.wrapping import columns
 from plait.errors import PlaitError, command
 
@@ -24,23 +25,28 @@ _WIDEST = 40
 """Characters of a value; a longer one is cut in the middle."""
 
 
-def show(runs: Sequence[Path]) -> None:
+def show(runs: Sequence[Path], *, as_json: bool = False) -> None:
     """Print a table of the run directories `runs`, a column each: settings that differ; and steps, held-out figures and time by stage.
 
-    Last comes which run is better, by which held-out figure, or why that cannot be said. Raises PlaitError for a path that is no run
-    directory, or is given twice.
+    Last comes which run is better, by which held-out figure, or why that cannot be said. `as_json`: as one JSON object. Raises PlaitError
+    for a path that is no run directory, or is given twice.
     """
     if twice := next((run for number, run in enumerate(runs) if run.resolve() in [other.resolve() for other in runs[:number]]), None):
         raise PlaitError(f"{twice} is given twice: a run is compared with others")
     resolved = [open_run_config(run) for run in runs]
     settings = differing(resolved)
-    rows: list[tuple[str, list[str]]] = settings or [("settings", ["the same"] * len(runs))]
     reached = [_reached(run, config) for run, config in zip(runs, resolved, strict=True)]
+    said = verdict([str(run) for run in runs], resolved, reached)
+    if as_json:
+        stages_of = [{stage: one.as_dict() for stage, one in of_run.items()} for of_run in reached]
+        show_json({"runs": [str(run) for run in runs], "settings": dict(settings), "stages": stages_of, "verdict": said})
+        return
+    rows: list[tuple[str, list[str]]] = settings or [("settings", ["the same"] * len(runs))]
     cells = [_cells(of_run) for of_run in reached]
     names = dict.fromkeys(name for of_run in cells for name in of_run)
     rows += [(name, [of_run.get(name, "-") for of_run in cells]) for name in names]
     log.info("\n".join(_table([str(run) for run in runs], rows, columns(sys.stdout))))
-    for line in verdict([str(run) for run in runs], resolved, reached):
+    for line in said:
         log.info(line)
 
 

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from plait.commands.actions import hub_access, run_needs
 from plait.commands.actions.findings import Finding, compared, gigabytes, installed_versions, require, versions
 from plait.config import secrets
 from plait.config.resolved import Resolved
+from plait.engine.monitoring.json_output import show_json
 from plait.engine.parallel import distributed, network
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
@@ -45,26 +47,36 @@ _TRIED = ".plait-doctor"
 _GB = 1e9
 
 
-def examine(resolved: Resolved | None, folder: Path) -> None:
+def examine(resolved: Resolved | None, folder: Path, *, as_json: bool = False) -> None:
     """Make all checks on all ranks and log each finding as it comes. Raises Unwell (a PlaitError), with all cures, if something is wrong.
 
-    `resolved`: a configuration whose weights and data are checked too, or None; `folder`: where the run would be written.
+    `resolved`: a configuration whose weights and data are checked too, or None; `folder`: where the run would be written; `as_json`: print
+    all findings as one JSON object at the end.
     """
-    cures: list[str] = []
+    told: list[tuple[int, Finding]] = []
     met = names(dict(os.environ))
     if met.cure is not None:
+        told.append((0, met))
         log.info(met.line())
-        require([met.cure])
+    else:
+        _examine(resolved, folder, met, told)
+    cures = list(dict.fromkeys(finding.cure for _, finding in told if finding.cure is not None))
+    if as_json:
+        show_json({"findings": [{**asdict(finding), "rank": rank} for rank, finding in told], "cures": cures})
+    require(cures)
+
+
+def _examine(resolved: Resolved | None, folder: Path, met: Finding, told: list[tuple[int, Finding]]) -> None:
+    """Make the checks after `names`, whose result is `met`; log each finding, and append it to `told` with the rank that made it."""
     with distributed.join(timeout_s=JOIN_WITHIN_S) as ranks:
         for what, make in checks(resolved, folder, ranks, met):
             by_rank = ranks.gather(list(_survived(what, make)))
             for rank, found in enumerate(by_rank):
                 for finding in found:
                     if rank == 0 or (finding.cure is not None and finding not in by_rank[0]):
+                        told.append((rank, finding))
                         log.info(finding.line(rank))
-                    cures += [finding.cure] if finding.cure is not None else []
         ranks.barrier()
-    require(cures)
 
 
 def _survived(what: str, make: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:

@@ -3,7 +3,6 @@
 The figures are those of plait.training.planning; the weights and the disk that a run needs are looked at as by `plait doctor`.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from plait.assembly.model import ModelBundle
 from plait.commands.actions import doctor, findings, hub_access, plan_page, run_needs
 from plait.commands.actions.plan_page import PlannedStage
 from plait.config.resolved import Resolved
-from plait.engine.monitoring.reporter import WHOLE
+from plait.engine.monitoring.json_output import show_json
 from plait.errors import PlaitError
 from plait.training.planning import judge, meta_model, probe, search
 from plait.training.planning.entries import held_out_entries, on_hub
@@ -67,7 +66,7 @@ def show(resolved: Resolved, asked: Asked, *, as_json: bool) -> None:
             found.append(Finding("error" if here else "warning", "", need.what, f"{need.result}: {need.cure}"))
     found += [finding for stage in stages for finding in stage.findings]
     if as_json:
-        log.info(json.dumps(plan_page.as_dict(resolved, stages, found, needs, hardware), indent=2, ensure_ascii=False), extra=WHOLE)
+        show_json(plan_page.as_dict(resolved, stages, found, needs, hardware))
     else:
         log.info("\n".join(plan_page.lines(stages, found, needs, hardware)))
     errors = [finding for finding in found if finding.level == "error"]

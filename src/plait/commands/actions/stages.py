@@ -5,7 +5,6 @@ Reads the run's files only; no model is built. The newest checkpoint is verified
 
 import contextlib
 import fcntl
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.evaluation import Bench, is_count
 from plait.engine.monitoring import screen
-from plait.engine.monitoring.reporter import WHOLE
+from plait.engine.monitoring.json_output import show_json
 from plait.errors import PlaitError
 from plait.training.figures import forgetting, picture_use
 
@@ -55,9 +54,8 @@ def show(run: Path, *, as_json: bool = False) -> None:
         manifest = manifests.get(view.index)
         state, trains = _state(view.index, now, manifest, ending), _trains(view.config, manifest, newest)
         lines = _progress_lines(view, rows, manifest) if view.index <= now else []
-        figures = [figure._asdict() for figure in progress(view, rows, manifest).figures] if lines else []
-        told = {name: text for name, text in lines if name not in ("held out", "pictures")}
-        stages.append({"stage": view.index, "name": view.name, "state": state, "trains": trains, **told, "held_out": figures})
+        told = progress(view, rows, manifest).as_dict() if lines else {}
+        stages.append({"stage": view.index, "name": view.name, "state": state, "trains": trains, **told})
         if not as_json:
             log.info(
                 "\n".join(
@@ -65,9 +63,7 @@ def show(run: Path, *, as_json: bool = False) -> None:
                 )
             )
     if as_json:
-        log.info(
-            json.dumps({"run": str(run), "stages": stages, "ledger": ledger, "passed_over": list(damaged.values())}, indent=2), extra=WHOLE
-        )
+        show_json({"run": str(run), "stages": stages, "ledger": ledger, "passed_over": list(damaged.values())})
     elif ledger:
         log.info("\n".join(["gained and forgotten, on the same held-out samples", *(f"  {line}" for line in forgetting.table(ledger))]))
     if damaged and not intact:
@@ -102,12 +98,28 @@ class Figure(NamedTuple):
 
 
 class StageProgress(NamedTuple):
-    """How far a stage is. `steps`: done and planned, "6 of 6"; `start`: the run's step at which it began; `time`: trained, as h:mm:ss."""
+    """How far a stage is. `start`: the run's step at which it began; `planned`: its steps, None where not known; `seconds`: trained."""
 
-    steps: str
+    done: int
+    planned: int | None
     start: int
     figures: list[Figure]
-    time: str
+    seconds: float
+
+    @property
+    def steps(self) -> str:
+        """Return the steps that are done and planned, as "6 of 6"."""
+        return f"{self.done:,} of {self.planned:,}" if self.planned else f"{self.done:,}"
+
+    @property
+    def time(self) -> str:
+        """Return the time trained, as h:mm:ss."""
+        return screen.clock(self.seconds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON values: `done`, `planned`, `start`, `seconds` and `held_out`, a list of figures."""
+        numbers = {"done": self.done, "planned": self.planned, "start": self.start, "seconds": self.seconds}
+        return {**numbers, "held_out": [figure._asdict() for figure in self.figures]}
 
 
 def progress(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> StageProgress:
@@ -121,8 +133,7 @@ def progress(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] |
     start = manifest["state"]["stage_start"] if manifest else before
     done = max([manifest["state"]["step"] if manifest else start, *(row["step"] for row in trained)]) - start
     planned = manifest["steps"] if manifest else view.config.train.steps
-    steps = f"{done:,} of {planned:,}" if planned else f"{done:,}"
-    return StageProgress(steps, start, _figures(stage_rows, view.config), screen.clock(3600 * hours(trained, start)))
+    return StageProgress(done, planned, start, _figures(stage_rows, view.config), 3600 * hours(trained, start))
 
 
 def _progress_lines(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> list[tuple[str, str]]:

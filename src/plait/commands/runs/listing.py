@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from plait.commands.arguments import path
+from plait.commands.arguments import add_json, path
 from plait.commands.command import Arguments, Command, Parser
 
 
@@ -10,7 +10,7 @@ def declare(parser: Parser) -> None:
     """Add the arguments of `plait runs` to its parser."""
     parser.add_argument("folder", type=path, nargs="?", default=Path("runs"), metavar="DIR", help="a folder with runs (default: runs)")
     parser.add_argument("--by", metavar="FIGURE", help="a held-out figure, such as loss: the best run first")
-    parser.add_argument("--json", action="store_true", help="as one JSON object: runs, unreadable")
+    add_json(parser, "runs, unreadable")
 
 
 def run(arguments: Arguments) -> None:

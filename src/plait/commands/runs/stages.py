@@ -1,13 +1,13 @@
 """The command `plait stages`: list the stages (parts with settings of their own) of a run. `declare` adds the arguments of `run`."""
 
-from plait.commands.arguments import path
+from plait.commands.arguments import add_json, path
 from plait.commands.command import Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait stages` to its parser."""
     parser.add_argument("run", type=path, help="a run directory")
-    parser.add_argument("--json", action="store_true", help="as one JSON object: stages, ledger, warnings")
+    add_json(parser, "run, stages, ledger, passed_over")
 
 
 def run(arguments: Arguments) -> None:

@@ -19,7 +19,7 @@ from plait.errors import printable
 EVERY_RANK = {"every_rank": True}
 """`log.info(text, extra=EVERY_RANK)` shows the line of every rank, not of rank 0 only."""
 WHOLE = {"whole": True}
-"""`log.info(text, extra=WHOLE)` never wraps the lines: they are for programs, such as JSON."""
+"""`log.info(text, extra=WHOLE)` never wraps the lines: they are for programs, such as JSON (`for_programs`)."""
 
 _lost: list[OSError] = []
 """Why lines could not be written to standard output."""
@@ -28,6 +28,9 @@ _lost: list[OSError] = []
 class Reporter(logging.Handler):
     """Logging handler that looks up `sys.stdout` and `sys.stderr` for every line, so that redirections of them hold."""
 
+    only_whole = False
+    """Whether standard output is for records with `extra=WHOLE` alone, as JSON is, and all others go to standard error."""
+
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether this process shows the log record: on rank 0 always, elsewhere only a record with `extra=EVERY_RANK`."""
         return os.environ.get("RANK", "0") == "0" or "every_rank" in record.__dict__
@@ -35,8 +38,9 @@ class Reporter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's line and flush it, so that a kill loses none. Control characters are escaped."""
         prefix = "warning: " if record.levelno == logging.WARNING else ""
-        stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
-        if stream is None and record.levelno < logging.WARNING:  # what Python makes of a stream that was closed from the start
+        output = record.levelno < logging.WARNING and ("whole" in record.__dict__ or not Reporter.only_whole)
+        stream = sys.stdout if output else sys.stderr
+        if stream is None and output:  # what Python makes of a stream that was closed from the start
             _lost.append(OSError(errno.EBADF, "it is closed"))
         write(stream, f"{prefix}{printable(shown(record.getMessage()))}", whole="whole" in record.__dict__)
 
@@ -79,6 +83,11 @@ def settle_output() -> OSError | None:
     first = _lost[0] if _lost else None
     _lost.clear()
     return first
+
+
+def for_programs(only_whole: bool) -> None:
+    """Keep standard output for lines with `extra=WHOLE`, as a verb's `--json` wants it; False: for all lines up to INFO again."""
+    Reporter.only_whole = only_whole
 
 
 def install(*packages: str) -> None:

@@ -61,7 +61,7 @@ class Config(ModelSection):
 
     language: str = Field("qwen2_7b", description=f"{', '.join(LANGUAGES)}, or Hub name or directory of any causal language model")
     language_revision: str | None = Field(default=None, description="commit or tag of a Hub language model")
-    vision_backbone: Literal["openai", "siglip", "dino", "debug"] = "openai"
+    vision_backbone: Literal["openai", "siglip", "dino", "debug"] = Field(default="openai", description="vision tower; debug: tiny, random")
     vision_source: str | None = Field(default=None, description="Hub name or directory of the tower's weights; None: its publisher's")
     vision_revision: str | None = Field(default=None, description="commit or tag of a Hub tower")
     connector_hidden: Positive | None = Field(default=None, description="width inside the projector; None: the language model's own MLP")

@@ -42,9 +42,9 @@ class Section(BaseModel):
 class Dropout(Section):
     """Condition dropout in training: the probability that a sample keeps no condition, its text alone, or its image alone."""
 
-    neither: Share = 0.1
-    text_only: Share = 0.1
-    image_only: Share = 0.1
+    neither: Share = Field(default=0.1, description="probability of no condition at all")
+    text_only: Share = Field(default=0.1, description="of the text without its reference image")
+    image_only: Share = Field(default=0.1, description="of the reference image without its text")
 
     @property
     def both(self) -> float:
@@ -62,7 +62,7 @@ class Dropout(Section):
 class Time(Section):
     """How the time t in (0, 1) of a training sample is drawn; t = 1 is noise."""
 
-    sampling: Literal["logit_normal", "uniform"] = "logit_normal"
+    sampling: Literal["logit_normal", "uniform"] = Field(default="logit_normal", description="of t; logit_normal: by loc, scale")
     loc: float = Field(default=0.0, description="mean of logit t")
     scale: Annotated[float, Field(gt=0.0)] = Field(default=1.0, description="standard deviation of logit t")
     shift: Annotated[float, Field(gt=0.0)] = Field(
@@ -73,7 +73,7 @@ class Time(Section):
 class Flip(Section):
     """Random horizontal mirroring of training samples: latents and caption together, or neither."""
 
-    probability: Share = 0.5
+    probability: Share = Field(default=0.5, description="with which a sample is mirrored")
     swap_caption: bool = Field(
         default=True, description="a caption that names a side is mirrored with its words swapped; off: such a sample is never mirrored"
     )
@@ -85,10 +85,10 @@ class Sampling(Section):
     `steps`: of the solver, from noise to data. `text_scale`, `image_scale`: guidance scales of text and reference image.
     """
 
-    steps: Positive = 50
-    solver: Literal["euler", "heun"] = "euler"
-    text_scale: float = 3.0
-    image_scale: float = 2.0
+    steps: Positive = Field(default=50, description="of the solver, from noise to data")
+    solver: Literal["euler", "heun"] = Field(default="euler", description="heun: of second order, with two evaluations a step")
+    text_scale: float = Field(default=3.0, description="guidance by the text; 1: none")
+    image_scale: float = Field(default=2.0, description="guidance by the reference image; 1: none")
     guidance: Literal["two_scale", "joint"] = Field(
         default="two_scale", description="joint: the text's pull is measured in the image's presence"
     )
@@ -117,12 +117,12 @@ class Config(ModelSection):
     }
 
     size: str | None = Field(default=None, description=f"a row of the table instead of depth, hidden and heads: {', '.join(SIZES)}")
-    depth: Positive = 12
-    hidden: Annotated[int, Field(ge=4, multiple_of=4)] = 384
-    heads: Positive = 6
-    mlp_ratio: Annotated[float, Field(gt=0.0)] = 4.0
+    depth: Positive = Field(default=12, description="blocks")
+    hidden: Annotated[int, Field(ge=4, multiple_of=4)] = Field(default=384, description="features of a token")
+    heads: Positive = Field(default=6, description="of attention, in each block")
+    mlp_ratio: Annotated[float, Field(gt=0.0)] = Field(default=4.0, description="width of the feed-forward layer, over hidden")
     patch: Positive = Field(default=2, description="cells (latents) or pixels of one side of a token")
-    space: Literal["latents", "pixels"] = "latents"
+    space: Literal["latents", "pixels"] = Field(default="latents", description="latents of a VAE, from shards, or pixels of photos")
     channels: Positive = Field(default=16, description="of the latents; 3 in pixel space")
     image_size: Positive = Field(default=32, description="pixel space: side of the square that photos are cropped to, pixels")
     text: Literal["states", "words"] = Field(

@@ -34,7 +34,7 @@ class WorldEncoderConfig(Section):
         default="pooled",
         description="pooled: the mean of a square group of latent cells; patches: the group itself; spatial: a cell; channel: a channel",
     )
-    projector: Literal["mlp", "linear"] = "mlp"
+    projector: Literal["mlp", "linear"] = Field(default="mlp", description="mlp: two layers with a GELU between")
     max_tokens: Positive = Field(
         default=256, description="tokens per latent frame; `pooled`, `patches` take the smallest group that keeps to it; others ignore it"
     )

@@ -25,12 +25,12 @@ class Tiny(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    hidden: Positive = 128
-    layers: Positive = 4
-    heads: Positive = 4
-    kv_heads: Positive = 2
-    head_dim: Positive = 32
-    mlp: Positive = 256
+    hidden: Positive = Field(default=128, description="features of a token")
+    layers: Positive = Field(default=4, description="of the language model")
+    heads: Positive = Field(default=4, description="query heads")
+    kv_heads: Positive = Field(default=2, description="key and value heads, each for some of the query heads")
+    head_dim: Positive = Field(default=32, description="features of a head")
+    mlp: Positive = Field(default=256, description="width of the feed-forward layer")
     window: Positive = Field(default=64, description="tokens that a local layer sees")
     global_every: Positive = Field(default=2, description="every n-th layer is global")
     vocabulary: Annotated[int, Field(ge=300)] = Field(default=512, description="rows: 256 bytes, special tokens, merges")
@@ -38,10 +38,10 @@ class Tiny(BaseModel):
     image_size: Positive = Field(default=32, description="pixels of a side, as the vision tower sees it")
     patch: Positive = Field(default=4, description="pixels of a side")
     image_tokens: Positive = Field(default=16, description="soft tokens per image, a square number")
-    vision_hidden: Positive = 128
-    vision_layers: Positive = 2
-    vision_heads: Positive = 4
-    vision_mlp: Positive = 256
+    vision_hidden: Positive = Field(default=128, description="features of a patch in the vision tower")
+    vision_layers: Positive = Field(default=2, description="of the vision tower")
+    vision_heads: Positive = Field(default=4, description="of the vision tower")
+    vision_mlp: Positive = Field(default=256, description="width of the vision tower's feed-forward layer")
     initializer_range: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         default=0.02,
         description="standard deviation of Gemma's first weights. Its blocks put out rms 1, its embeddings this times sqrt(hidden): "

@@ -125,6 +125,12 @@ class Measured:
     result: Result
     first: bool
 
+    def written(self, *names: str) -> dict[str, Any]:
+        """Return what is in metrics.json of its `folder`, and in the other JSON files of these names, each under its own."""
+        folder = self.measurement.folder
+        more = {name: json.loads((folder / f"{name}.json").read_bytes()) for name in names if (folder / f"{name}.json").is_file()}
+        return {"folder": str(folder), **json.loads((folder / "metrics.json").read_bytes()), **more}
+
 
 def evaluate(subject: Subject, bench: str, options: EvaluateOptions, like: Measurement | None = None) -> Measured:
     """Measure `subject`, a checkpoint or a configuration's untrained model, on the bench of this name. `like`: on the samples of that one.

@@ -4,7 +4,6 @@ The samples are found again from seed and step (run_steps.py); those that could 
 A row of metrics.jsonl holds a hash of the samples that the run trained on, to which they are compared.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from plait.data import image_files
 from plait.data.order import SampleId, digest, rank_slices
 from plait.data.sources.contract import read
 from plait.engine.checkpoints import folders
-from plait.engine.monitoring.reporter import WHOLE
+from plait.engine.monitoring.json_output import show_json
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.keys import key
 
@@ -81,7 +80,7 @@ def show(
     recorded = None if place.row is None else str(place.row["ids"])
     fault = _difference(place, data, f"{found:08x}", recorded)
     if as_json:
-        log.info(json.dumps(_as_dict(place, samples, run, size, f"{found:08x}", recorded), indent=2, ensure_ascii=False), extra=WHOLE)
+        show_json(_as_dict(place, samples, run, size, f"{found:08x}", recorded))
     else:
         log.info("\n".join([*_heading(place, size, f"{found:08x}", recorded), *_table(samples)]))
     if page is not None:

@@ -3,7 +3,6 @@
 `plait compare` goes into two or more of them.
 """
 
-import json
 import logging
 import math
 from collections import Counter
@@ -21,7 +20,7 @@ from plait.commands.actions.stages import Figure
 from plait.config.resolved import Resolved
 from plait.engine.checkpoints import checkpoint
 from plait.engine.monitoring import screen
-from plait.engine.monitoring.reporter import WHOLE
+from plait.engine.monitoring.json_output import show_json
 from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,6 @@ class ListedRun:
 
     def plain(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        finite = None if self.loss is None or not math.isfinite(self.loss) else self.loss
         return {
             "run": str(self.path),
             "family": self.resolved.config.family,
@@ -60,7 +58,7 @@ class ListedRun:
             "stage": self.stage,
             "stages": len(self.resolved.stages),
             "step": self.step,
-            "loss": finite,
+            "loss": self.loss,
             "held_out": [figure._asdict() for figure in self.figures],
             "seconds": round(self.seconds, 3),
             "checkpoint_bytes": self.size,
@@ -86,7 +84,7 @@ def show(folder: Path, *, by: str | None = None, as_json: bool = False) -> None:
         runs = _ordered(runs, by)
     if as_json:
         told = {"runs": [run.plain() for run in runs], "unreadable": {str(path): fault for path, fault in faults.items()}}
-        log.info(json.dumps(told, indent=2), extra=WHOLE)
+        show_json(told)
         return
     log.info("\n".join(_table(runs, folder)))
     for fault in faults.values():

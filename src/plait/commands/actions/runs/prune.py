@@ -4,7 +4,6 @@ The newest intact ones of each stage (a part of a run) stay, the best one, and t
 """
 
 import contextlib
-import json
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from plait.commands.actions.findings import gigabytes
 from plait.commands.actions.runs import find
 from plait.engine import averages
 from plait.engine.checkpoints import checkpoint, integrity, kept_averages, rundir
-from plait.engine.monitoring.reporter import WHOLE
+from plait.engine.monitoring.json_output import show_json
 from plait.errors import PlaitError, command
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def prune(run: Path, *, keep: int, also: Sequence[Path] = (), do: bool = False, 
     whole = sum(verdict.size for verdict in verdicts)
     if as_json:
         told = {"run": str(run), "deleted": do, "bytes_freed": freed, "runs_looked_at": len(others)}
-        log.info(json.dumps({**told, "checkpoints": [verdict.plain() for verdict in verdicts]}, indent=2), extra=WHOLE)
+        show_json({**told, "checkpoints": [verdict.plain() for verdict in verdicts]})
         return
     log.info(f"other runs that were looked at for what they start from: {len(others):,}")
     if do:
