@@ -279,7 +279,7 @@ ILL_FORMED = {
     "comparisons, and, or, not, in, + - * / // %, names of columns, numbers, texts, lists, len() and lower()",
     "{aspect: [2, 0.5]}": "data.train.0.filter.aspect: is [2, 0.5]: the least comes first",
     "{min_sides: 3}": "data.train.0.filter.min_sides is not a key: did you mean data.train.0.filter.min_side?",
-    "{}": "data.train.0.filter: filter is empty: it takes expr, caption_tokens, min_side, aspect",
+    "{}": "data.train.0.filter: filter is empty: it takes dedup, expr, caption_tokens, min_side, aspect",
 }
 
 

@@ -164,6 +164,39 @@ def run_index(arguments: Arguments) -> None:
     index_data.index(arguments.path, beside=arguments.beside)
 
 
+def declare_dedup(parser: Parser) -> None:
+    """Add the arguments of `plait data dedup` to its parser."""
+    parser.add_argument(
+        "source",
+        help="a configuration (.yaml) or run, all of whose data is searched together; or a folder of pictures, a .jsonl, tar shards",
+    )
+    parser.add_argument("out", type=path, help="file of the copies, for `filter: {dedup: FILE}`")
+    parser.add_argument(
+        "--distance", type=int, choices=range(17), metavar="0..16", default=4, help="bits of 64 that may differ (default: 4)"
+    )
+    parser.add_argument(
+        "--same-text", action="store_true", help="only samples with the same text are copies: of data that asks several questions"
+    )
+    parser.add_argument("--split", choices=("train", "validation"), default="train", help="of a SOURCE that is no configuration")
+
+
+def run_dedup(arguments: Arguments) -> None:
+    """Find the copies among the pictures of the argument `source`, and write them to the file `out`.
+
+    Raises PlaitError for a wrong argument or source.
+    """
+    from plait.commands.actions import dedup_data
+
+    dedup_data.dedup(
+        arguments.source,
+        arguments.out,
+        distance=arguments.distance,
+        same_text=arguments.same_text,
+        split=arguments.split,
+        settings=arguments.overrides,
+    )
+
+
 def declare_shard(parser: Parser) -> None:
     """Add the arguments of `plait data shard` to its parser."""
     parser.add_argument(
@@ -272,6 +305,13 @@ COMMANDS = (
         scripts=True,
     ),
     Command(("data", "download"), "fetch the pictures of a list of links into tar shards", declare_download, run_download),
+    Command(
+        ("data", "dedup"),
+        "find pictures that come twice, exactly or nearly, also between training and held-out data",
+        declare_dedup,
+        run_dedup,
+        "Settings of the configuration, or of the source, are given as --name=value: --seed=1, --limit=1000.",
+    ),
     Command(("data", "index"), "make and check the offset index of tar shards and files of records", declare_index, run_index, OVERRIDES),
     Command(
         ("data", "rollout"),

@@ -88,8 +88,8 @@ def resolve_entry(node: Node, kinds: Mapping[str, SourceRules], base: Path | Non
     `kinds`, `base`: as in `resolve`: the rules of every kind of source, and the folder that paths are relative to; None: that of the file
     that each is written in. Raises PlaitError for a path that exists relative to the working directory only.
     """
-    for key in ("path", "rollout"):
-        node = _change(node, (key,), lambda child: _absolute(child, base))
+    for keys in (("path",), ("rollout",), ("filter", "dedup")):
+        node = _change(node, keys, lambda child: _absolute(child, base))
     node = _change(node, ("name",), lambda child: _class_in_file(child, base))
     kind = node.value.get("source") if isinstance(node.value, dict) else None
     rules = kinds.get(kind.value) if kind is not None and isinstance(kind.value, str) else None

@@ -66,7 +66,7 @@ class SourceEntry(Section):
     split: str | None = Field(default=None, description="part of the source; without it `train` or `validation`, by the list it stands in")
     weight: Rate = Field(default=1.0, description="share in the mixture, relative to the other sources")
     limit: Count | None = Field(default=None, description="at most so many samples, the first ones; a filter counts within them")
-    filter: Filter | None = Field(default=None, description="which of its samples are read: by size, caption and columns")
+    filter: Filter | None = Field(default=None, description="which of its samples are read: by size, caption, columns, duplicates")
     rollout: Folder | None = Field(default=None, description="folder of predicted futures of its samples, made by `plait data rollout`")
     columns: dict[str, str] = Field(default={}, description="our name of a field: the record's name of it")
     template: Template | None = None

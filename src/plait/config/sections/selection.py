@@ -22,6 +22,7 @@ def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
 class Filter(Section):
     """Which samples of a source are read. The others are left out, each counted by the first of these that it fails."""
 
+    dedup: str | None = Field(default=None, description="file of `plait data dedup`, whose copies are left out")
     expr: Annotated[str, AfterValidator(_condition)] | None = Field(
         default=None, description="a condition on columns: clip_score > 0.28 and lang == 'en'"
     )

@@ -11,6 +11,7 @@ import numpy as np
 from plait.config.sections import expression
 from plait.config.sections.selection import Filter
 from plait.data.field_names import field_list
+from plait.data.selection import copies_file
 from plait.data.selection.measures import SIDES, TOKENS, UNDECIDED, Measure, condition
 from plait.data.selection.survey import Measured, Samples, Surveyed, measured
 from plait.errors import BadSample, PlaitError, sample_errors
@@ -33,6 +34,10 @@ def passing(surveyed: Surveyed, settings: Filter) -> tuple[np.ndarray, dict[str,
     told = ", ".join(name for name in type(settings).model_fields if getattr(settings, name) is not None)
     numbers = measured(surveyed, wanted, what_for=f"its filter ({told})")
     kept, counts = np.ones(len(source), bool), dict[str, int]()
+    if settings.dedup is not None:
+        copies = copies_file.copied(settings.dedup, source.fingerprint)
+        kept[copies] = False
+        counts |= {"dedup": len(copies)} if len(copies) else {}
     for reason, passes in _rules(settings, numbers):
         failing = int(np.count_nonzero(kept & ~passes))
         counts |= {reason: failing} if failing else {}

@@ -69,13 +69,18 @@ class Filtered(Source):
         return int(self._kept[index])
 
 
+def place_of(entry: SourceEntry) -> str:
+    """Return where the pictures of an entry lie, which a source's fingerprint does not tell."""
+    return repr((entry.path, sorted(entry.options.items())))
+
+
 def passing(source: Source, settings: Filter, where: str, entry: SourceEntry, cache: str | Path | None) -> Source:
     """Return the samples of `source` that pass a filter, the one of `entry`. `where`: names the entry in messages.
 
     `cache`: folder of what is measured of the samples, once; None: the user's. Raises PlaitError for a filter that does not fit the data.
     """
     try:
-        kept, counts = filters.passing(Surveyed(source, repr((entry.path, sorted(entry.options.items()))), cache), settings)
+        kept, counts = filters.passing(Surveyed(source, place_of(entry), cache), settings)
     except PlaitError as error:
         raise PlaitError(f"{where}: {error}") from error
     return Filtered(source, kept, counts)
