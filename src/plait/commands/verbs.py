@@ -28,6 +28,7 @@ ORDER = (
     "generate",
     "stages",
     "runs",
+    "report",
     "compare",
     "fork",
     "ckpt",

@@ -29,6 +29,16 @@ _GAP_S = 600.0
 
 Row = Mapping[str, Any]
 """A row of metrics.jsonl: metrics by name."""
+_NUMBER = int | float | None
+_KINDS = {
+    **files.STEP_KINDS,
+    "time_s": _NUMBER,
+    "step_s": _NUMBER,
+    "loss": _NUMBER | str,
+    "intervals": dict | None,
+    "warnings": list | None,
+}
+"""The types of what is read of a row; one with others counts as damaged."""
 
 
 def show(run: Path, *, as_json: bool = False) -> None:
@@ -74,8 +84,8 @@ def rows_of(run: Path) -> list[Row]:
     """Return the rows of RUN/metrics.jsonl; the first of a step after the run was continued has `continued`: True."""
     starts = [row["time_s"] for row in files.read_rows(run / "migrations.jsonl", {"time_s": float | None}) if "time_s" in row]
     rows, before = list[Row](), 0.0
-    for row in files.read_rows(run / "metrics.jsonl", files.STEP_KINDS):
-        now = row.get("time_s", before)
+    for row in files.read_rows(run / "metrics.jsonl", _KINDS):
+        now = row.get("time_s") or before
         rows.append({**row, "continued": True} if any(before < start < now for start in starts) else row)
         before = now
     return rows
@@ -218,18 +228,22 @@ def _figures(rows: Sequence[Row], config: RunConfig) -> list[Figure]:
         values = [(row[f"eval/{name}"], row["step"], row) for row in rows if isinstance(row.get(f"eval/{name}"), float)]
         if values:
             value, step, row = min(values, key=lambda item: (item[0] if lower else -item[0], item[1]))
-            ends = row.get("intervals", {}).get(name)
-            figures.append(Figure(name, value, step, last=values[-1][0], interval=tuple(ends) if ends else None, lower=lower, bench=bench))
+            pair = (row.get("intervals") or {}).get(name)
+            ends = (pair[0], pair[1]) if isinstance(pair, list) and [type(end) for end in pair] == [float, float] else None
+            figures.append(Figure(name, value, step, last=values[-1][0], interval=ends, lower=lower, bench=bench))
     return figures
 
 
 def hours(rows: Sequence[Row], start: int) -> float:
     """Return the hours that a stage has trained, with evaluations and saves, without the time while the run was stopped.
 
-    `rows`: those of `rows_of` for the stage that have a loss; `start`: the run's step at which it began.
+    `rows`: those of `rows_of` for the stage that have a loss; `start`: the run's step at which it began. One without a time counts for
+    nothing.
     """
     seconds, before = 0.0, None
     for row in rows:
+        if row.get("step_s") is None or row.get("time_s") is None:
+            continue
         in_steps = float(row["step_s"]) * (row["step"] - (before["step"] if before else start))
         passed = row["time_s"] - before["time_s"] if before else in_steps
         seconds += passed if passed <= max(_GAP_S, 10 * in_steps) and "continued" not in row else in_steps

@@ -58,16 +58,16 @@ class _PageCard(NamedTuple):
     notes: list[tuple[str, str]]
 
 
-def render(template: str, script: str | None = None, **values: Any) -> str:
+def render(template: str, script: str | None = None, styles: Sequence[str] = (), **values: Any) -> str:
     """Render `template`, a file of the folder templates, to HTML text, with `values` by name; the same arguments give the same text.
 
     Values are plain text, which is escaped here; only markupsafe.Markup is not. `script`: a JavaScript file of that folder, the only one
-    that the page may run, or None.
+    that the page may run, or None. `styles`: CSS files of that folder besides page.css.
     """
     code = Markup((_FOLDER / script).read_text(encoding="utf-8")) if script else Markup()
     allowed = f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'" if script else ""
     return TEMPLATES.get_template(template).render(
-        style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
+        style=Markup("".join((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", *styles))),
         script=code,
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}",
         **values,

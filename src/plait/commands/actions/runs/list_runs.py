@@ -114,12 +114,20 @@ def look(path: Path) -> ListedRun:
         stage=resolved.stages[min(number, len(resolved.stages)) - 1].name,
         number=number,
         step=max([0, *(row["step"] for row in trained), *(manifest["state"]["step"] for manifest in manifests.values())]),
-        loss=float(trained[-1]["loss"]) if trained else None,
+        loss=_loss(trained),
         figures=figures,
         seconds=seconds,
         size=sum(map(prune.size_of, folders)),
         time_s=max(times) if times else None,
     )
+
+
+def _loss(trained: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the last loss of training, which a row has as text where it is not finite; None before a step."""
+    for row in reversed(trained):
+        if isinstance(row["loss"], int | float) or row["loss"] in ("nan", "inf", "-inf"):
+            return float(row["loss"])
+    return None
 
 
 def _ordered(runs: Sequence[ListedRun], by: str) -> list[ListedRun]:

@@ -1,0 +1,202 @@
+"""`plait report` writes one page of a run, or of several, of every family: true to the run's files, and whole without a network."""
+
+import json
+import re
+import shutil
+import statistics
+
+import pytest
+import torch
+
+from plait import cli
+from plait.commands.actions.report import record
+from plait.commands.pages.axes import number
+from tests.commands.test_answers_page import Page
+from tests.golden import recipes
+
+FAMILIES = ["theworld", "molmo", "nanodit"]
+HOSTILE = "</title><script>alert(1)</script>{{ 7 * 7 }}\u2028"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A tiny run of each family, by its name."""
+    folder = tmp_path_factory.mktemp("report")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLAIT_CACHE", str(folder / "cache"))
+        assert cli.main([item.format(folder=folder) for item in recipes.LATENTS]) == 0
+        for family in FAMILIES:
+            recipe = folder / f"{family}.yaml"
+            recipe.write_text(recipes.RUNS[family].format(folder=folder))
+            assert cli.main(["train", str(recipe)]) == 0
+        yield {family: folder / family for family in FAMILIES}
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def copy(runs, tmp_path):
+    return shutil.copytree(runs["theworld"], tmp_path / "copy")
+
+
+def rows_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def report(*words):
+    assert cli.main(["report", *map(str, words)]) == 0
+
+
+def page_of(run):
+    report(run)
+    return Page(run / "report.html")
+
+
+def append(run, *rows):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_page_of_each_family_has_its_figures_and_loads_nothing(family, runs):
+    page, rows = page_of(runs[family]), rows_of(runs[family])
+    losses = [row["loss"] for row in rows if "loss" in row]
+    held_out = [row["eval/loss"] for row in rows if "eval/loss" in row]
+    tiles = dict(zip(page.texts("dt"), page.texts("strong"), strict=False))
+    assert tiles["training loss"] == number(losses[-1])
+    assert tiles["best loss, held out"] == number(
+        min(row["eval/loss"] for row in rows if "eval/loss" in row and row["stage"] == rows[-1]["stage"])
+    )
+    cells = page.texts("td")
+    assert number(held_out[0]) in cells and number(held_out[-1]) in cells
+    assert {"Stages", "Loss", "Held out", "Optimisation", "Throughput", "Data"} <= set(page.texts("h3"))
+    addresses = re.findall(r"(?:src|href|action|poster)=\"(?!#)([^\"]*)\"|url\((?!data:)|@import|https?://", page.html)
+    assert addresses == [] and "<script" not in page.html
+    assert "default-src &#39;none&#39;; img-src data:" in page.html
+
+
+def test_every_component_term_and_source_has_its_line(runs):
+    page = page_of(runs["theworld"])
+    keys = page.texts("li")
+    last = [row for row in rows_of(runs["theworld"]) if "loss" in row][-1]
+    for component in ("projector", "vision", "language"):
+        assert f"{component} {number(last[f'grad_norm/{component}'])}" in keys
+    shares = {name: value for name, value in last.items() if name.startswith("share/") and name.endswith("/samples")}
+    assert len(shares) == 2
+    assert all(f"{name.split('/')[1]} {number(value)}" in keys for name, value in shares.items())
+    terms = [text for text in page_of(runs["nanodit"]).texts("h4") if text.startswith("loss: ")]
+    assert "loss: t high, t mid, t low" in terms or "loss: t high, t low, t mid" in terms, terms
+
+
+def test_stages_have_a_row_each_with_what_trained(runs):
+    cells = page_of(runs["theworld"]).texts("td")
+    assert cells.count("20 of 20") == 2
+    assert "planned steps done" in cells
+    assert any(re.fullmatch(r"projector [\d,]+, vision [\d,]+, language [\d,]+", cell) for cell in cells)
+
+
+def test_a_run_without_a_step_has_a_page(copy):
+    for path in [copy / "metrics.jsonl", *copy.glob("stage-*"), copy / "ledger"]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    page = page_of(copy)
+    assert "theworld, new: no step is recorded yet." in page.texts("p")
+    assert page.texts("td").count("not begun") == 2
+    assert "Loss" not in page.texts("h3") and "Environment and configuration" in page.texts("h3")
+
+
+def test_a_damaged_line_costs_that_line(copy, capsys):
+    before = len(rows_of(copy))
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "sta\n[1]\n{"step": "x"}\n')
+    (copy / "lineage.json").write_text("{")
+    report(copy)
+    said = f"3 of {before + 3} lines of metrics.jsonl cannot be read, and are left out"
+    assert f"warning: {copy}: {said}" in capsys.readouterr().err
+    page = Page(copy / "report.html")
+    assert any(said in text and "copy/lineage.json cannot be read, and is left out" in text.lower() for text in page.texts("p"))
+    assert f"{40}" in page.texts("strong")
+
+
+def test_numbers_of_the_wrong_kind_in_a_row_cost_themselves(copy):
+    append(
+        copy, {"step": 41, "stage": 2, "loss": "broken", "grad_norm": None, "lr/vision": [1], "intervals": 3, "warnings": "x", "spent": 1}
+    )
+    append(copy, {"step": 42, "stage": 2, "eval/loss": 0.5, "intervals": {"loss": ["a", 1]}})
+    assert "42" in page_of(copy).texts("strong")
+
+
+def test_texts_of_a_run_cannot_change_the_page(copy):
+    append(copy, {"step": 41, "stage": 2, "loss": "nan", "warnings": [HOSTILE], HOSTILE: 1.0, f"eval/{HOSTILE}": 0.5})
+    page = page_of(copy)
+    assert "<script" not in page.html and "49" not in page.texts("td")
+    assert any(HOSTILE.strip() in text for text in page.texts("td"))
+    assert any("1 not finite, marked above" in text for text in page.texts("p"))
+
+
+def test_unusable_samples_warnings_starts_and_failures_are_told(copy):
+    quarantine = [{"step": step, "stage": 1, "sample": f"a.tar:{step}", "reason": "no picture"} for step in (3, 4)]
+    (copy / "quarantine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in quarantine))
+    (copy / "bench_failures.jsonl").write_text(json.dumps({"step": 20, "stage": "all", "bench": "accuracy", "reason": "it broke"}) + "\n")
+    start = {
+        "from": f"{copy}/stage-1-projection/step-00000020",
+        "time_s": rows_of(copy)[24]["time_s"] + 1e-4,
+        "rows": [],
+        "inexact": ["moments"],
+    }
+    (copy / "migrations.jsonl").write_text(json.dumps(start) + "\n")
+    page = page_of(copy)
+    assert "2 samples could not be used, and were replaced." in page.texts("p")
+    assert "no picture" in page.texts("th") and "a.tar:3" in page.texts("td")
+    assert {"bench accuracy: it broke", "moments", "stage-1-projection/step-00000020"} <= set(page.texts("td"))
+    assert any(text.startswith("continued after step ") for text in page.texts("title"))
+
+
+def test_runs_of_three_families_stand_beside_each_other(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report(*runs.values())
+    page = Page(tmp_path / "report.html")
+    assert page.texts("h1") == ["theworld, molmo and nanodit"]
+    said = "nothing can be compared: the runs are of the families theworld and molmo and nanodit, whose figures are not of one kind."
+    assert said in page.texts("p")
+    assert page.texts("h2") == FAMILIES
+    colours = {family: re.search(rf'href="#run{i}"><i class="spot k(\d)"></i>{family}', page.html)[1] for i, family in enumerate(FAMILIES)}
+    assert sorted(colours.values()) == ["0", "1", "2"]
+    last = {family: [row["loss"] for row in rows_of(run) if "loss" in row][-1] for family, run in runs.items()}
+    assert all(f"{family} {number(value)}" in page.texts("li") for family, value in last.items())
+
+
+def test_what_two_runs_set_differently_is_listed(runs, copy, tmp_path):
+    text = (copy / "config.yaml").read_text().replace("global_batch: 8", "global_batch: 4")
+    (copy / "config.yaml").write_text("".join(text.splitlines(keepends=True)[:-1]))
+    for path in copy.glob("stage-*/step-*/run-config.yaml"):
+        path.unlink()
+    report(runs["theworld"], copy, "--out", tmp_path / "two.html")
+    page = Page(tmp_path / "two.html")
+    names, cells = page.texts("th"), page.texts("td")
+    assert "train.global_batch" in names
+    assert cells[cells.index("8") + 1] == "4"
+
+
+def test_ten_thousand_steps_take_less_than_3_mb(copy):
+    rows = [row for row in rows_of(copy) if "loss" in row]
+    grown = [{**rows[i % 20 + 20], "step": i + 1, "stage": 2, "loss": rows[i % 40]["loss"], "time_s": i * 1.0} for i in range(10_000)]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in grown))
+    page_of(copy)
+    assert (copy / "report.html").stat().st_size < 3_000_000
+    found = record.read(copy)
+    assert (found.last_step, len(found.series("loss"))) == (10_000, 10_000)
+    mean = number(statistics.fmean(row["loss"] for row in grown[-200:]))
+    assert mean in Page(copy / "report.html").texts("strong")
+
+
+def test_what_cannot_be_shown_is_one_line(runs, tmp_path, capsys):
+    run = runs["molmo"]
+    for words, line in (
+        ([tmp_path / "no"], f"{tmp_path / 'no'} is no run directory: it has no config.yaml"),
+        ([run, run], f"{run} is given twice: a page shows each run once"),
+        ([run, f"--out={tmp_path}"], f"{tmp_path} is a folder: name a file for the page, such as {tmp_path}/report.html"),
+    ):
+        capsys.readouterr()
+        assert cli.main(["report", *map(str, words)]) == 2
+        assert capsys.readouterr().err == f"plait: {line}\n"
