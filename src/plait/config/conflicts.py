@@ -161,6 +161,8 @@ def source_conflicts(source: SourceEntry, kinds: Mapping[str, SourceRules]) -> l
     if rules is None:
         return [(("source",), unknown_kind(source.source, list(kinds)))]
     result: list[Conflict] = []
+    if source.templates and source.template is not None:
+        result.append((("templates",), "is set beside template: keep one"))
     if missing := rules.missing(source.path, source.name):
         result.append(((), f"of source {source.source!r} {missing}"))
     if unknown := rules.unknown_option(source.options):

@@ -111,7 +111,8 @@ def _problem(
     if first["type"] == "extra_forbidden":
         return unknown_key(tree, path, keys_at(root, path[len(above) : -1]), all_keys(root, above))
     if first["type"] == "missing":
-        known = choices.get(str(path[-1])) or [word for kind in types_at(root, path[len(above) :]) for word in typing.get_args(kind)]
+        kinds = [kind for kind in types_at(root, path[len(above) :]) if typing.get_origin(kind) is typing.Literal]
+        known = choices.get(str(path[-1])) or [word for kind in kinds for word in typing.get_args(kind)]
         return problem_at(tree, path, "is missing" + (f": one of {', '.join(map(str, known))}" if known else ""))
     if first["type"] in ("value_error", "assertion_error"):
         text = one_line(str(first["ctx"]["error"]))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_serializer
 
 from plait.config.sections.base import Count, Float, Folder, Int, Natural, Rate, Section, Share, Switch, as_number
-from plait.config.sections.selection import Filter
+from plait.config.sections.selection import Captions, Filter
 
 LENGTH = ("steps", "epochs", "samples")
 """The keys of `train` that set its length: a higher layer that sets one of them removes the others of lower layers."""
@@ -50,6 +50,12 @@ class Template(Section):
     assistant: str | None = Field(default=None, description="the answer, which is what training supervises")
 
 
+class WeightedTemplate(Template):
+    """One of several templates, which a sample is given by chance."""
+
+    weight: Rate = Field(default=1.0, description="how often it is drawn, relative to the others")
+
+
 class SourceEntry(Section):
     """One source of samples (a data set), as `data.train` and other lists name it.
 
@@ -69,9 +75,17 @@ class SourceEntry(Section):
     filter: Filter | None = Field(default=None, description="which of its samples are read: by size, caption, columns, duplicates")
     rollout: Folder | None = Field(default=None, description="folder of predicted futures of its samples, made by `plait data rollout`")
     columns: dict[str, str] = Field(default={}, description="our name of a field: the record's name of it")
+    captions: Captions | None = Field(default=None, description="columns of which one is the caption, drawn anew in each epoch")
     template: Template | None = None
+    templates: list[WeightedTemplate] = Field(default=[], description="in place of `template`: several, of which one is drawn")
     allow_blank: bool = Field(default=False, description="train on empty captions, answers and template fields; else bad samples")
     options: dict[str, Any] = Field(default={}, description="settings of the source itself (scenes: their size, shapes, questions)")
+
+    @property
+    def own_text(self) -> str | None:
+        """Return the first setting by which the entry makes conversations of fields, such as "template"; None without any."""
+        given = {"template": self.template, "templates": self.templates, "captions": self.captions, "columns": self.columns}
+        return next((name for name, value in given.items() if value), None)
 
 
 def _as_share(value: Any) -> Any:

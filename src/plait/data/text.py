@@ -56,7 +56,7 @@ def messages(fields: Mapping[str, Any], template: Template | None, *, allow_blan
     if template is not None:
         return _from_template(fields, template, allow_blank=allow_blank)
     present = [name for name in TEXTS if name in fields]
-    name = next((name for name in present if not _nothing(fields[name])), None)
+    name = next((name for name in present if not is_null(fields[name])), None)
     if name is None:
         if present:
             raise BadSample(f"no text: {' and '.join(f'`{name}`' for name in present)} {'is' if len(present) == 1 else 'are'} null")
@@ -75,7 +75,8 @@ def blank(content: str) -> bool:
     return all(letter.isspace() or letter in _INVISIBLE or unicodedata.category(letter) in ("Cc", "Cf") for letter in content)
 
 
-def _nothing(value: object) -> bool:
+def is_null(value: object) -> bool:
+    """Return whether a value is null, or not a number."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -117,7 +118,7 @@ def has_annotations(fields: Mapping[str, Any]) -> bool:
     """
     items = fields.get("annotations")
     objects = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
-    return any(not _nothing(item.get(name)) for item in objects for name in _TURN_KEYS)
+    return any(not is_null(item.get(name)) for item in objects for name in _TURN_KEYS)
 
 
 def annotations(items: object, images: int, *, allow_blank: bool) -> list[dict[str, Any]]:
@@ -140,7 +141,7 @@ def annotations(items: object, images: int, *, allow_blank: bool) -> list[dict[s
 def _annotation(item: object, images: int, *, allow_blank: bool) -> dict[str, Any]:
     if not isinstance(item, Mapping):
         raise BadSample(f"it is {kind_of(item)}, not an object with `messages`")
-    given = {name: value for name, value in item.items() if not _nothing(value)}
+    given = {name: value for name, value in item.items() if not is_null(value)}
     conversation = messages(given, None)
     if not conversation:
         raise BadSample(f"none of the fields {', '.join(TEXTS)}; it has {field_list(given)}")
@@ -190,7 +191,7 @@ class _Present(Formatter):
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return the value that `field_name` (as in `{a.b}`) points to. Raises BadSample where it is absent or has no one spelling."""
         value, first = super().get_field(field_name, args, kwargs)
-        if _nothing(value):
+        if is_null(value):
             raise BadSample(f"the field {field_name!r} is {'null' if value is None else 'null (NaN)'}")
         if isinstance(value, _UNSPELLED) or (isinstance(value, float) and math.isinf(value)):
             what = "infinite" if isinstance(value, float) else kind_of(value)

@@ -19,6 +19,20 @@ def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
+def _named(columns: dict[str, float]) -> dict[str, float]:
+    if not columns:
+        raise ValueError("names no column: write {caption: 0.7, alt_text: 0.3}")
+    return columns
+
+
+class Captions(Section):
+    """The columns that hold captions of a sample, of which one is its caption."""
+
+    columns: Annotated[dict[str, Rate], AfterValidator(_named)] = Field(
+        description="column: how often its text is drawn; of a list of texts, one of them"
+    )
+
+
 class Filter(Section):
     """Which samples of a source are read. The others are left out, each counted by the first of these that it fails."""
 
@@ -27,7 +41,7 @@ class Filter(Section):
         default=None, description="a condition on columns: clip_score > 0.28 and lang == 'en'"
     )
     caption_tokens: Annotated[tuple[Natural, Natural], Strict(False), AfterValidator(_rising)] | None = Field(
-        default=None, description="least and most words and marks of all captions and answers of a sample"
+        default=None, description="least and most words and marks of all captions and answers of a sample; of `captions`, of the likeliest"
     )
     min_side: Natural | None = Field(default=None, description="least pixels of the shorter side of each picture")
     aspect: Annotated[tuple[Rate, Rate], Strict(False), AfterValidator(_rising)] | None = Field(

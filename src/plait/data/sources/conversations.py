@@ -5,6 +5,7 @@ from its `annotations` where these are conversations, or else from its own text.
 """
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import xxhash
@@ -12,8 +13,10 @@ import xxhash
 from plait.config.schema import SourceEntry
 from plait.data import text
 from plait.data.addresses import is_remote
+from plait.data.field_names import field_list
 from plait.data.link_lists.refusal import RemotePicture, address_column, links_refusal
 from plait.data.records import Record
+from plait.data.selection import choices
 from plait.data.sources.contract import Reader, Sample, Source
 from plait.data.sources.kind import title
 from plait.errors import BadSample, PlaitError, sample_errors
@@ -25,7 +28,9 @@ class Conversations(Source):
     """A reader's records as a source, with messages made of them as the `data:` entry says (template, columns, limit, allow_blank)."""
 
     def __init__(self, entry: SourceEntry, reader: Reader) -> None:
-        self.reader, self.name, self.template, self.has_template = reader, title(entry), entry.template, entry.template is not None
+        self.reader, self.name, self.template, self.templates = reader, title(entry), entry.template, tuple(entry.templates)
+        self.captions = entry.captions
+        self.has_template = bool(entry.template or entry.templates or entry.captions)
         self.allow_blank, self.left_out = entry.allow_blank, reader.left_out
         self.may_wait = entry.path is not None and is_remote(entry.path)
         self.stored = not self.may_wait
@@ -33,6 +38,7 @@ class Conversations(Source):
         patterns = None if entry.template is None else [pattern for _, pattern in text.patterns(entry.template)]
         content = [reader.digest, self._length, patterns, sorted(entry.columns.items())]
         content += ["allow_blank"] if entry.allow_blank else []
+        content += [entry.captions, entry.templates] if entry.captions or entry.templates else []
         self.fingerprint = xxhash.xxh3_64(repr(content).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -40,9 +46,16 @@ class Conversations(Source):
 
     def __getitem__(self, index: int) -> Sample:
         """Return record `index` as a sample with messages. Raises BadSample if it is broken or does not fit the template."""
+        return self._sample(index, None)
+
+    def draw(self, index: int, sample_key: int) -> Sample:
+        """Return record `index` with one of its captions and one of the templates, drawn by the 64-bit `sample_key`."""
+        return self._sample(index, sample_key)
+
+    def _sample(self, index: int, sample_key: int | None) -> Sample:
         record = self.reader.read(index)
         try:
-            conversations = self._conversations(record)
+            conversations = self._conversations(record, sample_key)
         except BadSample as error:
             error.sample = record.id
             raise
@@ -54,12 +67,14 @@ class Conversations(Source):
         record = self.reader.read(index)
         sample: Sample = {"id": record.id, "images": record.images, "messages": [], "fields": record.fields}
         with contextlib.suppress(BadSample):
-            sample |= self._conversations(record)
+            sample |= self._conversations(record, None)
         return sample | {"fields": record.fields}
 
-    def _conversations(self, record: Record) -> dict[str, Any]:
+    def _conversations(self, record: Record, sample_key: int | None) -> dict[str, Any]:
         """Return a sample's `messages` and `fields`, and `annotations` where the record has several conversations about its images."""
         fields = record.fields
+        if self.captions is not None or self.templates:
+            return {"messages": self._drawn(record, sample_key), "fields": fields}
         if self.template is None and text.has_annotations(fields):
             annotations = text.annotations(fields["annotations"], len(record.images), allow_blank=self.allow_blank)
             others = {name: value for name, value in fields.items() if name != "annotations"}
@@ -67,6 +82,26 @@ class Conversations(Source):
         conversation = text.messages(fields, self.template, allow_blank=self.allow_blank)
         text.check(conversation, len(record.images), allow_blank=self.allow_blank)
         return {"messages": conversation, "fields": fields}
+
+    def check(self, fields: Mapping[str, Any]) -> None:
+        """Raise PlaitError if a template, or `captions`, names a field that is not in `fields`, those of the first record."""
+        captions = self.captions.columns if self.captions is not None else {}
+        if unknown := next((name for name in captions if name not in fields), None):
+            raise PlaitError(f"captions.columns wants the field {unknown!r}; the records have {field_list(fields)}")
+        for template in (*self.templates, *([self.template] if self.template is not None else [])):
+            text.check_template(template, {**fields, **({choices.CAPTION: ""} if captions else {})})
+
+    def _drawn(self, record: Record, sample_key: int | None) -> list[dict[str, str]]:
+        """Return a conversation of one of the record's captions and one of the templates."""
+        fields, template = record.fields, self.template
+        if self.captions is not None:
+            chosen = choices.caption(fields, self.captions.columns, sample_key, allow_blank=self.allow_blank)
+            fields = {**(fields if template or self.templates else {}), choices.CAPTION: chosen}
+        if self.templates:
+            template = choices.template(self.templates, sample_key)
+        conversation = text.messages(fields, template, allow_blank=self.allow_blank)
+        text.check(conversation, len(record.images), allow_blank=self.allow_blank)
+        return conversation
 
 
 def _links(reader: Reader, record: Record, probes: int) -> str | None:
@@ -101,8 +136,7 @@ def open_conversations(entry: SourceEntry, reader: Reader) -> Conversations:
             continue
         if not record.images and (column := _links(reader, record, probes)) is not None:
             raise PlaitError(links_refusal(entry, column))
-        if entry.template is not None:
-            text.check_template(entry.template, record.fields)
+        source.check(record.fields)
         return source
     if isinstance(first_error, RemotePicture) and first_error.field is not None:
         raise PlaitError(links_refusal(entry, first_error.field))

@@ -64,8 +64,8 @@ def open_source(
     kind = KINDS.get(entry.source)
     if kind is None:
         raise PlaitError(f"{where}: source {unknown_kind(entry.source, KINDS)}")
-    if kind.own_text and (entry.template is not None or entry.columns):
-        raise PlaitError(f"{where}: {kind.own_text}")
+    if kind.own_text and entry.own_text is not None:
+        raise PlaitError(f"{where}: {kind.own_text}" + (f" ({entry.own_text})" if entry.own_text in ("captions", "templates") else ""))
     if missing := kind.missing(entry.path, entry.name):
         raise PlaitError(f"{where} {missing}")
     if unknown := kind.unknown_option(entry.options):

@@ -98,7 +98,7 @@ def _kind_of(path: Path) -> str | None:
 
 def _as_trained(source: SourceEntry, trained: Sequence[SourceEntry]) -> SourceEntry:
     for number, other in enumerate(trained):
-        if other.source == source.source and (other.template or other.columns):
+        if other.source == source.source and other.own_text is not None:
             log.info(f"--data is read with the template and columns of data.train.{number}")
-            return source.model_copy(update={"template": other.template, "columns": other.columns})
+            return source.model_copy(update={name: getattr(other, name) for name in ("template", "templates", "captions", "columns")})
     return source
