@@ -237,7 +237,7 @@ def test_a_wrong_export_is_told_in_one_line(trained, tmp_path, capsys, command, 
 
 
 def test_a_family_without_a_layout_says_so(tmp_path, capsys, monkeypatch, trained):
-    monkeypatch.setattr("plait.families.registry.publisher", lambda family: None)
+    monkeypatch.setattr("plait.families.offers.publisher", lambda family: None)
     assert cli.main(["export", str(trained("molmo")), str(tmp_path / "new")]) == 2
     assert "family 'molmo' has no layout that other software reads; `plait ckpt consolidate` writes" in capsys.readouterr().err
 

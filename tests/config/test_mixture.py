@@ -9,9 +9,9 @@ import pytest
 from plait.config import mixture
 from plait.data.sources.open import KINDS
 from plait.errors import PlaitError
-from plait.families import registry
+from plait.families import offers
 
-SHIPPED = registry.mixture("molmo", "3.2-synthetic")
+SHIPPED = offers.mixture("molmo", "3.2-synthetic")
 
 
 def read(tmp_path: Path, text: str, without=()):
@@ -82,4 +82,4 @@ def test_leaving_out_what_is_not_there_names_the_nearest(tmp_path):
 
 def test_an_unknown_mixture_lists_the_known_ones():
     with pytest.raises(PlaitError, match=r"data\.mixture '3.2-sythetic' is neither .* did you mean '3.2-synthetic'"):
-        registry.mixture("molmo", "3.2-sythetic")
+        offers.mixture("molmo", "3.2-sythetic")

@@ -22,7 +22,7 @@ from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.errors import PlaitError
-from plait.families import members, registry, returned
+from plait.families import members, offers, registry, returned
 from plait.keys import key
 from tests import processes
 from tests.engine.toy import make_loop
@@ -108,9 +108,9 @@ def test_the_family_passes_the_checks_of_families_from_elsewhere(case, tmp_path)
     benches = returned.checked_benches(name, importlib.import_module(f"plait.families.{name}.evaluate"))
     assert benches.keys() == registry.benches(name).keys()
     if section.layouts:
-        members.check_publisher(name, registry.publisher(name), section.layouts)
-    if registry.has_datasets(name):
-        members.check_catalogue(name, registry.datasets(name))
+        members.check_publisher(name, offers.publisher(name), section.layouts)
+    if offers.has_datasets(name):
+        members.check_catalogue(name, offers.datasets(name))
 
 
 def test_blocks_are_modules_of_the_model(case):

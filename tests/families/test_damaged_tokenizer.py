@@ -3,7 +3,7 @@
 import pytest
 
 from plait.errors import PlaitError
-from plait.families import registry
+from plait.families import offers, registry
 
 REMEDY = r"tokenizer\.json is no tokenizer that can be read \(.+\): copy it back from a fork or a backup"
 KEEPING = {"theworld": {"base": "tiny"}, "molmo": {"language": "debug", "vision_backbone": "debug"}}
@@ -12,7 +12,7 @@ KEEPING = {"theworld": {"base": "tiny"}, "molmo": {"language": "debug", "vision_
 @pytest.mark.parametrize("content", ["{", "", "[]"])
 @pytest.mark.parametrize("name", KEEPING)
 def test_a_damaged_tokenizer_is_named_with_the_remedy(name, tmp_path, content):
-    family, publisher = registry.load(name), registry.publisher(name)
+    family, publisher = registry.load(name), offers.publisher(name)
     config = family.Config(**KEEPING[name])
     family.prepare(config, tmp_path, lambda: ["What is this?", "a small green frog"] * 20)
     model = family.build(config, tmp_path, seed=1)

@@ -11,7 +11,7 @@ from torch import nn
 from plait import cli
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
-from plait.families import members, registry, returned
+from plait.families import members, offers, registry, returned
 
 CHANGES = {
     "it lacks blocks(model)": {"blocks": None},
@@ -137,7 +137,7 @@ def test_benches_that_are_none_are_told_in_one_line(install, body, error):
 def test_exports_that_are_none_are_told_in_one_line(install, body):
     install(FAMILY, {"config": SECTION, "family": "", "export": body})
     with pytest.raises(PlaitError, match=r"family 'mumble': mumble\.export has no exports, a mapping of layout"):
-        registry.publisher("mumble")
+        offers.publisher("mumble")
 
 
 def without(parts, name):
@@ -409,7 +409,7 @@ def test_weights_of_other_software_need_a_way_back(install):
     export = "exports = {'hf': lambda model, config: []}"
     install(FAMILY, {"config": CONFIG.format("layouts = {'hf': ''}"), "family": "", "export": export})
     with pytest.raises(PlaitError) as caught:
-        registry.publisher("mumble")
+        offers.publisher("mumble")
     assert str(caught.value) == (
         "family 'mumble' (mumble.export) does not fulfil the contract: it lacks imported(weights, model); exports['hf'] cannot be called "
         "as exports['hf'](model, config, assets, out) (too many positional arguments)"
@@ -422,7 +422,7 @@ CONFIG = "from plait.config.schema import ModelSection\nclass Config(ModelSectio
 def test_layouts_are_those_that_the_family_writes(install):
     install(FAMILY, {"config": CONFIG.format("layouts = {'hg': ''}"), "family": "", "export": "exports = {'hf': print, 'onnx': print}"})
     with pytest.raises(PlaitError) as caught:
-        registry.publisher("mumble")
+        offers.publisher("mumble")
     told = "family 'mumble': mumble.export has exports hf, onnx, and Config.layouts of its config.py names hg"
     assert str(caught.value) == told
 

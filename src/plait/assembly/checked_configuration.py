@@ -9,7 +9,7 @@ from plait.config import mixture
 from plait.config.nodes import Node
 from plait.config.resolved import Resolved
 from plait.data.sources.open import KINDS
-from plait.families import registry
+from plait.families import offers
 
 
 def open_checked(path: Path | Node, overrides: Sequence[str] = (), *, words: Sequence[str] = (), compared: bool = False) -> Resolved:
@@ -28,5 +28,5 @@ def open_checked(path: Path | Node, overrides: Sequence[str] = (), *, words: Seq
         resolved = open_config(path, overrides, words=words, trials=True)
     for data in (view.config.data for view in resolved.stages):
         if data.mixture is not None:
-            mixture.read(registry.mixture(resolved.config.family, data.mixture), data.without, KINDS)
+            mixture.read(offers.mixture(resolved.config.family, data.mixture), data.without, KINDS)
     return resolved

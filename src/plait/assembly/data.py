@@ -17,7 +17,7 @@ from plait.data.sources.contract import Absent, Source
 from plait.data.sources.open import KINDS, open_all
 from plait.data.sources.part import Part
 from plait.errors import PlaitError
-from plait.families import registry
+from plait.families import offers, registry
 from plait.families.limits import check_max_tokens
 from plait.keys import key
 
@@ -58,7 +58,7 @@ def open_data(config: RunConfig, entries: Sequence[SourceEntry], split: str) -> 
     root, cache = folder(config.data.root), folder(config.data.cache)
 
     def named(entry: SourceEntry, wanted: str) -> Source:
-        opened: Source = registry.datasets(config.family).open_dataset(entry, wanted, root=root, cache=cache)
+        opened: Source = offers.datasets(config.family).open_dataset(entry, wanted, root=root, cache=cache)
         return opened
 
     sources = open_all(entries, seed=config.seed, split=split, cache=cache, open_named=named)
@@ -90,7 +90,7 @@ def _open_training(config: RunConfig, *, held_out: bool) -> TrainingData:
     if config.data.mixture is None:
         entries = config.data.train
         return TrainingData([source for entry in entries for source in opened_of(entry)], [entry.weight for entry in entries])
-    mixed = mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without, KINDS)
+    mixed = mixture.read(offers.mixture(config.family, config.data.mixture), config.data.without, KINDS)
     opened, absent = [], []
     for entry in mixed.entries:
         try:

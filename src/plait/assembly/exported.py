@@ -25,7 +25,7 @@ from plait.engine.evaluation import moment_of
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import load_weights
 from plait.errors import PlaitError, first_names
-from plait.families import registry
+from plait.families import offers
 
 MOMENT = "export"
 """What stands for a step in names of results."""
@@ -66,7 +66,7 @@ class ExportedModel:
 
 def _imported(weights: Mapping[str, Tensor], bundle: ModelBundle) -> Mapping[str, Tensor]:
     """Return weights of a folder, of whatever layout, under the model's names."""
-    publisher = registry.publisher(bundle.family.name)
+    publisher = offers.publisher(bundle.family.name)
     return weights if publisher is None else publisher.imported(weights, bundle.model)
 
 

@@ -19,7 +19,7 @@ from plait.engine import evaluation
 from plait.engine.evaluation import Bench, HeldOut
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
-from plait.families import registry
+from plait.families import offers, registry
 from plait.families.ablation import Ablation, ablated
 
 
@@ -41,7 +41,7 @@ def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId
 def benchmark(config: RunConfig, bench: str) -> tuple[str, SourceEntry]:
     """Return (metric's name, `data:` item that reads the samples) for a `bench` "DATASET:SPLIT". Raises PlaitError if it is unknown."""
     name, _, split = bench.partition(":")
-    catalogue = registry.datasets(config.family)
+    catalogue = offers.datasets(config.family)
     try:
         rule, split = catalogue.rule_of(name), catalogue.split_of(name, split)
     except PlaitError as error:

@@ -17,7 +17,7 @@ from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
-from plait.families import registry
+from plait.families import offers, registry
 from plait.families.contract import Family
 
 Shapes = Mapping[str, torch.Size]
@@ -90,7 +90,7 @@ def _of_from(spec: str, config: RunConfig, assets: Path) -> Shapes:
 
 def _of_folder(folder: Path, config: RunConfig, assets: Path) -> Shapes:
     """Return the shapes of weights in another layout, under this model's names."""
-    publisher = registry.publisher(config.family)
+    publisher = offers.publisher(config.family)
     weights = weight_files.empty(folder)
     if publisher is not None:
         family = registry.load(config.family)

@@ -19,14 +19,12 @@ from pydantic import BaseModel
 from plait.config import plugins
 from plait.config.messages import section_faults
 from plait.config.schema import ModelSection
-from plait.config.secrets import filled_in
 from plait.errors import PlaitError
 
 if TYPE_CHECKING:
     from plait.engine.evaluation import Benches
     from plait.families.ablation import Ablations
     from plait.families.contract import Family
-    from plait.families.module_contracts import Catalogue, Publisher
 
 _HERE = Path(__file__).parent
 _TABLES = {"refused": Mapping[tuple[str, ...], Mapping[str, str]], "variants": Mapping[str, str], "layouts": Mapping[str, str]}
@@ -53,7 +51,7 @@ def model_config(family: str) -> type[ModelSection]:
             f"family {family!r}: {_package(family)}.config imports {plugins.HEAVY}, for which every command would wait: "
             "import it in family.py, or inside the functions that use it"
         )
-    section = vars(_module(family, "config")).get("Config")
+    section = vars(module_of(family, "config")).get("Config")
     if not (isinstance(section, type) and issubclass(section, ModelSection)):
         raise PlaitError(f"family {family!r}: {_package(family)}.config has no Config, a subclass of plait.config.schema.ModelSection")
     tables = {"refused": section.refused, "variants": section.variants, "layouts": section.layouts}
@@ -67,7 +65,7 @@ def model_config(family: str) -> type[ModelSection]:
 def _imports_torch(family: str) -> bool:
     """Import a family's config.py; return whether that, the first time, was what imported torch."""
     before = plugins.HEAVY in sys.modules
-    _module(family, "config")
+    module_of(family, "config")
     return plugins.HEAVY in sys.modules and not before
 
 
@@ -80,21 +78,21 @@ def model_configs() -> Iterator[tuple[str, type[ModelSection]]]:
 
 def generate_options(family: str) -> type[BaseModel] | None:
     """Return the class of a family's options of `plait generate` if it has an options.py, else None; imports no torch."""
-    options = vars(_module(family, "options")).get("GenerateOptions") if _has(family, "options.py") else None
+    options = vars(module_of(family, "options")).get("GenerateOptions") if has_module(family, "options.py") else None
     return options if isinstance(options, type) and issubclass(options, BaseModel) else None
 
 
 def load(family: str) -> "Family":
     """Import a family's family.py and return its checked members. Raises PlaitError for an unknown name, or members missing or wrong."""
-    module = _module(family, "family")
-    if not _is_shipped(family):
-        _checks("members").check(family, module)
+    module = module_of(family, "family")
+    if not is_shipped(family):
+        checks_of("members").check(family, module)
     try:
         loaded: Family = importlib.import_module("plait.families.contract").family_of(family, module)
     except TypeError:  # one that ships, of which a member is missing: all others of its faults are held by its tests
-        _checks("members").check(family, module)
+        checks_of("members").check(family, module)
         raise
-    return loaded if _is_shipped(family) else cast("Family", _checks("returned").checked(loaded))
+    return loaded if is_shipped(family) else cast("Family", checks_of("returned").checked(loaded))
 
 
 def register_auto_classes() -> None:
@@ -105,94 +103,47 @@ def register_auto_classes() -> None:
 
 def benches(family: str) -> "Benches":
     """Return a family's benches (evaluations) by name; {} without an `evaluate.py`. Raises PlaitError for one that defines no `benches`."""
-    if not _has(family, "evaluate.py"):
+    if not has_module(family, "evaluate.py"):
         return {}
-    module = _module(family, "evaluate")
-    return cast("Benches", module.benches if _is_shipped(family) else _checks("returned").checked_benches(family, module))
+    module = module_of(family, "evaluate")
+    return cast("Benches", module.benches if is_shipped(family) else checks_of("returned").checked_benches(family, module))
 
 
 def ablations(family: str) -> "Ablations":
     """Return the inputs that benches can leave out of a family's samples, by name; {} for none. Raises PlaitError for wrong ones."""
-    listed = vars(_module(family, "evaluate")).get("ablations", {}) if _has(family, "evaluate.py") else {}
-    return cast("Ablations", listed if _is_shipped(family) else _checks("returned").checked_ablations(family, listed))
+    listed = vars(module_of(family, "evaluate")).get("ablations", {}) if has_module(family, "evaluate.py") else {}
+    return cast("Ablations", listed if is_shipped(family) else checks_of("returned").checked_ablations(family, listed))
 
 
 def preset(family: str, name: str) -> Path:
     """Return the path of preset `name`, a configuration in the family's package. Raises PlaitError, listing the known ones, if unknown."""
-    folder = _folder(family) / "presets"
+    folder = folder_of(family) / "presets"
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in folder.glob("*.yaml"))
-        raise PlaitError(f"preset {name!r} is not one of family {family!r}: {_listing(name, known)}")
+        raise PlaitError(f"preset {name!r} is not one of family {family!r}: {listing(name, known)}")
     return path
-
-
-def mixture(family: str, name: str) -> Path:
-    """Return the path of a mixture (datasets). It is `name` itself if that ends in .yaml, .yml or .json, else the family's of that name.
-
-    Raises PlaitError if there is none.
-    """
-    path = filled_in(name)
-    if path.suffix in (".yaml", ".yml", ".json"):
-        return path
-    folder = _folder(family) / "mixtures"
-    if not (folder / f"{name}.yaml").is_file():
-        known = sorted(file.name.removesuffix(".yaml") for file in folder.glob("*.yaml"))
-        raise PlaitError(
-            f"data.mixture {name!r} is neither a .yaml or .json file nor a mixture of family {family!r}: {_listing(name, known)}"
-        )
-    return folder / f"{name}.yaml"
-
-
-def has_datasets(family: str) -> bool:
-    """Return whether a family has a catalogue of public datasets, which a configuration can name."""
-    return _has(family, "catalogue/datasets.py")
-
-
-def datasets(family: str) -> "Catalogue":
-    """Return a family's catalogue of public datasets, a checked module (module_contracts.Catalogue). Raises PlaitError for one without."""
-    if not has_datasets(family):
-        raise PlaitError(
-            f"family {family!r} knows no datasets by name: name your own as module:Class or file.py:Class, or a source with a path"
-        )
-    module = _module(family, "catalogue.datasets")
-    if not _is_shipped(family):
-        _checks("members").check_catalogue(family, module)
-    return cast("Catalogue", module)
-
-
-def publisher(family: str) -> "Publisher | None":
-    """Return a family's module `export`, which converts weights to other software's layouts; None if it has none.
-
-    Raises PlaitError if that module has no `exports`, a mapping of each of `Config.layouts` to a function, or no `imported`.
-    """
-    if not _has(family, "export.py"):
-        return None
-    module = _module(family, "export")
-    if not _is_shipped(family):
-        _checks("members").check_publisher(family, module, model_config(family).layouts)
-    return cast("Publisher", module)
 
 
 def _package(family: str) -> str:
     if family not in packages():
-        raise PlaitError(f"family {family!r} is unknown: {_listing(family, names())}")
-    plugins.named(GROUP, family, [name for name in packages() if _is_shipped(name)])
+        raise PlaitError(f"family {family!r} is unknown: {listing(family, names())}")
+    plugins.named(GROUP, family, [name for name in packages() if is_shipped(name)])
     return packages()[family]
 
 
-def _is_shipped(family: str) -> bool:
+def is_shipped(family: str) -> bool:
     """Return whether a family is one of plait itself."""
     return packages()[family].startswith(f"{__package__}.")
 
 
-def _checks(name: str) -> Any:
+def checks_of(name: str) -> Any:
     """Import the module `members` or `returned` of this package, which check families of other packages."""
     return importlib.import_module(f"{__package__}.{name}")
 
 
-def _module(family: str, name: str) -> ModuleType:
-    """Import a module of a family. Raises PlaitError where another package's family lacks it."""
+def module_of(family: str, name: str) -> ModuleType:
+    """Import a module of a family, by its name in the package. Raises PlaitError where another package's family lacks it."""
     package = _package(family)
     try:
         return importlib.import_module(f"{package}.{name}")
@@ -204,12 +155,13 @@ def _module(family: str, name: str) -> ModuleType:
         reason: Exception = error
     except Exception as error:  # noqa: BLE001  whatever it is, it is that package's code that must be mended
         reason = error
-    if _is_shipped(family):
+    if is_shipped(family):
         raise reason
     raise PlaitError(f"family {family!r}: {package}.{name} cannot be imported: {plugins.one_line(reason)}") from reason
 
 
-def _folder(family: str) -> Path:
+def folder_of(family: str) -> Path:
+    """Return the folder of a family's package. Raises PlaitError for one that cannot be found, or is no package."""
     package = _package(family)
     try:
         spec = importlib.util.find_spec(package)
@@ -220,12 +172,13 @@ def _folder(family: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _has(family: str, file: str) -> bool:
+def has_module(family: str, file: str) -> bool:
     """Return whether a family has a module, such as "export.py", also as a package of that name."""
-    path = _folder(family) / file
+    path = folder_of(family) / file
     return path.is_file() or (path.with_suffix("") / "__init__.py").is_file()
 
 
-def _listing(name: str, known: list[str]) -> str:
+def listing(name: str, known: list[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest known one, and all of them."""
     near = difflib.get_close_matches(name, known, 1) or [item for item in known if name and item.startswith(name)]
     return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known) or 'none'}"

@@ -19,7 +19,7 @@ from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import GROUPS, State
 from plait.errors import PlaitError
-from plait.families import registry
+from plait.families import offers
 from plait.training import changes, start
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
     spec = str(view.config.from_)
     downloaded = hub_start.fetch(spec, ranks)
     tensors, manifest, folder = read_from(spec if downloaded is None else str(downloaded))
-    publisher = registry.publisher(bundle.family.name)
+    publisher = offers.publisher(bundle.family.name)
     if manifest is None and publisher is not None:
         tensors = {**tensors, "weights": publisher.imported(tensors["weights"], bundle.model)}
     if tensors["ema"] and view.config.optim.ema is None:

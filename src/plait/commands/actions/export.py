@@ -10,7 +10,7 @@ from pathlib import Path
 from plait.assembly import exported, saved
 from plait.engine.parallel import distributed
 from plait.errors import PlaitError
-from plait.families import registry
+from plait.families import offers
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def export(spec: str | Path, out: Path, to: str, *, averaged: bool = True) -> No
     located = saved.locate(spec)
     config, checkpoint = located.config, located.checkpoint
     family = config.family
-    publisher = registry.publisher(family)
+    publisher = offers.publisher(family)
     if publisher is None:
         raise PlaitError(
             f"family {family!r} has no layout that other software reads; `plait ckpt consolidate` writes its weights as safetensors"

@@ -3,7 +3,7 @@
 from plait.config import mixture
 from plait.config.schema import RunConfig, SourceEntry
 from plait.data.sources.open import KINDS
-from plait.families import registry
+from plait.families import offers
 
 
 def on_hub(entry: SourceEntry) -> bool:
@@ -20,7 +20,7 @@ def training_entries(config: RunConfig) -> list[SourceEntry]:
     """Return the sources that a stage trains on, those of its mixture included. Raises PlaitError for a mixture that cannot be read."""
     if config.data.mixture is None:
         return list(config.data.train)
-    return mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without, KINDS).entries
+    return mixture.read(offers.mixture(config.family, config.data.mixture), config.data.without, KINDS).entries
 
 
 def held_out_entries(config: RunConfig) -> list[SourceEntry]:

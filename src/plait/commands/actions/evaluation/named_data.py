@@ -16,7 +16,7 @@ from plait.data import paths
 from plait.data.sources.open import KINDS
 from plait.engine import evaluation
 from plait.errors import PlaitError
-from plait.families import registry
+from plait.families import offers, registry
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def entry_of(config: RunConfig, bench: str, *, data: str | None, split: str | No
     """
     name, _, part = bench.partition(":")
     known = {evaluation.LOSS, *registry.benches(config.family)}
-    dataset = registry.has_datasets(config.family) and name in registry.datasets(config.family).DATASETS
+    dataset = offers.has_datasets(config.family) and name in offers.datasets(config.family).DATASETS
     if not part and name in known and (data is not None or not dataset):
         given = _sources(data, split, config.data.train) if data is not None else []
         if not given and split is not None:
@@ -44,9 +44,9 @@ def entry_of(config: RunConfig, bench: str, *, data: str | None, split: str | No
         return Evaluate(bench=name, samples=samples, batch=batch, data=given)
     if part and split not in (None, part):
         raise PlaitError(f"--bench {bench} and --split {split} name two splits: keep one")
-    if not registry.has_datasets(config.family):
+    if not offers.has_datasets(config.family):
         raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, sorted(known))}")
-    catalogue = registry.datasets(config.family)
+    catalogue = offers.datasets(config.family)
     if not part and name not in {*catalogue.DATASETS, *catalogue.ALIASES}:
         raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, [*sorted(known), *catalogue.scored()])}")
     part = part or split or catalogue.evaluation_split(name)

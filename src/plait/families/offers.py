@@ -1,0 +1,61 @@
+"""What a family may offer beside its model: public datasets and mixtures that it knows by name, and layouts of other software.
+
+Each is an optional module or folder of the family's package; registry.py finds the families themselves.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from plait.config.secrets import filled_in
+from plait.errors import PlaitError
+from plait.families import registry
+
+if TYPE_CHECKING:
+    from plait.families.module_contracts import Catalogue, Publisher
+
+
+def mixture(family: str, name: str) -> Path:
+    """Return the path of a mixture (datasets). It is `name` itself if that ends in .yaml, .yml or .json, else the family's of that name.
+
+    Raises PlaitError if there is none.
+    """
+    path = filled_in(name)
+    if path.suffix in (".yaml", ".yml", ".json"):
+        return path
+    folder = registry.folder_of(family) / "mixtures"
+    if not (folder / f"{name}.yaml").is_file():
+        known = sorted(file.name.removesuffix(".yaml") for file in folder.glob("*.yaml"))
+        raise PlaitError(
+            f"data.mixture {name!r} is neither a .yaml or .json file nor a mixture of family {family!r}: {registry.listing(name, known)}"
+        )
+    return folder / f"{name}.yaml"
+
+
+def has_datasets(family: str) -> bool:
+    """Return whether a family has a catalogue of public datasets, which a configuration can name."""
+    return registry.has_module(family, "catalogue/datasets.py")
+
+
+def datasets(family: str) -> "Catalogue":
+    """Return a family's catalogue of public datasets, a checked module (module_contracts.Catalogue). Raises PlaitError for one without."""
+    if not has_datasets(family):
+        raise PlaitError(
+            f"family {family!r} knows no datasets by name: name your own as module:Class or file.py:Class, or a source with a path"
+        )
+    module = registry.module_of(family, "catalogue.datasets")
+    if not registry.is_shipped(family):
+        registry.checks_of("members").check_catalogue(family, module)
+    return cast("Catalogue", module)
+
+
+def publisher(family: str) -> "Publisher | None":
+    """Return a family's module `export`, which converts weights to other software's layouts; None if it has none.
+
+    Raises PlaitError if that module has no `exports`, a mapping of each of `Config.layouts` to a function, or no `imported`.
+    """
+    if not registry.has_module(family, "export.py"):
+        return None
+    module = registry.module_of(family, "export")
+    if not registry.is_shipped(family):
+        registry.checks_of("members").check_publisher(family, module, registry.model_config(family).layouts)
+    return cast("Publisher", module)
