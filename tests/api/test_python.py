@@ -157,3 +157,32 @@ def test_wrong_options_are_one_line(run):
         plait.open(run.parent / "nothing")
     with pytest.raises(plait.PlaitError, match="bench"):
         plait.open(run).evaluate("acuracy")
+
+
+@pytest.mark.parametrize(
+    ("use", "line"),
+    [
+        (lambda run: plait.load_config(5), "plait.load_config: `source` is to be a file, a run directory or a dict, and is the int 5"),
+        (lambda run: plait.open(5), "plait.open: `spec` is to be a text or a path, and is the int 5"),
+        (lambda run: plait.open(run, length="long"), "plait.open: `length` is to be a number, or None, and is the str 'long'"),
+        (
+            lambda run: plait.train(5),
+            "plait.train: `config` is to be a file, a run directory or a dict, or what load_config",
+        ),
+        (lambda run: plait.train(run, callbacks=print), "plait.train: `callbacks` is to be a list, and is the builtin_function_or_method"),
+        (lambda run: plait.train(run, callbacks=[3]), "plait.train: `callbacks` is to be a list of functions, and has the int 3"),
+        (lambda run: plait.samples(run, n="3"), "plait.samples: `n` is to be a whole number, and is the str '3'"),
+        (lambda run: plait.samples(run, n=True), "plait.samples: `n` is to be a whole number, and is the bool True"),
+        (lambda run: plait.open(run).evaluate(5), "Checkpoint.evaluate: `bench` is to be a text, and is the int 5"),
+        (lambda run: plait.open(run).evaluate("loss", samples="8"), "`samples` is to be a whole number, or None, and is the str '8'"),
+        (lambda run: plait.open(run).generate(out=5), "Checkpoint.generate: `out` is to be a text or a path, or None, and is the int 5"),
+        (
+            lambda run: plait.Run(run).checkpoint(0.5),
+            "`mark` is to be a step, or a text such as best, and is the float 0.5",
+        ),
+    ],
+)
+def test_a_wrong_argument_says_what_it_is_and_what_is_wanted(run, use, line):
+    with pytest.raises(plait.PlaitError) as told:
+        use(run)
+    assert line in str(told.value)

@@ -215,6 +215,15 @@ def test_wrong_arguments_are_one_clear_line(tmp_path, capsys):
         ([str(path), str(tmp_path / "o"), "--with", "copy", "--model.world=off"], "model.world is off: there is no encoder"),
         (["scenes", str(tmp_path / "o"), "--with", "copy"], "--model: name the configuration whose world encoder is to see"),
         ([str(path), str(tmp_path / "o"), "--with", "copy", f"--model={path}"], "own world encoder counts; give one of the two"),
+        (
+            [str(path), str(tmp_path / "o"), "--with", "copy", "--guidance=3"],
+            "--guidance changes nothing: only a video world model takes it; leave it out",
+        ),
+        ([str(path), str(tmp_path / "o"), "--with", "scenes", "--revision=v2"], "--revision changes nothing: only a video world model"),
+        (
+            ["scenes", str(tmp_path / "o"), "--with", "copy", f"--model={path}", "--number=1"],
+            "--number changes nothing: the source is no configuration, which has several; leave it out",
+        ),
         ([str(path), str(tmp_path), "--with", "copy"], "is not empty and has no rollout.json: name a new folder"),
         ([str(path), str(tmp_path / "o"), "--with", str(tmp_path)], "has no model_index.json: it is no pipeline of diffusers"),
     ):

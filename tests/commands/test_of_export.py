@@ -83,6 +83,18 @@ def test_data_and_weights_that_an_export_has_not_are_asked_for(folder, capsys):
     assert (code, said) == (2, "plait: --against base is for a checkpoint of a run; an export does not tell how its run began")
 
 
+def test_data_may_be_a_kind_alone(folder, tmp_path, capsys):
+    for number, data in enumerate(("scenes", "scenes:")):
+        asked = ("eval", folder / "theworld", "--bench=accuracy", f"--data={data}", "--samples=4", f"--out={tmp_path / str(number)}")
+        assert command(capsys, *asked)[0] == 0
+    first, second = (json.loads((tmp_path / str(number) / "predictions.json").read_text()) for number in range(2))
+    assert first == second
+    assert "--data 'nosuch' is no .jsonl" in command(capsys, "eval", folder / "theworld", "--bench=loss", "--data=nosuch")[1]
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    code, said = command(capsys, "eval", folder / "theworld", "--bench=loss", f"--data={tmp_path / 'a.jsonl'}", "--split=test")
+    assert (code, said) == (2, f"plait: --split test: {tmp_path / 'a.jsonl'} has no splits; leave it out")
+
+
 def test_an_export_is_compared_with_its_run_on_the_same_samples(folder, tmp_path, capsys):
     code, said = command(capsys, "eval", folder / "run", "--bench=loss", f"--against={folder / 'theworld'}", f"--out={tmp_path / 'out'}")
     assert code == 0 and "theworld" in said

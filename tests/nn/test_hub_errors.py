@@ -103,3 +103,21 @@ def test_a_dataset_offline_names_the_variable_that_is_set(hub, monkeypatch, vari
         match=rf"not in the cache, and {variable} is set: unset it, or download it before: plait data inspect CONFIG, with",
     ):
         Table(None, "owner/set", "train", {}, None, {})
+
+
+NO_FOLDER = "there is no folder ./nodir, and it is no name of a repository, owner/name"
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("--model.world.source=./nodir", f"model.world.source: cannot load './nodir' as a Hub name or a local directory: {NO_FOLDER}"),
+        ("--model.base=./nodir", f"model.base: cannot load './nodir' as a Hub name or a local directory: {NO_FOLDER}"),
+        ("--data.train=[{source: datasets, name: ./nodir}]", f"datasets cannot load ./nodir (train): {NO_FOLDER}"),
+    ],
+)
+def test_a_folder_that_does_not_exist_is_told_as_that(monkeypatch, tmp_path, capsys, setting, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    assert cli.main(["train", "recipe.yaml", "--run=run", setting]) == 2
+    assert capsys.readouterr().err.rstrip("\n").endswith(line)

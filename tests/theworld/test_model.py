@@ -117,20 +117,88 @@ def test_pictures_prompts_and_options_of_every_form(folder):
     assert drawn[0] == drawn[1] != drawn[2] and theworld.generate([], [], max_new_tokens=8) == []
 
 
-def test_a_clip_is_given_as_frames(folder, tmp_path):
-    theworld = TheWorld.from_pretrained(folder / "out")
-    for number in range(3):
+@pytest.fixture(scope="module")
+def clips(folder):
+    """A run whose world encoder sees clips, and one without a world."""
+    scenes = {"source": "scenes", "limit": 8, "options": {"size": [32, 32], "objects": [1, 2], "tasks": ["colour"], "frames": 5}}
+    recipe = {**CONFIG, "data": {"train": [scenes], "workers": 0}, "train": {"steps": 1, "global_batch": 4}, "checkpoint": {}}
+    (folder / "clips.yaml").write_text(yaml.safe_dump(recipe))
+    assert cli.main(["train", str(folder / "clips.yaml"), f"--run={folder / 'clips'}", "--model.world.steps=1"]) == 0
+    blind = ("--model.world=off", "--trainable=[language]")
+    assert cli.main(["train", str(folder / "clips.yaml"), f"--run={folder / 'blind'}", *blind]) == 0
+    return folder
+
+
+def test_a_clip_is_given_as_frames(clips, tmp_path):
+    theworld = TheWorld.from_pretrained(clips / "clips")
+    for number in range(5):
         (tmp_path / f"{number}.png").write_bytes(photo(number))
-    frames = [photo(number) for number in range(3)]
-    of_folder = theworld.generate(folder / "1.png", ASK, frames=tmp_path, max_new_tokens=8)
-    assert theworld.generate([folder / "1.png"] * 2, [ASK] * 2, frames=[frames, str(tmp_path)], max_new_tokens=8) == [of_folder] * 2
+    frames = [photo(number) for number in range(5)]
+    of_folder = theworld.generate(clips / "1.png", ASK, frames=tmp_path, max_new_tokens=8)
+    assert theworld.generate([clips / "1.png"] * 2, [ASK] * 2, frames=[frames, str(tmp_path)], max_new_tokens=8) == [of_folder] * 2
+
+
+NEEDS = "this model was trained on clips or futures: it has a single picture, and model.world.steps 1 takes 1 + 4 k frames, k from 1 on"
+NO_WORLD = "changes nothing: this model has no world encoder (model.world is off); leave it out"
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "line"),
+    [
+        ("clips", ["--image=1.png"], f"generate: {NEEDS}: give --frames a clip, or --world=off"),
+        ("clips", ["--image=1.png", "--frames=1.png", "--world=off"], "generate: --frames changes nothing: only the world encoder sees"),
+        ("run", ["--image=1.png", "--frames=2.png"], "--frames: model.world.steps is 0, so that the world encoder sees one picture"),
+        ("run", ["--image=1.png", "--top-p=0.5"], "generate: --top-p changes nothing: at temperature 0 the likeliest token is always"),
+        ("run", ["--image=1.png", "--seed=1"], "generate: --seed changes nothing: at temperature 0"),
+        ("blind", ["--image=1.png", "--world=on"], f"generate: --world {NO_WORLD}"),
+        ("blind", ["--image=1.png", "--frames=1.png"], f"generate: --frames {NO_WORLD}"),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(clips, monkeypatch, capsys, run, options, line):
+    monkeypatch.chdir(clips)
+    capsys.readouterr()
+    assert cli.main(["generate", run, f"--prompt={ASK}", "--max-new-tokens=2", *options]) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1
+    assert cli.main(["generate", run, f"--prompt={ASK}", "--max-new-tokens=2", "--image=1.png", "--world=off"]) == 0
+
+
+def test_an_encoder_that_is_not_there_is_no_layout(clips, monkeypatch, capsys):
+    monkeypatch.chdir(clips)
+    assert cli.main(["export", "blind", "held", "--to=theworld-with-encoder"]) == 2
+    line = "--to theworld-with-encoder: this model has no world encoder (model.world is off): export it --to theworld"
+    assert line in capsys.readouterr().err and not (clips / "held").exists()
+    with pytest.raises(PlaitError, match=r"has no world encoder .* leave `encoder` out"):
+        TheWorld.from_pretrained(clips / "blind").save_pretrained(clips / "held", encoder=True)
+
+
+@pytest.mark.parametrize(
+    ("run", "use", "line"),
+    [
+        ("clips", lambda t: t.generate("1.png", ASK), f"{NEEDS}: give `frames` a clip, or world=False"),
+        ("blind", lambda t: t.generate("1.png", ASK, frames="1.png"), f"`frames` {NO_WORLD}"),
+        ("run", lambda t: t.generate("1.png", ASK, top_p=0.5), "`top_p` changes nothing: at temperature 0"),
+        ("run", lambda t: t.generate(ASK, "1.png"), f"`prompt` names the file 1.png, and `image` is the str {ASK!r}, which is none"),
+        ("run", lambda t: t.generate(ASK, Image.new("RGB", (8, 8))), "`prompt` is to be a text, or a list of texts, and is the Image"),
+        ("run", lambda t: t.generate("1.png", [ASK, 3]), "`prompt` is to be a text, or a list of texts, and is the int 3"),
+        ("run", lambda t: t.generate(ASK, "Hello"), f"the str {ASK!r} is no path, address or base64 of a picture"),
+        ("run", lambda t: t.generate("1.png", ASK, world="perhaps"), "generate: --world must be a valid boolean"),
+        ("run", lambda t: t.save_pretrained(3), "TheWorld.save_pretrained: `folder` is to be a text or a path, and is the int 3"),
+        ("run", lambda t: TheWorld.from_pretrained(3), "TheWorld.from_pretrained: `name` is to be a text or a path, and is the int 3"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_in_one_line(clips, monkeypatch, run, use, line):
+    monkeypatch.chdir(clips)
+    with pytest.raises(PlaitError) as told:
+        use(TheWorld.from_pretrained(run))
+    assert line in str(told.value) and "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
     ("use", "line"),
     [
         (lambda t: t.generate("no.png", ASK), "there is no picture no.png"),
-        (lambda t: t.generate(3, ASK), "a picture is a PIL image, an array, a path, an address or the content of a file, not int"),
+        (lambda t: t.generate(3, ASK), "a picture is a PIL image, an array, a path, an address or the content of a file, not the int 3"),
         (lambda t: t.generate(np.zeros((2, 2))), r"a picture as an array is uint8 \(height, width, 3\), not float64 \(2, 2\)"),
         (lambda t: t.generate([photo(1)], [ASK, ASK]), "1 in `image` for 2 prompts: give one for each, or one that is no list for all"),
         (lambda t: t.generate(photo(1), "<image> <image>"), "the text has 2 <image> marks, the sample 1 images"),
@@ -139,7 +207,7 @@ def test_a_clip_is_given_as_frames(folder, tmp_path):
     ],
 )
 def test_what_cannot_be_used_is_told(folder, use, line):
-    with pytest.raises((PlaitError, TypeError), match=line):
+    with pytest.raises(PlaitError, match=line):
         use(TheWorld.from_pretrained(folder / "out"))
 
 

@@ -14,6 +14,7 @@ from plait.commands.actions import generate as generating
 from plait.commands.actions.evaluation import evaluate as evaluating
 from plait.commands.actions.evaluation.evaluate import EvaluateOptions, Result
 from plait.commands.actions.evaluation.subject import Saved
+from plait.config.messages import NUMBER, PLACE, SWITCH, TEXT, WHOLE, check_arguments, optional
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint
 from plait.engine.evaluation import moment_of
@@ -27,6 +28,7 @@ def open(spec: str | Path, *, averaged: bool = True, length: float | None = None
     `averaged`: use its EMA weights, where it has any. `length`: use instead the post-hoc average that reaches back this share of the run.
     Its files are verified now, its model is built when it is first used. Raises PlaitError if there is no such checkpoint.
     """
+    check_arguments("plait.open", spec=(spec, PLACE), averaged=(averaged, SWITCH), length=(length, optional(NUMBER)))
     return Checkpoint(spec, averaged=averaged, length=length)
 
 
@@ -69,6 +71,7 @@ class Checkpoint:
         folder for files; None: the family's default. Raises PlaitError for an option that is unknown or wrong, and if the family generates
         nothing.
         """
+        check_arguments("Checkpoint.generate", out=(out, optional(PLACE)))
         given = generating.checked_options(generating.options_class(self._bundle.family, self.folder), options)
         folder = None if out is None else expanded(out)
         device, moment = next(self.model.parameters()).device, moment_of(self.step)
@@ -92,6 +95,16 @@ class Checkpoint:
         time; `data`, `split`: in place of the run's held-out data; `ablate`: an input, such as "image", to measure without too. Raises
         PlaitError for an unknown name.
         """
+        check_arguments(
+            "Checkpoint.evaluate",
+            bench=(bench, TEXT),
+            samples=(samples, optional(WHOLE)),
+            batch=(batch, WHOLE),
+            data=(data, optional(PLACE)),
+            split=(split, optional(TEXT)),
+            ablate=(ablate, optional(TEXT)),
+            out=(out, optional(PLACE)),
+        )
         options = EvaluateOptions(
             samples=samples,
             batch=batch,

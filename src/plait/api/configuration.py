@@ -10,6 +10,7 @@ import yaml
 
 from plait.assembly.checked_configuration import open_checked
 from plait.config import reading, secrets
+from plait.config.messages import CONFIGURATION, check_arguments
 from plait.config.nodes import COMMAND_LINE, Node, from_plain
 from plait.config.resolved import Resolved
 from plait.errors import PlaitError
@@ -27,6 +28,7 @@ def load_config(source: str | Path | Mapping[str, Any], /, **overrides: Any) -> 
     directory; without `run` its run is runs/config. The result has `.config` (all settings, typed), `.stages`, `.origins` (where each value
     comes from), `.warnings` and `.yaml`. Opens no data. Raises PlaitError, one line, for any fault.
     """
+    check_arguments("plait.load_config", source=(source, CONFIGURATION))
     given = [_override(key, value) for key, value in _leaves(overrides)]
     if not isinstance(source, Mapping):
         return open_checked(expanded(source), given)

@@ -13,6 +13,7 @@ from plait.api import checkpoint
 from plait.api.checkpoint import Checkpoint
 from plait.api.configuration import load_config
 from plait.api.metrics import rows, table
+from plait.config.messages import CONFIGURATION, LIST, PLACE, TEXT, Wanted, check_arguments, optional, with_type
 from plait.config.resolved import Resolved
 from plait.engine.loop import Hook, Row
 from plait.engine.state import State
@@ -45,6 +46,14 @@ def train(
     """
     if threading.current_thread() is not threading.main_thread():
         raise PlaitError("plait.train runs in the main thread only, where a signal to stop can be heard: start a process for it")
+    check_arguments(
+        "plait.train",
+        config=(config, Wanted((Resolved, *CONFIGURATION.kinds), f"{CONFIGURATION.words}, or what load_config returned")),
+        callbacks=(callbacks, LIST),
+        stage=(stage, optional(TEXT)),
+    )
+    if wrong := [one for one in callbacks if not callable(one)]:
+        raise PlaitError(f"plait.train: `callbacks` is to be a list of functions, and has {with_type(wrong[0])}")
     resolved = config if isinstance(config, Resolved) else load_config(config)
     for line in resolved.warnings:
         log.warning(line)
@@ -72,6 +81,7 @@ class Run:
     """A run's directory, `folder`, as `train` leaves it."""
 
     def __init__(self, folder: str | Path) -> None:
+        check_arguments("plait.Run", folder=(folder, PLACE))
         self.folder = Path(folder)
 
     def __repr__(self) -> str:
@@ -79,6 +89,7 @@ class Run:
 
     def checkpoint(self, mark: int | str = "latest", *, stage: str | None = None) -> Checkpoint:
         """Open a checkpoint of the run, or of one of its stages: "latest", "best" or a step. Raises PlaitError if there is none."""
+        check_arguments("Run.checkpoint", mark=(mark, Wanted((int, str), "a step, or a text such as best")), stage=(stage, optional(TEXT)))
         return checkpoint.open(f"{self.folder if stage is None else self.folder / stage}@{mark}")
 
     def metrics(self) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 
 from plait.api.configuration import load_config
 from plait.commands.actions.inspection.seen_samples import Seen, StageSamples, assets_of, showing
+from plait.config.messages import CONFIGURATION, TEXT, WHOLE, Wanted, check_arguments, optional
 from plait.config.resolved import Resolved
 from plait.errors import PlaitError
 
@@ -51,6 +52,13 @@ def samples(
     first); `split`: "train", augmented as in training, or "validation". Samples that cannot be used are replaced, as in training. Raises
     PlaitError for a faulty configuration, data that cannot be read and an unknown stage.
     """
+    check_arguments(
+        "plait.samples",
+        config=(config, Wanted((Resolved, *CONFIGURATION.kinds), f"{CONFIGURATION.words}, or what load_config returned")),
+        stage=(stage, optional(TEXT)),
+        n=(n, WHOLE),
+        split=(split, TEXT),
+    )
     if n < 1 or split not in ("train", "validation"):
         raise PlaitError(f'samples(n={n}, split={split!r}): n is at least 1, split "train" or "validation"')
     resolved = config if isinstance(config, Resolved) else load_config(config)

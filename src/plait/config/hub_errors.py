@@ -25,9 +25,17 @@ _UNREACHED = _NO_NETWORK | {"LocalEntryNotFoundError"}
 def reason(error: BaseException, repository: str) -> str:
     """Return why loading `repository` (owner/name, with @revision, or a folder) failed, as the end of a sentence.
 
-    It is the Hub's refusal with its fix, or the first line of any other error.
+    It is the Hub's refusal with its fix, that no such folder exists, or the first line of any other error.
     """
-    return refusal(error, repository) or _first_line(error)
+    refused = refusal(error, repository)
+    if refused is None and _is_no_name(error) and not Path(repository).expanduser().exists():
+        return f"there is no folder {repository}, and it is no name of a repository, owner/name"
+    return refused or _first_line(error)
+
+
+def _is_no_name(error: BaseException) -> bool:
+    """Return whether the Hub's client was given what cannot be the name of a repository."""
+    return any("HFValidationError" in {kind.__name__ for kind in type(each).__mro__} for each in _chain(error))
 
 
 def refusal(error: BaseException, repository: str, *, dataset: bool = False) -> str | None:
@@ -38,7 +46,7 @@ def refusal(error: BaseException, repository: str, *, dataset: bool = False) -> 
     """
     name, _, revision = repository.partition("@")
     kinds = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
-    if not _NAME.fullmatch(name) or "HFValidationError" in kinds:
+    if not _NAME.fullmatch(name) or _is_no_name(error):
         return None
     endpoint = secrets.without_secrets(constants.ENDPOINT)
     page = f"{endpoint}/{'datasets/' if dataset else ''}{name}"

@@ -1,4 +1,4 @@
-"""Validation errors of a configuration as one line of text: file, line, key, value, and the nearest legal name.
+"""Validation errors of a configuration, and of arguments in Python, as one line: file, line, key, value, and the nearest legal name.
 
 `tree` is the configuration as nodes, values that know file and line; a path is the keys from its root to a value, ("optim", "lr"). Which
 values are legal is in schema.py, and which may not be combined in conflicts.py.
@@ -10,8 +10,9 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
@@ -274,3 +275,41 @@ def _name(node: Node, path: Sequence[str | int], depth: int) -> str:
     if node.path == in_tree or (node.path.startswith("stages.") and node.path.endswith("." + in_tree)):
         return dotted((node.path, *rest))
     return f"{node.path} ({dotted(path)})"
+
+
+class Wanted(NamedTuple):
+    """What an argument is to be: one of `kinds`; `words` say it in a message, such as "a text or a path"."""
+
+    kinds: tuple[type, ...]
+    words: str
+
+
+PLACE = Wanted((str, Path), "a text or a path")
+TEXT = Wanted((str,), "a text")
+SWITCH = Wanted((bool,), "True or False")
+WHOLE = Wanted((int,), "a whole number")
+NUMBER = Wanted((int, float), "a number")
+LIST = Wanted((Sequence,), "a list")
+CONFIGURATION = Wanted((str, Path, Mapping), "a file, a run directory or a dict")
+
+
+def optional(wanted: Wanted) -> Wanted:
+    """Return what is wanted, or None."""
+    return Wanted((*wanted.kinds, type(None)), f"{wanted.words}, or None")
+
+
+def check_arguments(call: str, **given: tuple[Any, Wanted]) -> None:
+    """Raise PlaitError for the first argument of a function of the Python interface that is not what it wants.
+
+    `call`: the function, such as "plait.open"; `given`: (value, what is wanted) by the name of the argument. True and False are no numbers.
+    """
+    for name, (value, wanted) in given.items():
+        fits = isinstance(value, wanted.kinds) and (bool in wanted.kinds or not isinstance(value, bool))
+        if not fits or (wanted.kinds == LIST.kinds and isinstance(value, str | bytes)):
+            raise PlaitError(f"{call}: `{name}` is to be {wanted.words}, and is {with_type(value)}")
+
+
+def with_type(value: Any) -> str:
+    """Return a value with its type as a line, "the int 5", of which a long one is cut."""
+    text = " ".join(repr(value).split())
+    return f"the {type(value).__name__} {text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + '...'}"

@@ -20,6 +20,7 @@ from plait.data.image_files import size
 from plait.engine.parallel import distributed
 from plait.engine.precision import autocast
 from plait.errors import PlaitError
+from plait.families.idle_options import of_draw
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Answering:
         """
         self._tell_unheeded(settings)
         given: dict[str, Any] = {name: settings[name] for name in _PASSED_ON if settings.get(name) is not None}
-        sampled = settings.get("do_sample", given.get("temperature", 0) > 0)
+        sampled = settings.get("do_sample", given.get("temperature", 0) > 0) and given.get("temperature", 1) > 0
         given = {"temperature": 1.0, **given} if sampled else {}
         given["max_new_tokens"] = int(settings.get("max_new_tokens") or _MOST_TOKENS)
         answer = self._generate(context, visuals, given).strip()
@@ -103,9 +104,14 @@ class Answering:
                 return "\n".join(self.generate(self.bundle.model, self.inputs, options, None, self.moment))
 
     def _checked(self, given: Mapping[str, Any]) -> Any:
-        """Return the family's options of generation. Raises PlaitError for an option that it has not, or a wrong value."""
+        """Return the family's options of generation, without those of a draw for a task that draws nothing.
+
+        Raises PlaitError for an option that it has not, or a wrong value.
+        """
         try:
-            return self.kind.model_validate({**self.options, **given})
+            whole = self.kind.model_validate({**self.options, **given})
+            kept = whole.model_fields_set - set(of_draw(whole))
+            return self.kind.model_validate({name: value for name, value in {**self.options, **given}.items() if name in kept})
         except ValidationError as error:
             first = error.errors()[0]
             name, known = ".".join(map(str, first["loc"])), ", ".join(name for name in self.kind.model_fields if name not in _NEEDED)

@@ -17,14 +17,16 @@ from plait.assembly import checkpoint_specs, exported, saved
 from plait.assembly.model import ModelBundle, hashes
 from plait.commands.actions.generate import checked_options
 from plait.config import hub_errors
+from plait.config.messages import PLACE, SWITCH, check_arguments, with_type
 from plait.config.schema import RunConfig, Train
 from plait.engine.checkpoints.folders import new_folder
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import autocast
 from plait.errors import PlaitError
 from plait.families import registry
+from plait.families.idle_options import of_draw, refuse_idle
 from plait.families.theworld import export, model
-from plait.families.theworld.generate import answers
+from plait.families.theworld.generate import answers, check_clip, idle
 from plait.families.theworld.hf import processing
 from plait.families.theworld.hf.configuration import TheWorldConfig
 from plait.families.theworld.hf.modeling import TheWorldForConditionalGeneration
@@ -59,6 +61,7 @@ class TheWorld:
         `name`: a directory, RUN, RUN@STEP, RUN/STAGE@best, or owner/name[@revision]. `averaged`: of a run, use the EMA weights, where it
         has any. `device`: by default the GPU where there is one. Raises PlaitError where there is no such model.
         """
+        check_arguments("TheWorld.from_pretrained", name=(name, PLACE), averaged=(averaged, SWITCH))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = expanded(name)
         if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
@@ -90,12 +93,18 @@ class TheWorld:
         a clip for the world encoder: a list of pictures, a folder of them, or a video; without, it sees the first picture. `world`: off:
         leave the world encoder's tokens out. The rest is as of `plait generate`. Raises PlaitError for what cannot be used.
         """
-        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        _check_order(image, prompt)
+        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "world": world}
         given = checked_options(GenerateOptions, options)
+        changed = {name for name, value in options.items() if value != GenerateOptions.model_fields[name].default}
+        unused = (idle(self.processor.inputs, given) if frames is not None else {}) | of_draw(given)
+        refuse_idle(changed | ({"frames"} if frames is not None else set()), unused, lambda name: f"`{name}`")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         images, clips = (_for_each(seen, prompt, name) for seen, name in ((image, "image"), (frames, "frames")))
-        samples = [_sample(text, *seen, world=world) for text, *seen in zip(prompts, images, clips, strict=True)]
+        samples = [_sample(text, *seen, world=given.world) for text, *seen in zip(prompts, images, clips, strict=True)]
         inputs = self.processor.inputs
+        for sample in samples:
+            check_clip(inputs, sample, "`frames`", "world=False", wanted=given.world)
         sampling = Sampling(given.temperature, given.top_p, [key(given.seed, "generate")] * len(samples))
         examples = [inputs.prompt(sample) for sample in samples]
         limits = [given.max_new_tokens] * len(samples)
@@ -108,6 +117,8 @@ class TheWorld:
 
         Raises PlaitError if it exists.
         """
+        check_arguments("TheWorld.save_pretrained", folder=(folder, PLACE), encoder=(encoder, SWITCH))
+        export.check_encoder(self.model.config.plait, encoder, "save_pretrained(encoder=True)", "leave `encoder` out")
         out = expanded(folder)
         if out.exists():
             raise PlaitError(f"{out} exists already: save to a new directory, or remove it")
@@ -155,6 +166,24 @@ def _of_run(name: str | Path, averaged: bool, device: torch.device) -> TheWorld:
     bundle, _, _, _ = exported.open_named(name, Ranks(0, 1, device), averaged=averaged)
     assert isinstance(bundle.model, model.TheWorld)
     return TheWorld(*export.as_transformers(bundle.model, bundle.section, bundle.assets), precision=config.train.precision)
+
+
+def _check_order(image: Any, prompt: Any) -> None:
+    """Raise PlaitError for a prompt that is no text, and for a picture and a prompt in each other's place."""
+    texts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+    wrong = next((text for text in texts if not isinstance(text, str)), None)
+    order = "generate(image, prompt) takes the picture first"
+    if wrong is not None:
+        raise PlaitError(f"TheWorld.generate: `prompt` is to be a text, or a list of texts, and is {with_type(wrong)}: {order}")
+    if isinstance(image, str) and isinstance(prompt, str) and _is_file(prompt) and not _is_file(image):
+        raise PlaitError(f"TheWorld.generate: `prompt` names the file {prompt}, and `image` is {with_type(image)}, which is none: {order}")
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # too long for a path, with a zero, of an unknown home
+        return False
 
 
 def _for_each(given: Any, prompt: str | Sequence[str], name: str) -> list[Any]:

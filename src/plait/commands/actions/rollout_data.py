@@ -18,6 +18,7 @@ from plait import files
 from plait.assembly.checked_configuration import open_checked
 from plait.assembly.data import open_data
 from plait.commands.actions.shard_data import entry, show_progress
+from plait.config.messages import flag
 from plait.config.schema import RunConfig, SourceEntry
 from plait.data.rollouts import stored
 from plait.data.sources.contract import Source
@@ -56,6 +57,8 @@ class RolloutOptions:
 
 OPTIONS = frozenset(RolloutOptions.__dataclass_fields__)
 """The names of its fields."""
+_OF_FRAMES = ("copy", "scenes")
+_OF_MODELS = ("prompt", "inference_steps", "guidance", "revision")
 
 
 def roll_out(what: str, out: Path, options: RolloutOptions, settings: Sequence[str] = ()) -> None:
@@ -70,6 +73,7 @@ def roll_out(what: str, out: Path, options: RolloutOptions, settings: Sequence[s
     if own and options.model is not None:
         raise PlaitError(f"--model={options.model}: {what} is a configuration, whose own world encoder counts; give one of the two")
     config = open_checked(Path(what) if own else options.model or Path(), settings if own else ()).config
+    _refuse_idle(options, own=own)
     open_futures = opener(config.family)
     if open_futures is None:
         raise PlaitError(f"family {config.family} learns from no futures: it has no module futures.py")
@@ -94,6 +98,15 @@ def roll_out(what: str, out: Path, options: RolloutOptions, settings: Sequence[s
     }
     _begin(out, manifest)
     _write(source, out, options, made)
+
+
+def _refuse_idle(options: RolloutOptions, *, own: bool) -> None:
+    """Raise PlaitError for an option that changes nothing. `own`: whether the source is a configuration."""
+    idle = dict.fromkeys(_OF_MODELS, "only a video world model takes it") if options.predictor in _OF_FRAMES else {}
+    idle |= {} if own else {"number": "the source is no configuration, which has several"}
+    for name, why in idle.items():
+        if getattr(options, name) != RolloutOptions.__dataclass_fields__[name].default:
+            raise PlaitError(f"{flag(name)} changes nothing: {why}; leave it out")
 
 
 def _entry_of(config: RunConfig, options: RolloutOptions) -> SourceEntry:

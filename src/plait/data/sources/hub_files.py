@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import huggingface_hub
 import xxhash
 from huggingface_hub import constants
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.file_download import repo_folder_name
 
 from plait.config import hub_errors
@@ -79,8 +79,11 @@ def download(name: str, split: str, options: Mapping[str, Any]) -> HubFiles:
     If the Hub cannot be reached, those of the last download count, which is logged; without one, an empty HubFiles is returned.
     Raises PlaitError if the Hub refuses the dataset, if there is no such split, and for what the readers cannot read as it is meant.
     """
+    try:
+        folder = repo_folder_name(repo_id=name, repo_type="dataset")
+    except HFValidationError as error:
+        raise PlaitError(f"datasets cannot load {name} ({split}): {hub_errors.reason(error, name)}") from error
     asked = [name, split, options.get("config"), options.get("revision")]
-    folder = repo_folder_name(repo_id=name, repo_type="dataset")
     note = Path(constants.HF_HUB_CACHE) / folder / f"plait-{key(*map(str, asked)):016x}.json"  # beside the files that it lists
     try:
         found = _ask(name, lambda: _download(name, split, options, _list(name, options.get("revision"))))

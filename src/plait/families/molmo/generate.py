@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from plait.errors import PlaitError
+from plait.families.idle_options import of_draw, refuse_idle
 from plait.families.molmo.inputs import Example, Inputs
 from plait.families.molmo.model import Batch, Molmo
 from plait.families.molmo.options import GenerateOptions
@@ -23,8 +24,11 @@ from plait.nn.decoding import GREEDY, Sampling, decode
 def generate(model: Molmo, inputs: Inputs, options: GenerateOptions, out: Path | None, moment: str) -> list[str]:
     """Answer the prompt of `options`; return [answer], and write it to `out`/answer.json unless `out` is None.
 
-    `moment`: name of the checkpoint's step, such as step-00000100. Raises PlaitError if an image file is missing.
+    `moment`: name of the checkpoint's step, such as step-00000100. Raises PlaitError if an image file is missing, and for an option that
+    changes nothing.
     """
+    unnamed = {"style": "model.style is none, so that no prompt names its style"} if inputs.config.style == "none" else {}
+    refuse_idle(options.model_fields_set, unnamed | of_draw(options))
     missing = [str(path) for path in options.image if not path.is_file()]
     if missing:
         raise PlaitError(f"generate: --image: no file {missing[0]}")

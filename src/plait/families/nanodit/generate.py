@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from plait.config.messages import one_line
 from plait.engine.checkpoints import folders
 from plait.errors import PlaitError
+from plait.families.idle_options import refuse_idle
 from plait.families.nanodit import pictures, prompts
 from plait.families.nanodit.config import Config, Sampling
 from plait.families.nanodit.inputs import Inputs
@@ -27,6 +28,7 @@ def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path
     `out` None: RUN/generated. `moment`: the checkpoint's step, part of the file names; existing files are not overwritten. Raises
     PlaitError for options that do not fit each other or the model.
     """
+    refuse_idle(options.model_fields_set, _idle(options))
     sampling, shape = sampling_with(inputs.config, options), sample_shape(inputs, options.size)
     device = next(model.parameters()).device
     folder = out or inputs.assets.parent / "generated"
@@ -47,6 +49,15 @@ def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path
     grid = folders.unused(folder / f"grid-{moment}.png")
     pictures.write(grid, pictures.tile(drawn), {"prompts": options.prompt, "checkpoint": moment, **options.model_dump(mode="json")})
     return [*lines, f"{grid}: all {len(drawn)}"]
+
+
+def _idle(options: GenerateOptions) -> dict[str, str]:
+    """Return the options of guidance that change nothing for the conditions that are given, with the reason."""
+    text, image = any(options.prompt), options.image is not None
+    idle = {} if text else {"text_scale": "no --prompt is given"}
+    idle |= {} if image else {"image_scale": "no --image is given"}
+    idle |= {} if text and image else {"guidance": "its kinds differ only where both --prompt and --image are given"}
+    return idle | ({} if text or image else {"interval": "neither --prompt nor --image is given, so that nothing guides"})
 
 
 def _words_of(prompt: str) -> str:

@@ -3,8 +3,9 @@
 The token-by-token loop is in nn/decoding.py; this file gives it the model with its cache. The world encoder runs once, in the prefill.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from transformers import DynamicCache
 from plait.data.formats.clips import is_clip, read_clip
 from plait.data.records import IMAGE_KINDS
 from plait.errors import PlaitError
+from plait.families.idle_options import of_draw, refuse_idle
 from plait.families.theworld.inputs import WORLD_OF, Example, Inputs
 from plait.families.theworld.model import Batch, TheWorld
 from plait.families.theworld.options import GenerateOptions
@@ -24,8 +26,10 @@ from plait.nn.decoding import GREEDY, Sampling, decode
 def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Path | None, moment: str) -> list[str]:
     """Answer the prompt of `options`; return [answer], and write it to `out`/answer.json unless `out` is None.
 
-    `moment`: name of the checkpoint's step, such as step-00000100. Raises PlaitError if a file is missing or no clip.
+    `moment`: name of the checkpoint's step, such as step-00000100. Raises PlaitError if a file is missing or no clip, for an option that
+    changes nothing, and where the model needs a clip.
     """
+    refuse_idle(options.model_fields_set, idle(inputs, options) | of_draw(options))
     for name, given in (("image", options.image), ("frames", options.frames)):
         if missing := [str(path) for path in given if not (path.is_file() or (name == "frames" and path.is_dir()))]:
             raise PlaitError(f"generate: --{name}: no file {missing[0]}")
@@ -36,6 +40,7 @@ def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Pat
         "fields": {},
         "frames": [frame for path in options.frames for frame in (read_clip(path, IMAGE_KINDS) if is_clip(path) else [path.read_bytes()])],
     }
+    check_clip(inputs, sample, "--frames", "--world=off", wanted=options.world)
     example = inputs.prompt(sample if options.world else {**sample, WORLD_OF: None})
     sampling = Sampling(options.temperature, options.top_p, [key(options.seed, "generate")])
     answer = answers(model, inputs, [example], max_new_tokens=[options.max_new_tokens], sampling=sampling)[0]
@@ -43,6 +48,28 @@ def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Pat
         settings = {**options.model_dump(mode="json"), "checkpoint": moment}
         write_json(out / "answer.json", {**settings, "answer": answer, "world_tokens": example.world_tokens, "tokens": len(example.row)})
     return [answer]
+
+
+def idle(inputs: Inputs, options: GenerateOptions) -> dict[str, str]:
+    """Return the options about the world that change nothing for this model, with the reason. `options`: as they were given."""
+    if inputs.config.world is None:
+        why = "this model has no world encoder (model.world is off)"
+        return {"frames": why} | ({"world": why} if options.world else {})
+    return {} if options.world else {"frames": "only the world encoder sees frames, and it is left out"}
+
+
+def check_clip(inputs: Inputs, sample: Mapping[str, Any], frames: str, without: str, *, wanted: bool) -> None:
+    """Raise PlaitError where a prompt has too few frames for the model, or more than it will ever see.
+
+    `frames` and `without`: what the caller calls the clip, and leaving the world out; `wanted`: whether it is to be used.
+    """
+    world, grid = inputs.config.world, inputs.grid
+    if world is None or grid is None or not wanted:
+        return
+    if (lacking := inputs.lacks_frames(dict(sample))) is not None:
+        raise PlaitError(f"generate: this model was trained on clips or futures: {lacking}: give {frames} a clip, or {without}")
+    if not world.steps and sample["frames"] and (sample["images"] or len(sample["frames"]) > 1):
+        raise PlaitError(f"generate: {frames}: model.world.steps is 0, so that the world encoder sees one picture: give it as the image")
 
 
 def answers(

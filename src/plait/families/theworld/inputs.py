@@ -163,15 +163,22 @@ class Inputs:
         `pictures`: the images of `source`, where they are decoded already.
         """
         assert self.config.world is not None and self.grid is not None
+        if (lacking := self.lacks_frames(source)) is not None:
+            raise BadSample(f"{lacking}: give `frames`, a future by `plait data rollout`, or set model.world.steps=0")
         clip = source.get("frames") or []
         kept = self.grid.kept(len(clip), self.config.world.steps)
-        if kept == 1 and self.config.world.steps and (clip or source["images"]):
-            have = f"a clip of {len(clip)} frames" if clip else "a single picture"
-            takes = f"model.world.steps {self.config.world.steps} takes {self.grid.rule}"
-            raise BadSample(f"it has {have}, and {takes}: give `frames`, a future by `plait data rollout`, or set model.world.steps=0")
         if kept > 1 or not source["images"]:
             return [self._decode(data) for data in clip[:kept]]
         return pictures[:1] if pictures is not None else [self._decode(source["images"][0])]
+
+    def lacks_frames(self, source: Sample) -> str | None:
+        """Return why a sample has fewer frames than world steps need, None where it has enough or none."""
+        world, clip = self.config.world, source.get("frames") or []
+        if world is None or not world.steps or self.grid is None or not (clip or source["images"]):
+            return None
+        have = f"a clip of {len(clip)} frames" if clip else "a single picture"
+        takes = f"model.world.steps {world.steps} takes {self.grid.rule}"
+        return f"it has {have}, and {takes}" if self.grid.kept(len(clip), world.steps) == 1 else None
 
     def _decode(self, data: bytes) -> Tensor:
         largest = max(self.image_size, self.config.world.image_size if self.config.world else 0)

@@ -76,13 +76,17 @@ def _sources(text: str, split: str | None, trained: Sequence[SourceEntry]) -> li
     except (ValidationError, yaml.YAMLError, TypeError) as error:
         reason = one_line(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise PlaitError(f"--data {text!r} is no list of sources: {reason}") from error
-    told = _kind_of(paths.local(text))
+    told = None if text in KINDS and not paths.local(text).exists() else _kind_of(paths.local(text))
+    if told is None and text in KINDS:
+        return _sources(f"{text}:", split, trained)
+    if told == "jsonl" and split is not None:
+        raise PlaitError(f"--split {split}: {text} has no splits; leave it out")
     if told is None:
         raise PlaitError(
             f"--data {text!r} is no .jsonl, .csv, .parquet, .tar or folder; give one, a list of sources in YAML, or KIND:PATH with "
             f"KIND one of {', '.join(KINDS)}"
         )
-    return [_as_trained(SourceEntry(source=told, path=text, split=None if told == "jsonl" else split), trained)]
+    return [_as_trained(SourceEntry(source=told, path=text, split=split), trained)]
 
 
 def _kind_of(path: Path) -> str | None:

@@ -8,6 +8,7 @@ from torch import nn
 from transformers.utils import logging
 
 from plait.engine.checkpoints.folders import new_folder
+from plait.errors import PlaitError
 from plait.families.theworld.config import Config
 from plait.families.theworld.export import gemma
 from plait.families.theworld.hf import encoder_weights, modeling, processing
@@ -20,13 +21,20 @@ def write_whole(model: TheWorld, config: Config, assets: Path, out: Path, *, enc
     """Write the whole model to the new folder `out`, for plait.theworld and plait.hf; return lines on how to load it.
 
     The world encoder is named by its pin, or held in the files: with `encoder`, or where it is nowhere else. Arguments as of `write_hf`.
-    Raises PlaitError for an encoder that cannot be loaded, to compare it.
+    Raises PlaitError for an encoder that cannot be loaded, to compare it, and where there is none to hold.
     """
+    check_encoder(config, encoder, "--to theworld-with-encoder", "export it --to theworld")
     joined = as_transformers(model, config, assets)  # first, as it names a damaged file
     with new_folder(out) as folder:
         lines = save(*joined, folder, encoder=encoder)
         gemma.copy_files(config, folder, [name for name in gemma.PROCESSOR_FILES if "token" in name])
     return lines
+
+
+def check_encoder(config: Config, encoder: bool, asked: str, cure: str) -> None:
+    """Raise PlaitError where an encoder's weights are asked for, as `asked`, of a model that has no world encoder."""
+    if encoder and config.world is None:
+        raise PlaitError(f"{asked}: this model has no world encoder (model.world is off): {cure}")
 
 
 def as_transformers(model: TheWorld, config: Config, assets: Path) -> tuple[TheWorldForConditionalGeneration, TheWorldProcessor]:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import load_image
 
+from plait.config.messages import with_type
 from plait.data.formats.clips import is_clip, read_clip
 from plait.data.records import IMAGE_KINDS
 from plait.errors import PlaitError
@@ -21,7 +22,7 @@ def encoded(picture: Any) -> bytes:
     """Return a picture as the content of a file, without loss.
 
     `picture`: a path, the content of a file, a PIL image, a uint8 array (height, width, 3), or what transformers loads: an address or
-    base64. Raises PlaitError for a path without a file, and TypeError for anything else.
+    base64. Raises PlaitError for a path without a file, and for anything else.
     """
     if isinstance(picture, bytes):
         return picture
@@ -31,15 +32,24 @@ def encoded(picture: Any) -> bytes:
             raise PlaitError(f"there is no picture {path}")
         return path.read_bytes()
     if isinstance(picture, str):
-        return _png(load_image(picture))
+        return _png(_loaded(picture))
     if isinstance(picture, np.ndarray | Tensor):
         pixels = np.asarray(picture)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise TypeError(f"a picture as an array is uint8 (height, width, 3), not {pixels.dtype} {pixels.shape}")
+            raise PlaitError(f"a picture as an array is uint8 (height, width, 3), not {pixels.dtype} {pixels.shape}")
         return _png(Image.fromarray(pixels))
     if isinstance(picture, Image.Image):
         return _png(picture)
-    raise TypeError(f"a picture is a PIL image, an array, a path, an address or the content of a file, not {type(picture).__name__}")
+    raise PlaitError(f"a picture is a PIL image, an array, a path, an address or the content of a file, not {with_type(picture)}")
+
+
+def _loaded(text: str) -> Image.Image:
+    """Return the picture at an address, or in base64. Raises PlaitError where there is none."""
+    try:
+        return load_image(text)
+    except Exception as error:  # whatever the client of the address, or the decoder, raises
+        reason = f" ({type(error).__name__})" if text.startswith(("http://", "https://")) else ""
+        raise PlaitError(f"{with_type(text)} is no path, address or base64 of a picture{reason}") from error
 
 
 def frames(clip: Any) -> list[bytes]:
