@@ -32,7 +32,22 @@ LAYERS = [
     {"__main__"},
 ]
 """Rooms of one floor that do not know each other."""
-OPTIONAL_PACKAGES = {"wandb", "pandas", "datasets", "pyarrow", "httpx", "aiohttp", "yarl", "pycocoevalcap", "sacrebleu", "lmms_eval", "av"}
+OPTIONAL_PACKAGES = {
+    "wandb",
+    "pandas",
+    "datasets",
+    "pyarrow",
+    "httpx",
+    "aiohttp",
+    "yarl",
+    "pycocoevalcap",
+    "sacrebleu",
+    "lmms_eval",
+    "av",
+    "apprise",
+    "mlflow",
+    "trackio",
+}
 """Imported inside a function because plait runs without them."""
 
 

@@ -19,7 +19,7 @@ LEFT_OUT = (
     "plait.engine.monitoring.screen",
     "plait.engine.monitoring.wrapping",
     "plait.engine.monitoring.event_files",
-    "plait.engine.monitoring.wandb_mirror",
+    "plait.engine.monitoring.beside.trackers",
     "plait.families.nanodit.monitors",
     "plait.families.molmo.tiny",  # random models of a few layers, in place of the published weights that a run begins with
     "plait.families.theworld.tiny",

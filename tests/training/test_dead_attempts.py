@@ -28,6 +28,7 @@ def recipe(tmp_path, monkeypatch):
     (tmp_path / "wandb.py").write_text(
         "import json\n"
         "class Session:\n"
+        "    url = 'here'\n"
         "    def __init__(self, folder): self.path = folder + '/sent'\n"
         "    def write(self, *what): open(self.path, 'a').write(json.dumps(what) + chr(10))\n"
         "    def define_metric(self, name, step_metric=None): self.write('metric', name, step_metric)\n"
@@ -61,8 +62,9 @@ def train(recipe, folder, every_steps, *, killed=False, **settings):
 
 def sent(folder, sessions):
     """What W&B was told, once so many sessions have ended: that of a killed run ends some moments after it."""
-    path = folder / "sent"
+    path, deadline = folder / "sent", time.monotonic() + 120
     while not path.is_file() or path.read_text().count('["end"]') < sessions:
+        assert time.monotonic() < deadline, "a session has not ended"
         time.sleep(0.01)
     return [json.loads(line) for line in path.read_text().splitlines()]
 

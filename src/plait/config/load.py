@@ -59,7 +59,7 @@ def load_config(
     translation = _translate(dialects, file, typed, path, plait_keys)
     family = _chosen(translation.tree, translation.overrides, "family")
     section = _section(family, model_config) if family else None
-    tree = _with_preset(translation.tree, translation.overrides, preset)
+    tree = _with_preset(_spelled_out(translation.tree), translation.overrides, preset)
     for override in sorted(translation.overrides, key=lambda item: item.path[0] == "stages"):  # a stage's own wins over a general one
         tree = _override(tree, override, section)
     run = node_at(tree, ("run",))
@@ -126,7 +126,16 @@ def _with_preset(tree: Node, overrides: Sequence[Override], preset: Preset) -> N
     below = reading.read(file)
     if "preset" in below.value:
         raise PlaitError(f"{below.value['preset'].location}: a preset cannot stand on another preset")
-    return merge(_labelled(below, f"preset {name.value}"), tree)
+    return merge(_spelled_out(_labelled(below, f"preset {name.value}")), tree)
+
+
+def _spelled_out(tree: Node) -> Node:
+    """Return `tree` with a list in place of the section `alert`, which is short for its `urls`, as the section."""
+    short = node_at(tree, ("alert",))
+    if short is None or not isinstance(short.value, str | list):
+        return tree
+    urls = short if isinstance(short.value, list) else replace(short, value=[short])
+    return replace(tree, value={**tree.value, "alert": replace(short, value={"urls": urls})})
 
 
 def _labelled(node: Node, label: str) -> Node:
@@ -165,7 +174,7 @@ def _trial(tree: Node, run_folder: Callable[[str], str]) -> Node:
 def _override(tree: Node, override: Override, section: type[ModelSection] | None) -> Node:
     """Return `tree` with the override applied to the base, and to every stage that sets the same key."""
     leaf = Node(None, COMMAND_LINE, path=dotted(override.path))
-    layer = nest(override.path, from_plain(_value(override, section), leaf))
+    layer = _spelled_out(nest(override.path, from_plain(_value(override, section), leaf)))
     tree = merge(tree, layer)
     stages = node_at(tree, ("stages",))
     if override.path[0] not in _STAGED or stages is None or not isinstance(stages.value, list):

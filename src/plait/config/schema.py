@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_serializer
 
+from plait.config.sections.alert import Alert
 from plait.config.sections.base import Count, Float, Folder, Int, Natural, Rate, Section, Share, Switch, as_number
 from plait.config.sections.selection import Captions, Filter
 
@@ -379,3 +380,4 @@ class RunConfig(Section):
     track: Track = Track()
     distributed: Distributed = Distributed()
     guard: Guard = Guard()
+    alert: Alert = Alert()

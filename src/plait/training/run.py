@@ -27,10 +27,10 @@ from plait.config import signed
 from plait.config.resolved import Resolved, StageView
 from plait.engine import precision
 from plait.engine.checkpoints import checkpoint, disk_errors, regular_files, rundir
-from plait.engine.monitoring import watchdog
+from plait.engine.monitoring import alerts, watchdog
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.signals import Signals
-from plait.engine.monitoring.tracking import Tracker, open_tracker
+from plait.engine.monitoring.tracking import Tracker, open_alerts, open_tracker
 from plait.engine.monitoring.watchdog import Watchdog
 from plait.engine.nonfinite import Rewind
 from plait.engine.parallel import distributed
@@ -91,6 +91,7 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
     config, run = resolved.config, Path(str(resolved.config.run))
     with (
         locked_run_directory(run, resolved, options, ranks) as continues,
+        open_alerts(run, config, first=ranks.first) as told,
         _disk_errors(run, ranks),
         contextlib.closing(Heartbeat(run, ranks.rank)) as heartbeat,
         _watching(resolved, heartbeat, ranks) as dog,
@@ -108,7 +109,7 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
             first = resolved.stages[0]
             from_weights.begin_from(state, bundle, first, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
         monitors = bundle.family.monitors(bundle.section)
-        tracker = open_tracker(run, config, rundir.identity(run), state, monitors) if ranks.first else Tracker(None, [])
+        tracker = open_tracker(run, config, rundir.identity(run), state, monitors, told) if ranks.first else Tracker(None, [])
         context = RunContext(run, ranks, tracker, signals, heartbeat, resolved, options=options, resumed_from=resumed_from)
         with contextlib.closing(tracker):
             for view in stages_ahead(resolved, options.only, state):
@@ -199,6 +200,8 @@ def locked_run_directory(run: Path, resolved: Resolved, options: TrainOptions, r
 
 def _prepare_directory(run: Path, resolved: Resolved, options: TrainOptions) -> bool:
     """Set an old run aside where that was asked for, and look at all that a start needs. Returns whether there is a run to continue."""
+    if resolved.config.alert.wanted:
+        alerts.check(resolved.config.alert)
     if options.restart and rundir.check(run):
         check_data(resolved.stages)  # an old run makes room only for one that can begin
         rundir.lock(run).close()

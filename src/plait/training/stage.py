@@ -69,6 +69,8 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
         stage.saver.close()
     done = f"stage {plan.view.index} {plan.view.name} is done after step {state.step}: {state.stage_done}"
     log.info("\n  ".join([done, *summary.realised(plan.data, state.totals)]))
+    if state.stage_done != PLANNED:
+        context.tracker.tell("plateau", done)
 
 
 class StageRun:

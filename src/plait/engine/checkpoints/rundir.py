@@ -25,6 +25,7 @@ FREE = (
     "evaluate",
     "distributed",
     "guard",
+    "alert",
     "data.workers",
     "data.worker_kind",
     "data.prefetch",

@@ -3,6 +3,7 @@
 Every row (metrics by name, with their `step`) goes to `metrics.jsonl`; mirrors repeat it and may fail without harm.
 """
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,10 @@ import numpy as np
 from plait import files
 from plait.config.schema import RunConfig
 from plait.engine.monitoring import event_files
+from plait.engine.monitoring.alerts import Alerts
+from plait.engine.monitoring.beside.trackers import wandb_mirror
 from plait.engine.monitoring.event_files import TensorBoard
 from plait.engine.monitoring.screen import Screen
-from plait.engine.monitoring.wandb_mirror import WandB
 from plait.engine.state import State
 
 log = logging.getLogger(__name__)
@@ -54,12 +56,19 @@ class Tracker:
     """Writer of metrics: every row to `metrics.jsonl` first, then to the mirrors. `run`: the run's directory; None: rows are dropped.
 
     `screen`: shows progress to a person; None: nobody is shown any. `monitors`: functions that take a row and return warnings, which are
-    recorded in the row as `warnings` and shown on the screen.
+    recorded in the row as `warnings` and shown on the screen. `alerts`: tells people what happens; None: nobody is told.
     """
 
-    def __init__(self, run: Path | None, mirrors: Sequence[Mirror], screen: Screen | None = None, monitors: Sequence[Monitor] = ()) -> None:
+    def __init__(
+        self,
+        run: Path | None,
+        mirrors: Sequence[Mirror],
+        screen: Screen | None = None,
+        monitors: Sequence[Monitor] = (),
+        alerts: Alerts | None = None,
+    ) -> None:
         self.path = run / "metrics.jsonl" if run is not None else None
-        self.mirrors, self.screen, self.monitors = mirrors, screen, monitors
+        self.mirrors, self.screen, self.monitors, self.alerts = mirrors, screen, monitors, alerts
 
     def begin(self, stage: str, step: int, stop: int) -> None:
         """Show on the screen that a stage (part of a run) begins or continues at `step`, to end at step `stop`."""
@@ -67,9 +76,16 @@ class Tracker:
             self.screen.begin(stage, step, stop)
 
     def advance(self, row: Mapping[str, Any]) -> None:
-        """Show the row of a step on the screen, whether or not it is recorded too."""
+        """Show the row of a step on the screen, whether or not it is recorded too, and to the alerts."""
         if self.screen is not None:
             self.screen.advance(row)
+        if self.alerts is not None:
+            self.alerts.advance(row)
+
+    def tell(self, event: str, text: str) -> None:
+        """Have people told of an event of `alert.on`, such as "plateau"; returns at once."""
+        if self.alerts is not None:
+            self.alerts.tell(event, text)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Record a row of metrics, with the warnings of the monitors, in `metrics.jsonl`; pass it to the mirrors and the screen.
@@ -84,6 +100,8 @@ class Tracker:
                 mirror.row(row)
             if self.screen is not None and warnings:
                 self.screen.warn(warnings)
+            if self.alerts is not None:
+                self.alerts.row(row)
 
     def watch(self, row: Mapping[str, Any]) -> list[str]:
         """Pass a row to every monitor, which may remember it, and return their warnings."""
@@ -103,7 +121,14 @@ class Tracker:
             mirror.close()
 
 
-def open_tracker(run: Path, config: RunConfig, identity: str, state: State, monitors: Sequence[Monitor] = ()) -> Tracker:
+def open_alerts(run: Path, config: RunConfig, *, first: bool) -> contextlib.AbstractContextManager[Alerts | None]:
+    """Return the alerts of a run, to enter: whoever is to be told learns how its block ends. None on ranks that are not the `first`."""
+    return Alerts(run, config.alert) if first and config.alert.wanted else contextlib.nullcontext()
+
+
+def open_tracker(
+    run: Path, config: RunConfig, identity: str, state: State, monitors: Sequence[Monitor] = (), alerts: Alerts | None = None
+) -> Tracker:
     """Open the tracker of a run that continues at `state`, after removing rows of later steps from `metrics.jsonl` and the event files.
 
     `identity`: the run's id at W&B. `monitors` read the rows that stay, so that they remember earlier steps and repeat no warning.
@@ -125,8 +150,8 @@ def open_tracker(run: Path, config: RunConfig, identity: str, state: State, moni
     except OSError as error:
         log.warning(f"TensorBoard is off for this run: {error}; metrics.jsonl has every row")
     if config.track.wandb is not None:
-        mirrors.append(WandB(run, config.track.wandb, config.model_dump(mode="json", by_alias=True), identity))
-    tracker = Tracker(run, mirrors, Screen(), monitors)
+        mirrors.append(wandb_mirror(run, config.track.wandb, config.model_dump(mode="json", by_alias=True), identity))
+    tracker = Tracker(run, mirrors, Screen(), monitors, alerts)
     for row in rows:
         tracker.watch(row)
     return tracker
