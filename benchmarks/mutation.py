@@ -70,6 +70,7 @@ TESTS: dict[str, str] = {
     "data/loading/bucketing.py": "data/test_buckets.py data/test_part.py",
     "data/loading/loader.py": "data/test_loader.py",
     "data/loading/micro_batch.py": "data/test_loader.py",
+    "data/loading/prefetch.py": "data/test_streaming.py",
     "data/loading/shared_memory.py": "data/test_shared_memory.py data/test_loader.py",
     "data/loading/processes.py": "data/test_loader.py",
     "data/loading/threads.py": "data/test_loader.py",

@@ -20,6 +20,7 @@ from plait.data.remote import RemoteFile, Unreachable
 from plait.data.sources import shards
 from plait.data.sources.kind import Opening
 from plait.data.sources.open import open_source
+from plait.data.streaming import tar_shard
 from plait.errors import BadSample, PlaitError, sample_errors
 from tests.data.faulty_server import serving
 from tests.data.packing import labelled, pack, picture
@@ -156,7 +157,7 @@ def test_a_store_that_does_not_answer_is_named_soon_and_given_up_after_a_bounded
 
 def test_a_sample_of_gigabytes_at_an_address_is_a_bad_one_and_is_not_read(server, tmp_path, monkeypatch):
     monkeypatch.setattr("plait.data.formats.open_file.MOST_BYTES", 50_000)
-    monkeypatch.setattr(shards, "_SCAN_BYTES", 4096)
+    monkeypatch.setattr(tar_shard, "_SCAN_BYTES", 4096)
     members = [(f"{name}.{ending}", body) for name in "abc" for ending, body in (("png", picture(1)), ("txt", name.encode()))]
     members[2] = ("b.png", bytes(80_000))
     server.files["b.tar"] = pack(tmp_path / "b.tar", members).read_bytes()

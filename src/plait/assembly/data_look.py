@@ -80,6 +80,7 @@ class SourceLook:
             least, most = (pick(self.sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
             parts.append(f"pictures of {'x'.join(map(str, least))}{'' if least == most else ' to ' + 'x'.join(map(str, most))} px")
         parts += [filtered_text(self.source)] if self.source.filtered else []
+        parts += [] if self.source.stream is None else [self.source.stream.text()]
         parts += [f"left out: {count} of {reason}" for reason, count in self.source.left_out.items()]
         return "; ".join(parts)
 
@@ -150,8 +151,9 @@ def look(sources: Sequence[Source], inputs: Inputs, limits: Limits, held_out: Se
     found = [SourceLook(source, limits) for source in sources]
     if held_out:
         _compare(found, held_out, count)
-    for one in found:
-        for index in _spread(len(one.source), count):
+    for number, one in enumerate(found):
+        stream = one.source.stream
+        for index in _spread(len(one.source), count) if stream is None else stream.first(count, (seed, "order", number, 0)):
             _look_at(one, index, inputs, key(seed, "look", index))
     return found
 

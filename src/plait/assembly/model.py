@@ -146,7 +146,8 @@ def _texts(config: RunConfig) -> Iterator[str]:
         for i in range(count):
             try:
                 with sample_errors:
-                    sample = read(source, int(permute(i, len(source), config.seed, "texts")))
+                    index = int(permute(i, len(source), config.seed, "texts"))
+                    sample = read(source, index) if source.stream is None else read(source, i, 0)  # shard by shard
             except BadSample as error:
                 bad.append(str(error))
                 continue

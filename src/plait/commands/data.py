@@ -143,6 +143,7 @@ def declare_index(parser: Parser) -> None:
     files = "a shard, a file of records (.jsonl, .json, .csv, .tsv), a folder of shards, or a pattern"
     parser.add_argument("path", help=f"{files}; or a configuration (.yaml) or run, for all of its data and their filters")
     parser.add_argument("--beside", action="store_true", help="keep each index beside its shard, to upload or share it; else in the cache")
+    parser.add_argument("--counts", action="store_true", help="also write index.json, the number of samples of each shard, to stream them")
 
 
 def run_index(arguments: Arguments) -> None:
@@ -155,13 +156,13 @@ def run_index(arguments: Arguments) -> None:
 
     configuration = Path(arguments.path)
     if configuration.suffix in (".yaml", ".yml") or (configuration / "config.yaml").is_file():
-        if arguments.beside:
-            raise PlaitError(f"{configuration} is a configuration: --beside is for a shard, a file of records or a folder of shards")
+        if option := "beside" if arguments.beside else "counts" if arguments.counts else "":
+            raise PlaitError(f"{configuration} is a configuration: --{option} is for a shard, a file of records or a folder of shards")
         index_data.index_configuration(open_checked(configuration, arguments.overrides))
         return
     if arguments.overrides:
         raise PlaitError(f"--{arguments.overrides[0]}: {arguments.path} is no configuration, which alone has settings")
-    index_data.index(arguments.path, beside=arguments.beside)
+    index_data.index(arguments.path, beside=arguments.beside, counts=arguments.counts)
 
 
 def declare_dedup(parser: Parser) -> None:

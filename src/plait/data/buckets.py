@@ -111,12 +111,20 @@ class BucketOrder:
         source = int(self._slot_source[slot])
         turn = block * self.counts[source] + int(self._slot_turn[slot])  # batches drawn from this source before, in this segment
         epoch, first, after = self._epoch_of(number, source, turn)
-        chosen = int(permute(turn - sum(first), sum(after) - sum(first), self.seed, "buckets", source, epoch))
+        chosen = int(self.mixed_batches(np.array([turn - sum(first)]), sum(after) - sum(first), source, epoch)[0])
         for group, (begin, end) in enumerate(zip(first, after, strict=True)):
             if chosen < end - begin:
                 return source, group, range((begin + chosen) * part.batch, (begin + chosen + 1) * part.batch)
             chosen -= end - begin
         raise AssertionError("the batches of an epoch are those of its buckets")
+
+    def mixed_batches(self, place: np.ndarray, count: int, source: int, epoch: int) -> np.ndarray:
+        """Return which of the `count` batches of a source's epoch, numbered bucket after bucket, come at these places."""
+        return np.asarray(permute(place, count, self.seed, "buckets", source, epoch))
+
+    def shuffled(self, offset: np.ndarray, source: int, group: int, epoch: int) -> np.ndarray:
+        """Return the samples of a bucket at these places of its epoch."""
+        return np.asarray(permute(offset, self.groups[source][group], self.seed, "order", source, group, epoch))
 
     def _completed(self, number: int, source: int, epoch: int) -> list[int]:
         """Return how many batches of segment `number` each bucket of the source has completed when `epoch` begins."""
@@ -143,8 +151,7 @@ class BucketOrder:
         for source, before in enumerate(self._walks[number]):
             turns = blocks * self.counts[source] + int(np.count_nonzero(self._slot_source[:slots] == source))
             epoch, first, after = self._epoch_of(number, source, turns)
-            drawn = permute(np.arange(turns - sum(first)), sum(after) - sum(first), self.seed, "buckets", source, epoch)
-            assert isinstance(drawn, np.ndarray)
+            drawn = self.mixed_batches(np.arange(turns - sum(first)), sum(after) - sum(first), source, epoch)
             follow, ends = [], np.cumsum([0, *(end - begin for begin, end in zip(first, after, strict=True))])
             for group, walk in enumerate(before):
                 of_bucket = drawn[(drawn >= ends[group]) & (drawn < ends[group + 1])] - ends[group] + first[group]
@@ -159,6 +166,6 @@ class BucketOrder:
         index = np.empty_like(offset)
         for e in sorted({*epoch.tolist()}):
             selected = epoch == e
-            index[selected] = permute(offset[selected], n, self.seed, "order", source, group, e)
+            index[selected] = self.shuffled(offset[selected], source, group, e)
         index += sum(self.groups[source][:group])
         return [SampleId(source, i, e) for i, e in zip(index.tolist(), epoch.tolist(), strict=True)]

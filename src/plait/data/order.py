@@ -150,8 +150,12 @@ class Order:
         index = np.empty_like(offset)
         for s, e in sorted({*zip(source.tolist(), epoch.tolist(), strict=True)}):
             selected = (source == s) & (epoch == e)
-            index[selected] = permute(offset[selected], self.sizes[s], self.seed, "order", s, e)
+            index[selected] = self.shuffled(offset[selected], s, e)
         return list(map(SampleId, source.tolist(), index.tolist(), epoch.tolist()))
+
+    def shuffled(self, offset: np.ndarray, source: int, epoch: int) -> np.ndarray:
+        """Return the samples of a source at these places of its epoch."""
+        return np.asarray(permute(offset, self.sizes[source], self.seed, "order", source, epoch))
 
     def samples(self, step: int) -> int:
         """Return how many samples all steps before `step` consume together."""

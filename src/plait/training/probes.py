@@ -12,6 +12,7 @@ from plait.assembly.fixed_order import FixedOrder
 from plait.assembly.model import ModelBundle
 from plait.data.loading.loader import Loader, MicroBatch, StepBatch
 from plait.data.order import SampleId
+from plait.data.sources.part import OneByOne
 from plait.engine import micro_batch
 from plait.engine.held_out_loss import held_out_loss
 from plait.engine.loop import Loop, total_loss_weights
@@ -49,7 +50,7 @@ class ProbeLoss:
 
 def probe_loss(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> ProbeLoss:
     """Read the probe samples, the first four of the stage's first dataset; return a ProbeLoss, which measures the model's loss on them."""
-    sources, config = plan.data.sources, plan.config
+    sources, config = [source if source.stream is None else OneByOne(source) for source in plan.data.sources], plan.config
     ids = tuple(SampleId(0, i, 0) for i in range(min(_PROBE_SAMPLES, len(sources[0]))))
     order = FixedOrder.of(ids, sources, _PROBE_SAMPLES)
     load = functools.partial(Loader, sources, order, bundle.inputs(config, train=False), seed=config.seed, workers=0, stop_step=1)

@@ -4,6 +4,7 @@ For a configuration it does so for all of its data, and measures what the filter
 """
 
 import logging
+import os
 from pathlib import Path
 
 from plait.assembly.data import open_training, open_validation
@@ -11,21 +12,27 @@ from plait.config.resolved import Resolved
 from plait.data import addresses, paths
 from plait.data.formats import index as indexes
 from plait.data.sources.filtered import filtered_text
-from plait.data.sources.shards import Indexed, cached_index, index_files
+from plait.data.sources.shards import Indexed, index_files
+from plait.data.streaming import counts as stream_counts
+from plait.data.streaming.tar_shard import cached_index
 from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
 
 
-def index(path: str, *, beside: bool = False) -> None:
+def index(path: str, *, beside: bool = False, counts: bool = False) -> None:
     """Build the index of every tar shard or file of records that `path` names, and print a line for each.
 
     `path`: a file, a folder of shards, a glob pattern or a URL. `beside`: write an index next to its file, so that both can be shared; else
-    into the user's cache. Raises PlaitError if there is no file, for one that cannot be read, and for a URL with `beside`.
+    into the user's cache. `counts`: also write index.json in the shards' folder, with the number of samples of each.
+    Raises PlaitError if there is no file, for one that cannot be read, and for a URL with `beside` or `counts`.
     """
     shards = paths.files(path, ".tar", split=None, default_split="")
-    if beside and (remote := next(filter(addresses.is_remote, shards), None)):
-        raise PlaitError(f"{addresses.shown(remote)} is remote: index a copy on disk with --beside, and upload its index with it")
+    if (beside or counts) and (remote := next(filter(addresses.is_remote, shards), None)):
+        option, made = ("--beside", "its index") if beside else ("--counts", "index.json")
+        raise PlaitError(f"{addresses.shown(remote)} is remote: index a copy on disk with {option}, and upload {made} with it")
+    if counts and (other := next((shard for shard in shards if not shard.lower().endswith(".tar")), None)):
+        raise PlaitError(f"--counts lists tar shards, and {other} is none: leave it out")
     existed = {shard: any(candidate.exists() for candidate in _index_candidates(shard)) for shard in shards}
     indexed = index_files(path, beside=beside)
     rows = [("file", "samples", "members", "size", "index"), *(_row(shard, existed[shard.path]) for shard in indexed)]
@@ -37,6 +44,11 @@ def index(path: str, *, beside: bool = False) -> None:
     size = byte_text(sum(map(_data_bytes, indexed)))
     name = "files" if any(shard.kinds == ("record",) for shard in indexed) else "shards"
     log.info(f"{len(indexed)} {name}, {total:,} samples, {size}; {built} indexes built, {len(indexed) - built} unchanged")
+    if counts:
+        folder = Path(os.path.commonpath([Path(shard).absolute().parent for shard in shards]))
+        rows_of = [(Path(one.path).absolute().relative_to(folder).as_posix(), one.samples, _data_bytes(one)) for one in indexed]
+        stream_counts.write(folder / stream_counts.NAME, rows_of)
+        log.info(f"the counts are in {folder / stream_counts.NAME}: put it beside the shards wherever they are streamed from")
     for reason, count in paths.left_out(path, ".tar", shards).items():
         log.info(f"left out: {count} of {reason}")
 

@@ -108,7 +108,7 @@ def _pax(body: bytes, where: str, offset: int) -> dict[str, str]:
     return records
 
 
-def _natural(extension: str) -> list[tuple[int, str]]:
+def natural(extension: str) -> list[tuple[int, str]]:
     """Return a key for sorting by which 2.png comes before 10.png."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", extension)]
 
@@ -138,7 +138,7 @@ def index(members: list[Member], where: str) -> tuple[dict[str, object], dict[st
         raise PlaitError(f"{where} holds no samples ({hidden} hidden files, no end of data before offset {_BLOCK})")
     extensions = sorted({kind for kinds in samples.values() for kind in kinds})
     number = {kind: i for i, kind in enumerate(extensions)}
-    flat = [(number[kind], *kinds[kind][1:]) for kinds in samples.values() for kind in sorted(kinds, key=_natural)]
+    flat = [(number[kind], *kinds[kind][1:]) for kinds in samples.values() for kind in sorted(kinds, key=natural)]
     names = [name.encode("utf-8", "surrogateescape") for name in samples]
     arrays: dict[str, np.ndarray] = {
         "first": np.cumsum([0, *(len(kinds) for kinds in samples.values())], dtype=np.int64),

@@ -10,6 +10,7 @@ import numpy as np
 from plait.data.buckets import BucketOrder
 from plait.data.order import BatchChanges, Order, SampleId
 from plait.data.sources.contract import Source
+from plait.data.streaming.ordering import StreamedBucketOrder, StreamedOrder
 
 
 def bucket_lengths(source: Source) -> tuple[int, ...]:
@@ -52,11 +53,13 @@ def order_of(
     samples per step from then on).
     Raises PlaitError for an empty source and for a weight that is not positive.
     """
-    lengths = [bucket_lengths(source) for source in sources]
+    lengths, shared = [bucket_lengths(source) for source in sources], (sampling_weights, seed, global_batch, changes)
+    streams = {number: source.stream for number, source in enumerate(sources) if source.stream is not None}
     mixed_shapes = len(sources) > 1 and any(source.groups for source in sources)
     if mixed_shapes or any(len(buckets) > 1 for buckets in lengths):
-        return BucketOrder(lengths, sampling_weights, seed, global_batch, changes)
-    return Order([len(source) for source in sources], sampling_weights, seed, global_batch, changes)
+        return StreamedBucketOrder(lengths, *shared, streams) if streams else BucketOrder(lengths, *shared)
+    sizes = [len(source) for source in sources]
+    return StreamedOrder(sizes, *shared, streams) if streams else Order(sizes, *shared)
 
 
 def batches_of(ids: Sequence[SampleId], sources: Sequence[Source], batch: int) -> list[list[SampleId]]:

@@ -12,6 +12,7 @@ from typing import Literal, Self
 import torch
 
 from plait.data.loading.micro_batch import Bad, Inputs, MicroBatch, MicroBatchBuilder
+from plait.data.loading.prefetch import PrefetchingWorkers
 from plait.data.loading.processes import ProcessWorkers
 from plait.data.loading.threads import ThreadWorkers
 from plait.data.loading.workers import InlineWorker, Interrupted, PendingStep, Workers
@@ -96,7 +97,9 @@ class Loader:
         if not self._worker_count and not any(source.may_wait for source in self._builder.sources):
             return InlineWorker(self._builder)
         kind = ProcessWorkers if self._kind == "processes" and self._worker_count else ThreadWorkers
-        return kind(self._builder, max(1, self._worker_count))
+        workers = kind(self._builder, max(1, self._worker_count))
+        streamed = any(source.stream is not None for source in self._builder.sources)
+        return PrefetchingWorkers(workers, self._builder, range(self._start, self._stop or 0)) if streamed else workers
 
     def close(self) -> None:
         """Stop every worker; steps that were built and not yielded are dropped. Safe to call more than once."""

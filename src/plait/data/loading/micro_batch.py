@@ -115,8 +115,10 @@ class MicroBatchBuilder:
         return self.collate([self.encode(identity) for identity in ids], padding)
 
     def _replacement(self, wanted: SampleId, attempt: int) -> SampleId:
-        candidates = bucket_of(self.sources[wanted.source], wanted.index)
         number = key(self.seed, "replace", wanted.source, wanted.index, wanted.epoch, attempt)
+        if (stream := self.sources[wanted.source].stream) is not None:  # one that is at hand
+            return wanted._replace(index=stream.substitute(wanted.index, number, (self.seed, "order", wanted.source, wanted.epoch)))
+        candidates = bucket_of(self.sources[wanted.source], wanted.index)
         return wanted._replace(index=candidates[number % len(candidates)])
 
     def _try_encode(self, chosen: SampleId) -> tuple[Any, str, str | None]:

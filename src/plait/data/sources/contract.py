@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from plait.data.records import Record
+from plait.data.streaming.block_shuffle import Stream
 from plait.errors import PlaitError
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class Source(abc.ABC):
 
     stored: bool = False
     """Whether samples are read as they lie on a local disk, so that very many of them can be looked at before a run."""
+
+    stream: Stream | None = None
+    """How the source is read shard by shard in training, which decides its order; None for one that is read at random."""
 
     left_out: Mapping[str, int] = MappingProxyType({})
     """Counts of what is found among the samples but not read, by description, such as {".heic: a format that is not read": 3}."""

@@ -5,7 +5,7 @@ from its `annotations` where these are conversations, or else from its own text.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import xxhash
@@ -46,14 +46,14 @@ class Conversations(Source):
 
     def __getitem__(self, index: int) -> Sample:
         """Return record `index` as a sample with messages. Raises BadSample if it is broken or does not fit the template."""
-        return self._sample(index, None)
+        return self.sample(self.reader.read(index), None)
 
     def draw(self, index: int, sample_key: int) -> Sample:
         """Return record `index` with one of its captions and one of the templates, drawn by the 64-bit `sample_key`."""
-        return self._sample(index, sample_key)
+        return self.sample(self.reader.read(index), sample_key)
 
-    def _sample(self, index: int, sample_key: int | None) -> Sample:
-        record = self.reader.read(index)
+    def sample(self, record: Record, sample_key: int | None) -> Sample:
+        """Return a record as a sample with messages; None: none of them drawn. Raises BadSample if it does not fit the template."""
         try:
             conversations = self._conversations(record, sample_key)
         except BadSample as error:
@@ -64,7 +64,10 @@ class Conversations(Source):
 
     def peek(self, index: int) -> Sample:
         """Return record `index` for what is measured of it, without messages where they are unfit. Raises BadSample if it is broken."""
-        record = self.reader.read(index)
+        return self.peeked(self.reader.read(index))
+
+    def peeked(self, record: Record) -> Sample:
+        """Return a record for what is measured of it."""
         sample: Sample = {"id": record.id, "images": record.images, "messages": [], "fields": record.fields}
         with contextlib.suppress(BadSample):
             sample |= self._conversations(record, None)
@@ -119,13 +122,16 @@ def _links(reader: Reader, record: Record, probes: int) -> str | None:
     return address_column(rows)
 
 
-def open_conversations(entry: SourceEntry, reader: Reader) -> Conversations:
+def open_conversations(
+    entry: SourceEntry, reader: Reader, made: Callable[[SourceEntry, Reader], Conversations] = Conversations
+) -> Conversations:
     """Return the source of an entry of `data:` from the reader of its files. Its template is checked on the first readable record.
 
+    `made`: makes the source.
     Raises PlaitError if the template names a missing field, if none of the first 20 records can be read, and for a list of links without
     pictures.
     """
-    source = Conversations(entry, reader)
+    source = made(entry, reader)
     probes, first_error = min(_PROBES, len(source)), None
     for index in range(probes):
         try:

@@ -24,6 +24,7 @@ class Filtered(Source):
         self.name, self.left_out, self.stored, self.may_wait = whole.name, dict(whole.left_out), whole.stored, whole.may_wait
         self.has_template, self.allow_blank = whole.has_template, whole.allow_blank
         self.fingerprint = xxhash.xxh3_64_hexdigest(f"{whole.fingerprint} {xxhash.xxh3_64_hexdigest(kept.tobytes())}".encode())
+        self.stream = None if whole.stream is None else whole.stream.part(lambda indices: np.searchsorted(kept, indices))
         ends = np.searchsorted(kept, np.cumsum([0, *whole.groups]))
         self._sizes = [int(end - begin) for begin, end in pairwise(ends)]
         self.groups = tuple(size for size in self._sizes if size)

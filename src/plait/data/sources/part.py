@@ -25,7 +25,7 @@ class Part(Source):
     """
 
     def __init__(self, source: Source, share: float, seed: int, *, held_out: bool) -> None:
-        self.whole, self.held_out = source, held_out
+        self.whole, self.held_out = OneByOne(source) if held_out and source.stream is not None else source, held_out
         self.name, self.left_out, self.filtered = source.name, dict(source.left_out), dict(source.filtered)
         self.has_template, self.allow_blank, self.may_wait = source.has_template, source.allow_blank, source.may_wait
         self.stored = source.stored
@@ -40,6 +40,8 @@ class Part(Source):
         self._shift = self._held - np.arange(len(self._held))  # held-out sample k follows as many that are trained
         sizes = [len(part) if held_out else int(end - begin) - len(part) for part, (begin, end) in zip(chosen, pairwise(ends), strict=True)]
         self._sizes = sizes
+        if source.stream is not None and not held_out:
+            self.stream = source.stream.part(lambda indices: indices - np.searchsorted(self._held, indices))
         self.groups = tuple(size for size in sizes if size) if source.groups else ()
 
     def __len__(self) -> int:
@@ -83,6 +85,29 @@ class Part(Source):
             counts = {"samples": size, "tokens": tokens, "batches": size // global_batch, "left_over": size % global_batch}
             rows += [{**row, **counts}] if size else []
         return rows
+
+
+class OneByOne(Source):
+    """A streamed source whose samples are read one by one, as held-out ones are: no whole shard is downloaded for one sample."""
+
+    def __init__(self, whole: Source) -> None:
+        self.whole, self.name, self.fingerprint, self.left_out = whole, whole.name, whole.fingerprint, whole.left_out
+        self.has_template, self.allow_blank, self.may_wait = whole.has_template, whole.allow_blank, whole.may_wait
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return self.whole[index]
+
+    def places(self, indices: np.ndarray) -> np.ndarray:
+        """Return the indices of samples in the source before any filter."""
+        return self.whole.places(indices)
+
+    @property
+    def maker(self) -> str:
+        """Return the import path of the class of the whole source."""
+        return self.whole.maker
 
 
 def _held_out(source: Source, bucket: range, share: float, seed: int) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""The kind `shards`: tar shards with an index of offsets. They are read in any order on disk, or by byte range when they are remote.
+"""The kind `shards`: tar shards with an index of offsets.
 
+They are read in any order on disk or, by byte range, at an address; or as a stream.
 A sample is the members that share a stem (records.py has what each is for). Reading one takes one look-up and one copy, in any shard,
 from any thread or process.
 """
@@ -9,7 +10,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,156 +18,24 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from plait.config.schema import SourceEntry
 from plait.data import addresses, paths
-from plait.data.formats import index, tar
-from plait.data.formats.open_file import OpenFile
+from plait.data.formats import index
 from plait.data.records import IMAGE_KINDS, TEXT_FIELDS, UNREAD_KINDS, Record, from_members
-from plait.data.remote import RemoteFile, Unavailable
-from plait.data.sources.contract import Source
-from plait.data.sources.conversations import open_conversations
+from plait.data.sources.contract import Sample, Source
+from plait.data.sources.conversations import Conversations, open_conversations
 from plait.data.sources.indexed import LAYOUTS, index_records
 from plait.data.sources.kind import Opening, SourceKind, path_of
+from plait.data.streaming.opening import OPTIONS, StreamOptions, check_options, open_streamed
+from plait.data.streaming.reader import StreamedShards
+from plait.data.streaming.tar_shard import MappedShard, Shard, open_shard
 from plait.data.text import rename
-from plait.errors import BadSample, PlaitError
-from plait.files import write_whole
+from plait.errors import BadSample
 
 _OPEN_MAX = 128  # shards open at once, with their indices mapped
 _OPENERS = 8  # threads that look at shards at the start; what they wait for is the store
-_SCAN_BYTES = 4 << 20  # read at once when a remote shard is indexed
-_GAP_BYTES = 4096  # members of one remote sample this close are fetched as one range
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar shard and the header of its index (`head`). `built`: whether the index was made just now, rather than found.
-
-    `path`: a path on disk or an address; `remote`: reads a shard at an address; None for one on disk.
-    """
-
-    path: str
-    head: index.IndexHead
-    remote: RemoteFile | None
-    built: bool
-
-    @property
-    def samples(self) -> int:
-        """The number of samples in the shard."""
-        return int(self.head.facts["samples"])
-
-
-def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False, beside: bool = False) -> Shard:
-    """Open one tar shard, and build its index if there is none (or if `rebuild`). Raises PlaitError if it is missing or damaged.
-
-    `cache`: folder for the index; None: the user's. `beside`: keep the index of a shard on disk next to it instead.
-    """
-    if addresses.is_remote(path):
-        return _open_remote(path, cache, rebuild)
-    local = Path(path)
-    if not local.is_file():
-        raise PlaitError(f"{path} is not a regular file")
-
-    def make() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        file = OpenFile(local)
-        size = file.size
-        if size == 0:
-            raise PlaitError(f"{path} is empty (0 bytes)")
-        return tar.index(tar.walk(file.read, size, path), path)
-
-    head, built = index.obtain(local, cache, make, rebuild=rebuild, beside=beside, fits=lambda facts: "members" in facts)
-    return Shard(path, head, None, built)
-
-
-def cached_index(path: str, cache: str | Path | None) -> Path:
-    """Return the path of a remote shard's index in the cache folder; it does not depend on the signature in the address."""
-    return index.cached_path(addresses.shown(path), cache, addresses.identity(path))
-
-
-def _open_remote(path: str, cache: str | Path | None, rebuild: bool) -> Shard:
-    """Open a remote shard, with its index from the cache, else from `<address>.idx`, else from reading the shard through once."""
-    remote = RemoteFile(path, cache)
-    cached = cached_index(path, cache)
-    head = None if rebuild else index.read_head(cached)
-    if head is not None and head.stamp == remote.stamp:
-        return Shard(path, head, remote, False)
-    facts, arrays = _published_index(path, remote, cached) or _walk_remote(path, remote)
-    write_whole(cached, index.pack(remote.stamp, facts, arrays))
-    head = index.read_head(cached)
-    if head is None:
-        raise PlaitError(f"the index {cached} cannot be read, though it was written just now: mend the disk, or set data.cache to another")
-    return Shard(path, head, remote, True)
-
-
-def _published_index(path: str, remote: RemoteFile, cached: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """Download the index that was uploaded beside the shard. None when there is none or it is for a file of another size."""
-    if addresses.shown(address := addresses.spelled_out(path)) != address:
-        return None  # a signature is for one file alone
-    try:
-        body = RemoteFile(path + ".idx", None).whole()
-    except Unavailable:
-        return None
-    fetched = cached.with_suffix(".fetched")
-    write_whole(fetched, body)
-    head = index.read_head(fetched)
-    fits = head is not None and head.stamp["size"] == remote.size
-    contents = (head.facts, {name: array.copy() for name, array in index.map_arrays(head).items()}) if head is not None and fits else None
-    fetched.unlink()
-    return contents
-
-
-def _walk_remote(path: str, remote: RemoteFile) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    window: tuple[int, bytes] = (0, b"")  # start and bytes of what was read last: headers lie close together
-
-    def read(offset: int, length: int) -> bytes:
-        nonlocal window
-        if not window[0] <= offset <= offset + length <= window[0] + len(window[1]):
-            window = (offset, remote.read(offset, min(max(length, _SCAN_BYTES), remote.size - offset)))
-        return window[1][offset - window[0] :][:length]
-
-    name = addresses.shown(path)
-    if remote.size == 0:
-        raise PlaitError(f"{name} is empty (0 bytes)")
-    return tar.index(tar.walk(read, remote.size, name), name)
-
-
-class _MappedShard:
-    """An open shard: the memory-mapped arrays of its index, the extensions of its members, and a reader of their bytes."""
-
-    def __init__(self, shard: Shard) -> None:
-        arrays = index.map_arrays(shard.head)
-        self.first, self.kind, self.offset, self.size = (arrays[name] for name in ("first", "kind", "offset", "size"))
-        self.name_end, self.names = arrays["name_end"], arrays["names"]
-        self.extensions = shard.head.facts["extensions"]
-        self.read = _local_reader(shard) if shard.remote is None else partial(_read_ranges, shard.remote)
-
-    def members(self, i: int) -> tuple[str, list[tuple[str, bytes]]]:
-        """Return (stem, [(extension, bytes)]) of sample `i` of this shard."""
-        first, last = self.first[i : i + 2].tolist()
-        offsets, sizes = self.offset[first:last].tolist(), self.size[first:last].tolist()
-        start, end = self.name_end[i : i + 2].tolist()
-        bodies = self.read(offsets, sizes)
-        return self.names[start:end].tobytes().decode("utf-8", "surrogateescape"), [
-            (self.extensions[k], body) for k, body in zip(self.kind[first:last].tolist(), bodies, strict=True)
-        ]
-
-
-def _local_reader(shard: Shard) -> Callable[[list[int], list[int]], list[bytes]]:
-    file = OpenFile(shard.path)
-    if file.size != shard.head.stamp["size"]:
-        raise PlaitError(f"{shard.path} changed while it was in use: {file.size} bytes, its index knows {shard.head.stamp['size']}")
-    return partial(_read_ranges, file)
-
-
-def _read_ranges(file: RemoteFile | OpenFile, offsets: list[int], sizes: list[int]) -> list[bytes]:
-    """Read the members of a sample in one request when they are neighbours, as they nearly always are."""
-    start, end = min(offsets), max(o + s for o, s in zip(offsets, sizes, strict=True))
-    if end - start > sum(sizes) + _GAP_BYTES * len(sizes):
-        return [file.read(o, s) for o, s in zip(offsets, sizes, strict=True)]
-    body = file.read(start, end - start)
-    return [body[o - start : o - start + s] for o, s in zip(offsets, sizes, strict=True)]
 
 
 class Shards:
@@ -191,7 +60,7 @@ class Shards:
         self._start_unmapped()
 
     def _start_unmapped(self) -> None:
-        self._mapped: OrderedDict[int, _MappedShard] = OrderedDict()
+        self._mapped: OrderedDict[int, MappedShard] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -220,12 +89,12 @@ class Shards:
         stem, members = self._map(number).members(i - (self.ends[number - 1] if number else 0))
         return f"{self.stems[number]}/{stem}", members
 
-    def _map(self, number: int) -> _MappedShard:
+    def _map(self, number: int) -> MappedShard:
         """Return a mapped shard, from the most recently used ones if it is among them."""
         with self._lock:
             mapped = self._mapped.get(number)
             if mapped is None:
-                mapped = self._mapped[number] = _MappedShard(self.shards[number])
+                mapped = self._mapped[number] = MappedShard(self.shards[number])
                 if len(self._mapped) > _OPEN_MAX:
                     self._mapped.popitem(last=False)  # unmapped when the last thread that reads it is done
             else:
@@ -304,8 +173,33 @@ def _under_way(files: Sequence[str]) -> dict[str, int]:
     return {"shards of a download that is not finished: the same `plait data download` goes on": count} if count else {}
 
 
+class StreamedSamples(Conversations):
+    """Records of shards that are read one after the other in training, and one by one for everything else."""
+
+    def __init__(self, entry: SourceEntry, reader: StreamedShards) -> None:
+        super().__init__(entry, reader)
+        self.shards, self.stream = reader, reader.stream(len(self))
+        self.stored = False
+
+    def draw(self, index: int, sample_key: int) -> Sample:
+        """Return sample `index` for training, from its whole shard, downloaded first. `sample_key`: draws captions and templates."""
+        return self.sample(self.shards.read_in_order(index), sample_key)
+
+    def peek(self, index: int) -> Sample:
+        """Return sample `index` for what is measured of it, from its whole shard: all samples are, in turn."""
+        return self.peeked(self.shards.read_in_order(index))
+
+
 def _open(entry: SourceEntry, opening: Opening) -> Source:
-    return open_conversations(entry, open_shards(entry, opening))
+    options, training = StreamOptions.of(entry.options), opening.split == "train"
+    if options.stream is False or (options.stream == "auto" and not (training and addresses.is_remote(path_of(entry)))):
+        return open_conversations(entry, open_shards(entry, opening))
+    files = paths.files(path_of(entry), ".tar", split=entry.split, default_split=opening.split)
+    reader = open_streamed(files, options, opening.cache, entry.columns)
+    if reader is None:
+        return open_conversations(entry, open_shards(entry, opening))
+    reader.left_out = {**paths.left_out(path_of(entry), ".tar", files), **_under_way(files)}
+    return open_conversations(entry, reader, (lambda row, _: StreamedSamples(row, reader)) if training else Conversations)
 
 
-KIND = SourceKind("shards", open=_open)
+KIND = SourceKind("shards", options=OPTIONS, paths=("counts",), check=check_options, open=_open)
