@@ -166,6 +166,7 @@ TESTS: dict[str, str] = {
     "training/figures/forgetting.py": "training/test_ledger.py",
     "training/figures/plateau.py": "training/test_plateau.py",
     "training/figures/picture_use.py": "training/test_blindness.py",
+    "training/figures/kept_answers.py": "training/test_kept_answers.py",
     "training/figures/paired.py": "training/test_paired.py",
     "training/run_context.py": "training/test_stage.py",
     "training/start.py": "training/test_start.py commands/test_stages.py",

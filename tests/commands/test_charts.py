@@ -70,7 +70,8 @@ def test_an_axis_is_logarithmic_where_positive_values_span_ten_times():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (2000, "2k"), (1_500_000, "1.5M"), (0.25, "0.25"), (1e-5, "1e-5"), (2.5e-4, "2.5e-4"), (-40, "-40")]
+    ("value", "text"),
+    [(0, "0"), (2000, "2k"), (1_500_000, "1.5M"), (0.25, "0.25"), (1e-5, "1e-5"), (2.5e-4, "0.00025"), (2.5e-6, "2.5e-6"), (-40, "-40")],
 )
 def test_ticks_are_short(value, text):
     assert axes.compact(value) == text

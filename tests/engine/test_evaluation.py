@@ -213,7 +213,7 @@ def evaluations(entries, **changes):
         "show": lambda step, pictures: None,
         "ranks": ALONE,
         "precision": "fp32",
-        "intervals": lambda bench, rows: {},
+        "answered": lambda bench, rows: {},
     }
     return Evaluations(**{"entries": entries, "held_out": held_out, "loss": SquaredError(), **given} | changes)
 

@@ -194,7 +194,7 @@ def test_a_step_on_which_no_evaluation_is_due_touches_no_weight_and_no_mode():
     state = make_state(make_config(optim={"lr": 0.1, "ema": {"decay": 0.5}, "schedule": {"name": "constant"}}))
     before = [value._version for value in state.model.parameters()]
     state.model.eval()
-    nothing = dict.fromkeys(("held_out", "inputs", "ranks", "stop", "mark", "record", "show", "gathered", "failed", "intervals"))
+    nothing = dict.fromkeys(("held_out", "inputs", "ranks", "stop", "mark", "record", "show", "gathered", "failed", "answered"))
     judge = evaluation.Evaluations(entries=[], loss=SquaredError(), benches={}, precision="fp32", **nothing)
     assert judge.run(state, []) == {}
     assert [value._version for value in state.model.parameters()] == before

@@ -31,16 +31,19 @@ def run(arguments: Arguments) -> None:
     spread(arguments, arguments.max_restarts, arguments.shutdown_timeout)
     for line in resolved.warnings:
         log.warning(line)
+    from plait.commands.actions.report.refresh import refreshed
     from plait.training import run as training
     from plait.training.run_context import TrainOptions
 
-    options = TrainOptions(
-        restart=arguments.restart or "restart" in resolved.train_options,
-        allow_inexact=arguments.allow_inexact,
-        only=arguments.stage,
-        fresh=arguments.fresh or "fresh" in resolved.train_options,
-    )
-    training.train(resolved, options)
+    with refreshed(resolved) as hooks:
+        options = TrainOptions(
+            restart=arguments.restart or "restart" in resolved.train_options,
+            allow_inexact=arguments.allow_inexact,
+            only=arguments.stage,
+            fresh=arguments.fresh or "fresh" in resolved.train_options,
+            hooks=hooks,
+        )
+        training.train(resolved, options)
 
 
 COMMANDS = (Command(("train",), "start a run, or continue it: the same command does both", declare, run, OVERRIDES, scripts=True),)

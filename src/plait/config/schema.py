@@ -281,6 +281,9 @@ class Track(Section):
     """Settings of logging in addition to metrics.jsonl, which is always written."""
 
     every_steps: Count = Field(default=10, description="steps between records")
+    report_every_steps: Count | None = Field(
+        default=None, description="steps between pages of the run (RUN/report.html), and one at its end; None: `plait report` alone"
+    )
     tensorboard: bool = Field(default=True, description="write RUN/events for TensorBoard too")
     wandb: Wandb | None = None
 

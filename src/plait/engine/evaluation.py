@@ -235,8 +235,8 @@ class Evaluations:
     """Gathers all weights on this rank while a bench runs: each rank predicts its own samples, at its own pace."""
     failed: Callable[[str, Exception], None]
     """Called with the name of a bench that failed, and its error."""
-    intervals: Callable[[Bench, Sequence[Row]], Mapping[str, tuple[float, float]]]
-    """Returns how sure the figures of these rows are: {figure: (low, high)}, for those of which that can be said."""
+    answered: Callable[[str, Sequence[Row]], Mapping[str, tuple[float, float]]]
+    """Called with the name of a bench and its rows, on the first rank. Returns how sure its figures are: {figure: (low, high)}."""
 
     def due(self, state: State) -> list[Evaluate]:
         """Return the entries whose `every_steps` divides the stage's updates so far. At its end the caller adds the others itself."""
@@ -259,7 +259,7 @@ class Evaluations:
                         measured, rows = self.measure(entry, model, state.step)
                         figures |= {label(entry.bench, name): value for name, value in measured.items()}
                         if rows and self.ranks.first:
-                            ends = self.intervals(self.benches[entry.title], rows)
+                            ends = self.answered(entry.title, rows)
                             intervals |= {label(entry.bench, name): pair for name, pair in ends.items()}
                     except (_Interrupted, Stopped):
                         raise
@@ -380,8 +380,8 @@ def moment_of(step: int) -> str:
 
 
 def is_count(figure: str) -> bool:
-    """Return whether the figure of this name is a count, such as "samples" or "pictures/64x64", and no result."""
-    return bool(_COUNTS & {figure.partition("/")[0], figure.rpartition("/")[2]})
+    """Return whether the figure of this name is a count, such as "samples" or "grid/pictures/64x64", and no result."""
+    return bool(_COUNTS & set(figure.split("/")))
 
 
 def label(bench: str, figure: str) -> str:

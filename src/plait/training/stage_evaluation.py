@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import traceback
+from collections.abc import Mapping, Sequence
 
 from plait import files
 from plait.assembly import data_look
@@ -14,10 +15,10 @@ from plait.assembly.held_out import HeldOutData, open_held_out
 from plait.assembly.model import ModelBundle
 from plait.config.schema import RunConfig
 from plait.config.secrets import masked
-from plait.engine.evaluation import Evaluations
+from plait.engine.evaluation import Evaluations, Row
 from plait.engine.parallel.rank_failures import reason_of
 from plait.engine.state import PLANNED, State
-from plait.training.figures import intervals, plateau
+from plait.training.figures import intervals, kept_answers, plateau
 from plait.training.run_context import RunContext
 from plait.training.stage_plan import StagePlan, wanted_figures
 
@@ -33,6 +34,8 @@ class StageEvaluation:
         self.held_out = HeldOutData(config)
         self.failures: list[str] = []
         """The benches that failed at this step, each with its reason."""
+        if ranks.first:
+            kept_answers.forget(context.run, state.evaluated_step)
         self.evaluations = Evaluations(
             entries=config.evaluate,
             held_out=open_held_out(bundle, config, ranks, self.held_out, stop=context.signals.requested),
@@ -47,7 +50,7 @@ class StageEvaluation:
             show=context.tracker.pictures,
             gathered=contextlib.nullcontext if bundle.sharding is None else bundle.sharding.gathered,
             failed=self._failed,
-            intervals=intervals.of_small_sample,
+            answered=self._answered,
         )
 
     def compare_ranks(self) -> None:
@@ -84,6 +87,11 @@ class StageEvaluation:
                 return improved
         state.evaluated_step, state.stage_done = state.step, reason
         return improved
+
+    def _answered(self, bench: str, rows: Sequence[Row]) -> Mapping[str, tuple[float, float]]:
+        """Keep some answers of a bench in the run's directory; return how sure its figures are."""
+        kept_answers.keep(self.context.run, self.state.step, self.state.stage, bench, rows)
+        return intervals.of_small_sample(self.plan.benches[bench], rows)
 
     def _failed(self, bench: str, error: Exception) -> None:
         """Note and report a bench that failed; its traceback goes to bench_failures.jsonl."""

@@ -229,7 +229,8 @@ def _figures(rows: Sequence[Row], config: RunConfig) -> list[Figure]:
         if values:
             value, step, row = min(values, key=lambda item: (item[0] if lower else -item[0], item[1]))
             pair = (row.get("intervals") or {}).get(name)
-            ends = (pair[0], pair[1]) if isinstance(pair, list) and [type(end) for end in pair] == [float, float] else None
+            sound = isinstance(pair, list) and len(pair) == 2 and all(isinstance(end, int | float) for end in pair)
+            ends = (pair[0], pair[1]) if pair and sound else None
             figures.append(Figure(name, value, step, last=values[-1][0], interval=ends, lower=lower, bench=bench))
     return figures
 

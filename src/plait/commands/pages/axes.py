@@ -72,7 +72,7 @@ def compact(value: float, step: float | None = None) -> str:
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if size >= factor and (step is None or step >= factor / 1000):
             return f"{value / factor:.6g}{unit}"
-    if size < 1e-3:
+    if size < 1e-4:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     return f"{value:.6g}"

@@ -8,6 +8,7 @@ def declare(parser: Parser) -> None:
     """Add the arguments of `plait report` to its parser."""
     parser.add_argument("runs", type=path, nargs="+", metavar="RUN", help="a run directory; several are set beside each other")
     parser.add_argument("--out", type=path, metavar="FILE", help="the page (default: report.html in the run, or here for several)")
+    parser.add_argument("--no-plan", action="store_true", help="do not hold a run against its plan, which builds the model without weights")
 
 
 def run(arguments: Arguments) -> None:
@@ -17,7 +18,7 @@ def run(arguments: Arguments) -> None:
     """
     from plait.commands.actions.report import report
 
-    report.write(arguments.runs, arguments.out)
+    report.write(arguments.runs, arguments.out, plan=not arguments.no_plan)
 
 
 COMMANDS = (Command(("report",), "one HTML file about a run, or several: curves, held-out figures, data, settings", declare, run),)

@@ -70,6 +70,16 @@ def fill(mirror: TensorBoard, rows: Sequence[Mapping[str, Any]], shown: Collecti
             mirror.row(row)
 
 
+def pictures(run: Path) -> Iterator[tuple[int, str, bytes]]:
+    """Yield (step, name, encoded picture) of every picture in the event files of a run directory."""
+    for path in sorted(path for path in (run / "events").glob(f"{_PREFIX}*") if path.is_file()):
+        with path.open("rb") as file:
+            for event, _ in _events(file):
+                for value in event.summary.value:
+                    if value.HasField("image"):
+                        yield event.step, value.tag, value.image.encoded_image_string
+
+
 def cut(run: Path, done: Callable[[int, bool], bool]) -> set[Key]:
     """Cut every event file at its first event that is damaged or of a step to be run again.
 

@@ -6,7 +6,7 @@ Names that nobody foresaw, as of another family or a callback, are drawn too, gr
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from plait.commands.actions.report.record import RunRecord, is_number
+from plait.commands.actions.report.record import RunRecord, is_number, memory_of
 from plait.commands.pages.chart import Chart, Frame, Line
 from plait.engine.evaluation import LOSS, is_count
 
@@ -25,6 +25,8 @@ _TITLES = {
     "recompiles": "graphs compiled again",
     "features_read": "features read from the cache",
 }
+_SHARES = {_TITLES["ema_decay"], _TITLES["features_read"]}
+"""Titles of charts whose values are from 0 to 1."""
 _MOST_LINES = 8
 
 
@@ -178,11 +180,7 @@ def _throughput(record: RunRecord, names: Sequence[str]) -> Iterator[Chart]:
             Line("wait for data", [(x, 1000 * y) for x, y in waits], noisy=True),
         ]
         yield Chart("time of a step", [line for line in lines if line.points], "ms")
-    memory = [
-        (float(row["step"]), float(row["spent"]["memory_gb"]))
-        for row in record.trained
-        if isinstance(row.get("spent"), dict) and is_number(row["spent"].get("memory_gb"))
-    ]
+    memory = [(float(row["step"]), used) for row in record.trained if (used := memory_of(row)) is not None]
     if memory:
         yield Chart("most memory in use", [Line("rank 0", memory)], "GB")
 
@@ -211,4 +209,6 @@ def _grouped(record: RunRecord, names: Sequence[str]) -> Iterator[Chart]:
         shown = [(name, own) for name, own in members if any(value for _, value in record.series(name))]
         for first in range(0, len(shown), _MOST_LINES):
             lines = [Line(own, record.series(name), noisy=True) for name, own in shown[first : first + _MOST_LINES]]
-            yield Chart(f"{title}{' (more)' if first else ''}", lines)
+            yield Chart(
+                f"{title}{' (more)' if first else ''}", lines, log=False if title in _SHARES or title.startswith("share of") else None
+            )

@@ -18,7 +18,7 @@ from plait.commands.actions.runs.list_runs import ListedRun
 from plait.config.resolved import Resolved
 from plait.engine.checkpoints import checkpoint
 from plait.training.changes import LINEAGE
-from plait.training.figures import forgetting, picture_use
+from plait.training.figures import forgetting, kept_answers, picture_use
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ class RunRecord:
     """What a run recorded. `rows`: of metrics.jsonl, with numbers that are not finite as floats; `manifests`: the newest of each stage.
 
     `listed`: the run's line in `plait runs`; `progress`: of each stage that began, by its number; `starts`: rows of migrations.jsonl;
-    `quarantine`, `failures`: unusable samples, benches that failed; `ledger`: rows of what stages gained and forgot; `measured`: the
-    metrics.json of each `plait eval`; `left_out`: what could not be read, a line each.
+    `quarantine`, `failures`: unusable samples, benches that failed; `answers`: what training kept of each evaluation; `ledger`: what
+    stages gained and forgot; `measured`: the metrics.json of each `plait eval`; `left_out`: what could not be read, a line each.
     """
 
     path: Path
@@ -46,6 +46,7 @@ class RunRecord:
     lineage: Row | None
     quarantine: Sequence[Row]
     failures: Sequence[Row]
+    answers: Sequence[Row]
     ledger: Sequence[Row]
     measured: Sequence[tuple[Path, Row]]
     left_out: Sequence[str]
@@ -113,6 +114,7 @@ def read(path: Path) -> RunRecord:
         lineage=_object(path / LINEAGE, left_out),
         quarantine=_jsonl(path / "quarantine.jsonl", left_out, files.STEP_KINDS),
         failures=_jsonl(path / "bench_failures.jsonl", left_out, {"step": int, "bench": str, "reason": str}),
+        answers=_jsonl(path / kept_answers.NAME, left_out, {**files.STEP_KINDS, "bench": str, "answers": list}),
         ledger=forgetting.of_run(path),
         measured=[(folder.parent, row) for folder, row in measured],
         left_out=left_out,
@@ -122,6 +124,13 @@ def read(path: Path) -> RunRecord:
 def is_number(value: Any) -> bool:
     """Return whether a value of a row is a number, also one that is not finite."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def memory_of(row: Row) -> float | None:
+    """Return the most memory of the GPU in use so far, in 1e9 bytes; None where the row has none."""
+    spent = row.get("spent")
+    memory = spent.get("memory_gb") if isinstance(spent, dict) else None
+    return float(memory) if isinstance(memory, int | float) else None
 
 
 def _finite_again(value: Any) -> Any:

@@ -6,9 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from plait import files
-from plait.commands.actions.report import comparison, curves, record, tables
+from plait.commands.actions.report import against_plan, comparison, curves, record, shown, tables
 from plait.commands.actions.report.record import RunRecord
-from plait.commands.pages.chart import Frame
 from plait.commands.pages.report import Block, RunPart, render_report
 from plait.engine.monitoring import screen
 from plait.errors import PlaitError
@@ -19,11 +18,10 @@ NAME = "report.html"
 """The page in a run's directory."""
 
 
-def write(runs: Sequence[Path], out: Path | None = None) -> Path:
+def write(runs: Sequence[Path], out: Path | None = None, *, plan: bool = True) -> Path:
     """Write the page of the run directories `runs`, and return its path.
 
-    `out`: that path; None: report.html in the run, or here for several.
-
+    `out`: that path; None: report.html in the run, or here for several. `plan`: hold one run against its plan, which takes seconds.
     Raises PlaitError for a path that is no run directory, or is given twice.
     """
     if twice := next((run for number, run in enumerate(runs) if run.resolve() in [other.resolve() for other in runs[:number]]), None):
@@ -32,7 +30,7 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
     path = out or (runs[0] / NAME if len(runs) == 1 else Path(NAME))
     if path.is_dir():
         raise PlaitError(f"{path} is a folder: name a file for the page, such as {path / NAME}")
-    html = page(records)
+    html = page(records, plan=plan)
     files.write_whole(path, html)
     for each in records:
         for line in each.left_out:
@@ -41,11 +39,11 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
     return path
 
 
-def page(records: Sequence[RunRecord]) -> str:
-    """Return the HTML of the page."""
+def page(records: Sequence[RunRecord], *, plan: bool) -> str:
+    """Return the HTML of the page. `plan`: whether one run is held against its plan."""
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     if len(records) == 1:
-        part = run_part(records[0], 0)
+        part = run_part(records[0], 0, plan=plan)
         return render_report(part.name, [*part.lines, f"This page was written on {now}."], None, [part])
     above = RunPart("", "all", [], [], comparison.frame_of(records), list(comparison.blocks(records)))
     *names, last = (each.name for each in records)
@@ -54,8 +52,8 @@ def page(records: Sequence[RunRecord]) -> str:
     return render_report(title, [f"This page was written on {now}."], above, parts)
 
 
-def run_part(each: RunRecord, number: int, *, folded: bool = False) -> RunPart:
-    """Return the part of a page that is of one run. `number`: its place among the runs."""
+def run_part(each: RunRecord, number: int, *, folded: bool = False, plan: bool = False) -> RunPart:
+    """Return the part of a page that is of one run. `number`: its place among the runs; `plan`: whether it is held against its plan."""
     frame = curves.frame_of(each)
     return RunPart(
         name=each.name,
@@ -63,7 +61,7 @@ def run_part(each: RunRecord, number: int, *, folded: bool = False) -> RunPart:
         lines=[_sentence(each)],
         tiles=tables.tiles(each),
         frame=frame,
-        blocks=list(_blocks(each, frame)),
+        blocks=list(_blocks(each, plan=plan)),
         folded=folded,
         colour=number % 8,
     )
@@ -78,7 +76,7 @@ def _sentence(each: RunRecord) -> str:
     return f"{parts}." if each.trained else f"{each.resolved.config.family}, {listed.state}: no step is recorded yet."
 
 
-def _blocks(each: RunRecord, frame: Frame) -> Iterator[Block]:
+def _blocks(each: RunRecord, *, plan: bool) -> Iterator[Block]:
     """Yield the blocks of a run in their order; those without content are left out when they are laid out."""
     yield Block("Stages", "stages", note="" if len(each.resolved.stages) > 1 else "One stage.", tables=[tables.stage_table(each)])
     for section in curves.sections(each):
@@ -94,6 +92,11 @@ def _blocks(each: RunRecord, frame: Frame) -> Iterator[Block]:
         )
     found = [tables.measured_table(each), tables.ledger_table(each)]
     yield Block("Measured", "measured", tables=[table for table in found if table])
+    yield shown.answers(each)
+    yield shown.pictures(each)
+    if plan:
+        table, told = against_plan.table(each)
+        yield Block("Plan and reality", "plan", told, tables=[table] if table else ())
     yield Block("Data", "data", tables=[table for table in (tables.data_table(each), tables.quarantine_table(each)) if table])
     events = [tables.warnings_table(each), tables.starts_table(each), tables.disk_table(each)]
     yield Block("Warnings, starts, checkpoints", "events", tables=[table for table in events if table])

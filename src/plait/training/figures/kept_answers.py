@@ -1,0 +1,31 @@
+"""Keep some answers of each evaluation of a run in RUN/answers.jsonl, so that the same questions can be read at every step."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plait import files
+from plait.engine.evaluation import Row
+
+NAME = "answers.jsonl"
+"""The file in a run's directory: a row per evaluation of a bench that answers."""
+_MOST, _LONGEST = 8, 1000
+"""Answers kept of an evaluation, the first ones; characters kept of a text."""
+_KEPT = ("id", "task", "question", "answer", "gold", "correct")
+
+
+def forget(run: Path, step: int) -> None:
+    """Remove the answers of evaluations after `step`: a start that goes on from there makes them again."""
+    files.keep_rows(run / NAME, lambda row: row["step"] <= step, files.STEP_KINDS)
+
+
+def keep(run: Path, step: int, stage: int, bench: str, rows: Sequence[Row]) -> None:
+    """Append the first answers among the rows of an evaluation; nothing where it has none. `bench`: its name."""
+    answers = [_short(row) for row in rows if "answer" in row][:_MOST]
+    if answers:
+        files.append_rows(run / NAME, [{"step": step, "stage": stage, "bench": bench, "answers": answers}])
+
+
+def _short(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a row, long texts cut."""
+    return {name: value[:_LONGEST] if isinstance(value := row[name], str) else value for name in _KEPT if name in row}
