@@ -138,6 +138,7 @@ def measure(view: StageView, model: TheWorld, section: Config, device: torch.dev
             mark=lambda part: None,
             sources=["photos"],
             skipped=frozenset(),
+            spikes=None,
             meter=Meter(device, settings.train.precision),
         )
         loop.run(batches[:1], 1 + steps)

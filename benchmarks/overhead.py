@@ -227,6 +227,7 @@ def plait(net: Net, batches: Ready | None, samples: Samples, clock: Clock, folde
             mark=lambda part: None,
             sources=["memory"],
             skipped=frozenset(),
+            spikes=None,
             meter=Meter(ranks.device, config.train.precision),
         )
         if batches is not None:

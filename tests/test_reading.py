@@ -42,9 +42,9 @@ optim: {lr: 1.0e-3, ema: null, schedule: {name: constant, warmup_steps: 0}}
 checkpoint: {every_steps: 2}
 evaluate: []
 track: {every_steps: 1, tensorboard: false}
-guard: {hang_timeout_s: null}
+guard: {hang_timeout_s: null, spikes: ignore}
 """
-"""A run with all that is optional left away: one process, no workers, no averages, no evaluation, no watchdog."""
+"""A run with all that is optional left away: one process, no workers, no averages, no evaluation, no watchdog, no look at spikes."""
 FAMILIES = {
     "theworld": """
         preset: tiny

@@ -86,6 +86,6 @@ def make_state(config, trainable=("tower", "head"), seed=0) -> State:
 
 def make_loop(state, loss, config, ranks, quarantine, hooks=(), **others) -> Loop:
     """A loop whose other collaborators do nothing, unless they are given."""
-    default = {"stage": "toy", "stop": Signals(), "mark": lambda part: None, "sources": (), "skipped": frozenset()}
+    default = {"stage": "toy", "stop": Signals(), "mark": lambda part: None, "sources": (), "skipped": frozenset(), "spikes": None}
     given = {**default, "meter": Meter(ranks.device, config.train.precision), **others}
     return Loop(state=state, loss=loss, config=config, ranks=ranks, quarantine=Quarantine(quarantine, 0.01), hooks=hooks, **given)

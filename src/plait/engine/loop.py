@@ -25,6 +25,9 @@ from plait.engine.precision import Scaler, autocast
 from plait.engine.state import State
 from plait.keys import key
 
+Row = dict[str, Any]
+"""The metrics of one step by name."""
+
 
 class StopChannel(Protocol):
     """Requests to stop the run by a signal (SIGTERM, Ctrl-C). This rank may have got one, and all ranks may have agreed to stop."""
@@ -53,10 +56,18 @@ class Meter(Protocol):
         """Return the metrics (`tflop_per_s`, `mfu`) for `flops` that `ranks` ranks together did in `seconds`."""
 
 
+class SpikeWatch(Protocol):
+    """What compares the finite figures of each step with those of the steps before (`guard.spikes`)."""
+
+    def stands_out(self, row: Row) -> bool:
+        """Compare the metrics of a step, and remember them; returns whether any of them stands out on this rank."""
+
+    def respond(self, row: Row, batch: StepBatch) -> tuple[Row, bool]:
+        """Tell of a step that stands out on any rank; returns (its metrics, whether to update with it). All ranks call this."""
+
+
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
-"""The metrics of one step by name."""
 Hook = Callable[[State, Row], None]
 """What is called after each step, with the state and the metrics of the step."""
 
@@ -83,6 +94,8 @@ class Loop:
     skipped: frozenset[int]
     """Steps of the stage, from 0, that end without an update."""
     meter: Meter
+    spikes: SpikeWatch | None
+    """Finds steps whose finite loss or gradient norm stands out, and responds; None: nobody looks (`guard.spikes`)."""
 
     @property
     def scaler(self) -> Scaler:
@@ -173,8 +186,11 @@ class Loop:
             optim.drop_gradients(state.optimizer)
             return self.gradient(net, batch, loss_weights, audit=audit)
         values = {name: row[name] for name in row if name.startswith("loss") or name == "grad_norm"}
-        if not nonfinite.any_not_finite(values, self.ranks):
+        finite = all(map(math.isfinite, values.values()))
+        if not self.ranks.any(not finite or (self.spikes is not None and self.spikes.stands_out(row))):
             return row, True
+        if self.spikes is not None and not nonfinite.any_not_finite(values, self.ranks):
+            return self.spikes.respond(row, batch)
         ids, run = [f"{i.source}:{i.index}@{i.epoch}" for micro in batch.micro for i in micro.ids], self.quarantine.path.parent
         report = nonfinite_report.make_report(state.step + 1, values, ids, model=state.model, ranks=self.ranks, run=run)
         used = int(state.totals.get("skipped", 0))

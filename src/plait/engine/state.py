@@ -4,7 +4,7 @@ All tensors are keyed by parameter name. Weights are those that train now or eve
 again. A stage is a part of a run with its own settings and trained parameters; a group is a kind of tensor (weights, ema, moments).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,10 @@ from plait.keys import key
 
 PLANNED = "planned steps done"
 """Reason of a stage's end when it has had all its steps; for one that ended earlier the reason comes from `training/figures/plateau.py`."""
-_SAVED = ("step", "stage", "stage_start", "stage_done", "evaluated_step", "history", "best", "probe", "batches")
+_SAVED = ("step", "stage", "stage_start", "stage_done", "evaluated_step", "history", "best", "probe", "batches", "recent")
 """Attributes of a state that a checkpoint's manifest holds under the same names."""
+_ADDED: dict[str, Callable[[], Any]] = {"batches": list, "recent": dict}
+"""Those of them that older checkpoints do not have, with what makes an empty one."""
 
 GROUPS = ("weights", "ema", "moments", *averages.KEPT)
 """The tensor groups of a checkpoint: a file each, or a folder with a file per rank."""
@@ -53,6 +55,8 @@ class State:
     """Loss of the run's probe samples at the last save: recomputed at the next start, it shows that the same model came back."""
     batches: list[list[int]] = field(default_factory=list)
     """[step of the stage, samples per step from it on], for each global batch that the stage has had."""
+    recent: dict[str, list[float]] = field(default_factory=dict)
+    """Loss and gradient norm of the stage's last steps, with which a step is compared (`monitoring/spikes.py`)."""
     optimizer: torch.optim.Optimizer | None = None
     ema: Ema | None = None
     post_hoc: dict[str, PowerEma] = field(default_factory=dict)
@@ -79,7 +83,7 @@ class State:
         self.batches = self.batches_in(stage, global_batch)
         if stage != self.stage:
             self.stage, self.stage_start, self.stage_done = stage, self.step, None
-            self.history, self.best = [], None
+            self.history, self.best, self.recent = [], None, {}
             self.totals = {**source_shares.reset(self.totals), STAGE_TOKENS: 0.0}
         self.reopen(self.stage_start + steps, PLANNED)
 
@@ -175,7 +179,7 @@ class State:
         Raises PlaitError when a saved weight has no parameter of its name and shape here.
         """
         for name in _SAVED:
-            setattr(self, name, metadata.get(name, []) if name == "batches" else metadata[name])  # older checkpoints have none
+            setattr(self, name, metadata.get(name, _ADDED[name]()) if name in _ADDED else metadata[name])
         self.history = [(step, value) for step, value in metadata["history"]]
         self.totals = dict(metadata["totals"])
         self.ever_trained = set(metadata["trained"])

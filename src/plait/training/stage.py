@@ -23,6 +23,7 @@ from plait.engine.guards import GradientWatch, Quarantine
 from plait.engine.loop import Loop, Row
 from plait.engine.micro_batch import MicroBatchSize
 from plait.engine.monitoring.signals import Paused, stopped_by
+from plait.engine.monitoring.spikes import SpikeWatch
 from plait.engine.parallel import distributed, replicas
 from plait.engine.state import PLANNED, State
 from plait.errors import PlaitError, Stopped
@@ -34,6 +35,7 @@ from plait.training.layout import Counters, lay_out
 from plait.training.ledger import Ledger
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
 from plait.training.run_context import RunContext
+from plait.training.spikes.black_box import BlackBox, Look
 from plait.training.stage_evaluation import StageEvaluation
 from plait.training.stage_plan import StagePlan, evaluates
 
@@ -113,7 +115,14 @@ class StageRun:
             sources=plan.data.names(),
             skipped=nonfinite.steps_to_skip(context.run, plan.view.name),
             meter=counters.meter,
+            spikes=self._spikes() if config.guard.spikes != "ignore" else None,
         )
+
+    def _spikes(self) -> SpikeWatch:
+        """Return what finds steps that stand out."""
+        plan, context, state = self.plan, self.context, self.state
+        box = BlackBox(plan, self.bundle, state, context.ranks, run=context.run, mark=context.heartbeat.part)
+        return SpikeWatch(state, plan.config.guard, context.ranks, context.run, plan.view.name, Look(box, context.tracker))
 
     def run(self) -> None:
         """Train to the stage's end. After saving, raises Paused if a stop was requested, and PlaitError if data cannot be read."""
