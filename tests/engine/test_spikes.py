@@ -130,6 +130,16 @@ def test_a_box_has_the_steps_figures_its_replay_modules_and_samples(made):
     assert now < 2 * then
 
 
+@pytest.mark.parametrize("policy", ["tell", "rewind"])
+def test_a_spike_is_an_alert_with_its_cause(made, tmp_path, monkeypatch, policy):
+    _, recipe, sample = made
+    toy_family_at(monkeypatch)
+    hook = f"alert.command=cat >> {tmp_path}/told; echo >> {tmp_path}/told"
+    toy_family.train(recipe, tmp_path / "run", *SETTINGS, f"guard.spikes={policy}", hook, "alert.on=[spike]")
+    first = (tmp_path / "told").read_text().splitlines()[0]
+    assert f"step {STEP} stands out: loss" in first and sample in first and "not finite" not in first
+
+
 def test_so_many_boxes_are_written_and_further_spikes_are_told_with_their_samples(made, tmp_path, monkeypatch):
     _, recipe, sample = made
     toy_family_at(monkeypatch)

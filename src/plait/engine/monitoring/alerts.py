@@ -80,14 +80,15 @@ class Alerts:
     def advance(self, row: Mapping[str, Any]) -> None:
         """Look at the row of a step, whether or not it is recorded: an update that was passed over is a spike."""
         self.step = row["step"]
-        if row.get("skipped"):
-            self.tell("spike", f"step {row['step']}: no update was made, as its loss or gradient was not finite")
+        if row.get("skipped") and not row.get("spike"):  # of one that is finite and stands out, a row of its own is recorded
+            reason = "its loss or gradient was not finite" if "grad_norm" in row else "the run has gone back from it before"
+            self.tell("spike", f"step {row['step']}: no update was made, as {reason}")
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Look at a recorded row: its warnings, and its loss and held-out figures for the text of the run's end."""
         self.step = row["step"]
         for text in row.get("warnings", ()):
-            self.tell("warning", text)
+            self.tell("spike" if "spike/loss" in row else "warning", text)
         for name, value in row.items():
             shown_at_end = (name == "loss" or name.startswith("eval/")) and isinstance(value, float) and math.isfinite(value)
             if shown_at_end and (name in self.figures or len(self.figures) < _FIGURES):
