@@ -12,6 +12,7 @@ import yaml
 from plait import cli, files
 from plait.assembly.configuration import open_config
 from plait.assembly.data import open_data
+from plait.assembly.model import seed_of
 from plait.config.schema import RunConfig
 from plait.data.rollouts import stored as rollouts
 from plait.errors import BadSample, PlaitError
@@ -54,7 +55,7 @@ def encoded(path: Path, assets: Path, change: Any = None):
     inputs = family.Inputs(section, assets, max_tokens=None, pad="longest", train=True)
     (source,) = open_data(config, config.data.train, "train")
     samples = [source[i] if change is None else change(source[i]) for i in range(4)]
-    return family.build(section, assets, seed=config.seed), inputs.collate([inputs.encode(sample, 0) for sample in samples])
+    return family.build(section, assets, seed=seed_of(config)), inputs.collate([inputs.encode(sample, 0) for sample in samples])
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,11 @@ def test_futures_of_other_data_encoders_or_settings_are_refused(tmp_path, capsys
     for world, model, message in (
         ({"steps": 2}, {}, "has 1 latent frames after the first, and model.world.steps is 2: lower it"),
         ({"image_size": 40}, {}, "is made with an encoder of image_size 32, and that of model.world is 40"),
+        (
+            {},
+            {"tiny": {"world_base": 4}},
+            "is made with an encoder of sizes {'world_base': 8, 'world_channels': 4}, and that of model.world",
+        ),
         ({}, {"augment": {"flip": True}}, "model.augment changes pictures, and stored futures"),
     ):
         with pytest.raises(PlaitError) as error:
@@ -202,6 +208,27 @@ def test_a_run_trains_on_futures_and_refuses_an_encoder_that_trains(tmp_path, ca
     capsys.readouterr()
     assert cli.main(["train", str(path), f"--run={tmp_path / 'other'}", "--trainable=[projector, world]"]) != 0
     assert "the world encoder trains, and stored futures (`rollout`) stay as it was" in capsys.readouterr().err
+
+
+def test_a_run_is_measured_on_other_futures_of_its_held_out_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scenes = {"source": "scenes", "limit": 8, "options": SCENES}
+    path = config_file(tmp_path, data={"train": [scenes], "validation": [scenes], "workers": 0})
+    for predictor in ("scenes", "copy"):
+        assert roll_out(path, tmp_path / predictor, predictor, "--split=validation") == 0
+    assert cli.main(["train", str(path), "--model.world.steps=1"]) == 0
+    losses = {}
+    for name, given in {"own": [], "scenes": ["--rollout=scenes"], "copy": ["--rollout=copy"]}.items():
+        assert cli.main(["eval", "run", "--bench=loss", *given, f"--out=out-{name}"]) == 0
+        losses[name] = json.loads((tmp_path / f"out-{name}/metrics.json").read_text())["figures"]["loss"]
+    assert losses["scenes"] == losses["own"] != losses["copy"]  # the clip's frames are those of the scene's motion
+    capsys.readouterr()
+    for given, line in (
+        ("scenes,copy", "--rollout names 2 folders for 1 sources of data: name one for each, in order"),
+        ("gone", "--rollout: there is no folder gone; `plait data rollout` makes one"),
+    ):
+        assert cli.main(["eval", "run", "--bench=loss", f"--rollout={given}"]) == 2
+        assert line in capsys.readouterr().err
 
 
 def test_wrong_arguments_are_one_clear_line(tmp_path, capsys):

@@ -1,9 +1,14 @@
 """What the Hub refuses is one line with its cure, through every way that leads to it; the client's retries are not shown."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
 from plait import cli
+from plait.data.sources import hub_files
 from plait.data.sources.datasets import Table
 from plait.errors import PlaitError
 from plait.nn import pretrained
@@ -103,6 +108,61 @@ def test_a_dataset_offline_names_the_variable_that_is_set(hub, monkeypatch, vari
         match=rf"not in the cache, and {variable} is set: unset it, or download it before: plait data inspect CONFIG, with",
     ):
         Table(None, "owner/set", "train", {}, None, {})
+
+
+class RefusingProxy(BaseHTTPRequestHandler):
+    """A proxy that passes nothing on."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_CONNECT(self):
+        self.server.asked.append(self.path)
+        self.send_error(self.server.status)
+
+
+@pytest.fixture
+def proxied(monkeypatch, tmp_path, hub):
+    """A Hub behind a proxy that answers with its `status`."""
+    pytest.importorskip("datasets")
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), RefusingProxy)
+    proxy.asked, proxy.status = [], 403
+    thread = threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    hub_server.point(monkeypatch, "https://hub.invalid", tmp_path)
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
+    huggingface_hub.close_session()
+    yield proxy
+    huggingface_hub.close_session()
+    proxy.shutdown()
+    proxy.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(("status", "waits"), [(403, 0), (404, 0), (502, 3)])
+def test_a_definite_answer_is_not_asked_for_again(proxied, monkeypatch, capsys, status, waits):
+    waited = []
+    monkeypatch.setattr(hub_files.time, "sleep", waited.append)
+    monkeypatch.setattr(hub_files, "_silent", set())
+    proxied.status = status
+    assert cli.main(["train", "recipe.yaml", "--run=run", "--data.train=[{source: datasets, name: owner/set}]"]) == 2
+    assert waited == [1.0, 4.0, 15.0][:waits] and proxied.asked
+    assert "cannot be reached (HF_ENDPOINT, proxies)" in capsys.readouterr().err
+
+
+def test_a_name_that_the_hub_does_not_know_is_asked_for_once(hub, monkeypatch, capsys):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.url)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_files.time, "sleep", lambda seconds: pytest.fail(f"waited {seconds} s"))
+    assert cli.main(["train", "recipe.yaml", "--run=run", "--data.train=[{source: datasets, name: owner/none}]"]) == 2
+    assert "there is no " in capsys.readouterr().err
+    assert [path for _, path, _ in hub.asked if "owner/none" in path] == ["/api/datasets/owner/none"]
 
 
 NO_FOLDER = "there is no folder ./nodir, and it is no name of a repository, owner/name"

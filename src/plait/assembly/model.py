@@ -103,7 +103,7 @@ def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: Callable[[],
     if ranks.first:
         write_assets(config, assets)
     ranks.barrier()
-    seed = key(config.seed, "init")
+    seed = seed_of(config)
     shapes = loaded()
     unread = overwritten.parts(family, section, assets, shapes) if shapes else frozenset()
     if unread and family.build_over is not None:
@@ -111,6 +111,11 @@ def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: Callable[[],
     else:
         model = family.build(section, assets, seed=seed)
     return ModelBundle(family, section, assets, model, hashes(model), Sharding(model) if ranks.size > 1 else None, unread=unread)
+
+
+def seed_of(config: RunConfig) -> int:
+    """Return the 64-bit seed that a family's `build` draws a run's model from."""
+    return key(config.seed, "init")
 
 
 def write_assets(config: RunConfig, assets: Path) -> None:

@@ -39,6 +39,9 @@ def declare(parser: Parser) -> None:
     )
     parser.add_argument("--data", help="in place of the run's held-out data: a .jsonl, .csv, .parquet, .tar or folder, or KIND:PATH")
     parser.add_argument("--split", help="part of the data")
+    parser.add_argument(
+        "--rollout", metavar="FOLDERS", help="predicted futures of that data, by plait data rollout, a folder for each of its sources: a,b"
+    )
     parser.add_argument("--pictures", type=positive, default=200, help="answers whose pictures are on the page; it has all answers")
     parser.add_argument("--samples", type=positive, help="held-out samples (default: all)")
     parser.add_argument("--batch", type=positive, default=16, help="samples at a time")
@@ -90,6 +93,7 @@ def run(arguments: Arguments) -> None:
         variant=arguments.variant,
         data=arguments.data,
         split=arguments.split,
+        rollout=tuple(arguments.rollout.split(",")) if arguments.rollout is not None else (),
         out=arguments.out,
         by_sample=arguments.against is not None,
     )

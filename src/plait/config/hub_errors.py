@@ -17,6 +17,7 @@ from plait.errors import printable
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LOGIN = "set HF_TOKEN to a token of that account (or `hf auth login`)"
 _UNAUTHORIZED, _FORBIDDEN = 401, 403
+_REFUSED = re.compile(r"\b(401|403|404|407)\b")
 _LATER = frozenset([408, 425, 429])  # statuses of requests that may succeed later, as those from 500 on
 _NO_NETWORK = frozenset(["ConnectError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "ProxyError", "TransportError"])
 _UNREACHED = _NO_NETWORK | {"LocalEntryNotFoundError"}
@@ -90,7 +91,12 @@ def unreachable(error: BaseException) -> bool:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Return whether the Hub may answer when it is asked again: it could not be reached, and offline mode is not set."""
+    """Return whether the Hub may answer when it is asked again: it could not be reached, and offline mode is not set.
+
+    A proxy that refuses to pass requests on (401, 403, 404, 407) has answered, and would answer so again.
+    """
+    if any("ProxyError" in {kind.__name__ for kind in type(each).__mro__} and _REFUSED.search(str(each)) for each in _chain(error)):
+        return False
     offline = any("OfflineModeIsEnabled" in {kind.__name__ for kind in type(each).__mro__} for each in _chain(error))
     return unreachable(error) and not offline and not constants.HF_HUB_OFFLINE
 

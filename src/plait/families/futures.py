@@ -39,7 +39,7 @@ class Futures:
     """What makes futures. `predict(samples, indices)` returns the latents (T, C, h, w) of each by index, or why one has none.
 
     `steps`: latent frames after the first; `encoder`: the pin of the encoder whose latents they are; `made_by`: predictor and settings;
-    `seed`: the run's, where the encoder is drawn from it, else None; `lines`: what is to be told before.
+    `seed`: that of `open_futures`, where the encoder is drawn from it, else None; `lines`: what is to be told before.
     """
 
     predict: Callable[[Sequence[Sample], Sequence[int]], dict[int, Tensor | str]]
@@ -56,6 +56,7 @@ _CALL = "open_futures(config, request, *, seed)"
 def opener(family: str) -> Callable[..., Futures] | None:
     """Return `open_futures(config, request, *, seed)` of a family's module `futures`; None if it has no such module.
 
+    `seed`: what the family's `build` is given for the run.
     Raises PlaitError for an unknown family, and where the function is missing or has another signature.
     """
     registry.model_config(family)

@@ -3,7 +3,9 @@
 import importlib
 import json
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from plait import cli
 from plait.config.schema import SourceEntry
@@ -63,6 +65,21 @@ def opened(name, split, folder, root=None, **options):
     return datasets.open_dataset(
         SourceEntry(source="dataset", name=name, path=str(folder), options=options), split, root=root or folder, cache=None
     )
+
+
+def test_blink_is_read_from_files_that_do_not_say_which_columns_are_pictures(blink, run, tmp_path, capsys):
+    for path in blink.rglob("*.parquet"):
+        (tmp_path / "plain" / path.relative_to(blink)).parent.mkdir(parents=True, exist_ok=True)
+        plain = parquet.read_table(path).replace_schema_metadata(None)
+        assert plain.schema.field("image_1").type == pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+        parquet.write_table(plain, tmp_path / "plain" / path.relative_to(blink))
+    told, bare = (opened("blink", "validation", folder) for folder in (blink, tmp_path / "plain"))
+    assert [told[i] for i in range(len(told))] == [bare[i] for i in range(len(bare))]
+    for folder in (blink, tmp_path / "plain"):
+        given = [f"--data={folder}", "--samples=4", f"--out={tmp_path / 'out' / folder.name}"]
+        assert cli.main(["eval", run, "--bench=blink_counting:val", *given]) == 0
+    written = [json.loads((tmp_path / "out" / name / "predictions.json").read_text()) for name in (blink.name, "plain")]
+    assert written[0] == written[1] and not any("bad" in row for row in written[1])
 
 
 def test_blink_asks_its_prompt_with_all_pictures_and_knows_the_task(blink):

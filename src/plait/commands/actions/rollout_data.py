@@ -17,6 +17,7 @@ from torch import Tensor
 from plait import files
 from plait.assembly.checked_configuration import open_checked
 from plait.assembly.data import open_data
+from plait.assembly.model import seed_of
 from plait.commands.actions.shard_data import entry, show_progress
 from plait.config.messages import flag
 from plait.config.schema import RunConfig, SourceEntry
@@ -83,7 +84,7 @@ def roll_out(what: str, out: Path, options: RolloutOptions, settings: Sequence[s
     source = open_data(config, [row.model_copy(update={"rollout": None})], options.split)[0]
     shared = {name: getattr(options, name) for name in Request.__dataclass_fields__ if name in OPTIONS}
     section = registry.model_config(config.family).model_validate(config.model)
-    made = open_futures(section, Request(**shared, options=row.options), seed=config.seed)
+    made = open_futures(section, Request(**shared, options=row.options), seed=seed_of(config))
     for line in made.lines:
         log.info(line)
     manifest = {
@@ -91,7 +92,7 @@ def roll_out(what: str, out: Path, options: RolloutOptions, settings: Sequence[s
         "source": {"name": source.name, "fingerprint": source.fingerprint, "samples": len(source)},
         "with": made.made_by,
         "encoder": made.encoder,
-        "seed": made.seed,
+        "seed": None if made.seed is None else config.seed,
         "steps": made.steps,
         "dtype": options.dtype,
         "per_part": options.per_part,

@@ -80,7 +80,7 @@ class Table:
         self.labels = {name: f for name, f in rows.features.items() if isinstance(f, datasets.ClassLabel)}
         self.pictures = [name for name, feature in rows.features.items() if _is_image(datasets, feature)]
         self.short = {name: feature for name, feature in rows.features.items() if _is_short(feature)}
-        for name in self.pictures:
+        for name in (name for name in self.pictures if not _holds_bytes(rows.features[name])):
             rows = rows.cast_column(name, _encoded(datasets, rows.features[name]))
         self.rows = rows
         content = [self.title, split, len(rows), {name: str(feature) for name, feature in rows.features.items()}, rows.dataset_size]
@@ -292,7 +292,14 @@ def _load_hub(datasets: Any, name: str, split: str, options: Mapping[str, Any], 
 
 
 def _is_image(datasets: Any, feature: Any) -> bool:
-    return isinstance(feature, datasets.Image) or (isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image))
+    of_one = feature.feature if isinstance(feature, datasets.List) else feature
+    return isinstance(of_one, datasets.Image) or _holds_bytes(feature)
+
+
+def _holds_bytes(feature: Any) -> bool:
+    """Return whether cells are {"bytes", "path"}, or lists of them: pictures as the package stores them, of files that do not say so."""
+    of_one = getattr(feature, "feature", feature)
+    return isinstance(of_one, Mapping) and set(of_one) == {"bytes", "path"} and "binary" in str(getattr(of_one["bytes"], "dtype", ""))
 
 
 def _is_short(feature: Any) -> bool:

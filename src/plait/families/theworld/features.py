@@ -26,18 +26,20 @@ def frozen_features(config: Config) -> list[FrozenEncoder]:
     vision = {"vision": sizes["vision_config"], "tokens": sizes["mm_tokens_per_image"]}
     encoders = [FrozenEncoder(IMAGE_FEATURES, _images, _vision, _encode_images, vision, changes)]
     if config.world is not None:
-        settings = {"encoder": towers.encoder_settings(config, config.world), "pin": pin(config.world)}
+        settings = {"encoder": towers.encoder_settings(config, config.world), "pin": pin(config, config.world)}
         encoders.insert(0, FrozenEncoder(WORLD_LATENTS, _clips, _world, _encode_clips, settings, changes))
     return encoders
 
 
-def pin(world: WorldEncoderConfig) -> dict[str, Any]:
+def pin(config: Config, world: WorldEncoderConfig) -> dict[str, Any]:
     """Return what identifies an encoder and its input: {"source", "revision", "class", "xxh3", "image_size"}, as of `hub.pin`.
 
+    Of a tiny one also its "sizes", those of `config.tiny` that it is made by: it has no weights elsewhere that a hash could be of.
     Raises PlaitError for an encoder that cannot be loaded.
     """
     if world.tiny is not None:
-        named = {"source": world.source, "revision": world.revision, "class": TINY_ENCODERS[world.tiny], "xxh3": None}
+        sizes = {"world_base": config.tiny.world_base, "world_channels": config.tiny.world_channels}
+        named = {"source": world.source, "revision": world.revision, "class": TINY_ENCODERS[world.tiny], "xxh3": None, "sizes": sizes}
     else:
         named = hub.pin(world.source, world.revision)
     return {**named, "image_size": world.image_size}
@@ -48,7 +50,7 @@ def stored_future(rollout: stored.Rollout, config: Config, *, train: bool) -> Te
     assert config.world is not None
     if train and config.augment.on:
         raise PlaitError("model.augment changes pictures, and stored futures (`rollout`) are of unchanged ones: leave one of them out")
-    return stored.read(rollout, pin(config.world), config.world.steps)
+    return stored.read(rollout, pin(config, config.world), config.world.steps)
 
 
 def _images(batch: Mapping[str, Any]) -> Sequence[Tensor]:

@@ -30,14 +30,14 @@ Frames = Callable[[Sample], Sequence[Tensor]]
 class Encoder:
     """The world encoder of a model, as it is before training. `device`: where it computes; `pin`: what identifies it.
 
-    `config`: the model's section, with a world; `seed`: the run's, of a tiny one. Raises PlaitError if it cannot be loaded.
+    `config`: the model's section, with a world; `seed`: as of `build`, of a tiny one. Raises PlaitError if it cannot be loaded.
     """
 
     def __init__(self, config: Config, seed: int, device: str = "cpu") -> None:
         assert config.world is not None
         self.world = config.world
         self.module = towers.load_encoder(config, config.world, seed).eval().requires_grad_(False).to(device)
-        self.device, self.pin, self.grid = device, pin(config.world), self.module.grid
+        self.device, self.pin, self.grid = device, pin(config, config.world), self.module.grid
 
     @torch.no_grad()
     def encode(self, futures: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -52,7 +52,7 @@ class Encoder:
 
 
 def open_futures(config: Config, request: Request, *, seed: int) -> Futures:
-    """Return what predicts the futures that `request` names. `config`: the model's section; `seed`: the run's.
+    """Return what predicts the futures that `request` names. `config`: the model's section; `seed`: as of `build`.
 
     Raises PlaitError for a model without a world, a wrong number of steps, and a video world model that cannot be loaded or does not fit.
     """

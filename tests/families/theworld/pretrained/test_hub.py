@@ -49,7 +49,7 @@ def test_an_encoder_of_the_hub_is_found_by_its_configuration(stored, hub, name, 
     assert encoder.mean.tolist() == towers.load_encoder(local, local.world, seed=0).mean.tolist()
     assert family.base(config)[1] == {"part": "world", "name": f"someone/{name}", "revision": None, "folder": folder}
     named = {"source": f"someone/{name}", "revision": None, "class": type(model).__name__, "image_size": 32, "xxh3": None}
-    assert pin(config.world) == named
+    assert pin(config, config.world) == named
     assert not [path for path in hub.downloaded() if "model_index" in path]
 
 
@@ -108,10 +108,15 @@ def test_kept_features_and_futures_are_of_a_class_and_a_pin(stored):
         config = section(source)
         encoder = next(each for each in frozen_features(config) if each.name == "world_latents")
         json.dumps(encoder.settings)
-        assert encoder.settings["pin"] == pin(config.world)
+        assert encoder.settings["pin"] == pin(config, config.world)
         assert encoder.settings["encoder"]["_class_name"] == encoder.settings["pin"]["class"]
         made.append((encoder.settings["pin"]["class"], bool(encoder.settings["pin"]["xxh3"])))
     assert made == [("AutoencoderKLWan", False), ("AutoencoderKLWan", False), ("DINOv3ViTModel", False), ("DINOv3ViTModel", True)]
+
+
+def test_tiny_encoders_of_other_sizes_have_other_pins():
+    pins = [pin(config, config.world) for config in (section("tiny"), Config(base="tiny", tiny={"world_base": 4}), section("tiny:dinov3"))]
+    assert pins[0]["sizes"] != pins[1]["sizes"] and pins[0] != pins[2] and pins[0] == pin(section("tiny"), section("tiny").world)
 
 
 def test_an_unknown_tiny_encoder_lists_the_known_ones():

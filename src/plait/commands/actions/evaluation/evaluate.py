@@ -50,7 +50,8 @@ class EvaluateOptions:
     `samples`: at most so many (None: all). `batch`: samples per forward pass. `averaged`: use the EMA weights; `length`: use a post-hoc
     average of this length (a share of the run) instead. `variant`: name of a setting that the family lets evaluation change (`variants` of
     its configuration). `ablate`: name of an input, without which, and with another sample's, the same samples are measured too. `data`: a
-    folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources; `split`: of that data. `show`: number of answers
+    folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources; `split`: of that data; `rollout`: folders of
+    predicted futures, in place of those of that data. `show`: number of answers
     to print; `pictures`: number of answers shown with pictures. `out`: folder of the results; None: in the run. `by_sample`:
     the bench `loss` takes each sample by itself, and has a row for each.
     """
@@ -65,6 +66,7 @@ class EvaluateOptions:
     ablate: str | None = None
     data: str | None = None
     split: str | None = None
+    rollout: tuple[str, ...] = ()
     out: Path | None = None
     by_sample: bool = False
 
@@ -165,6 +167,7 @@ def _plan(subject: Subject, bench: str, options: EvaluateOptions, like: Measurem
     else:
         which = {"data": options.data, "split": options.split}
         entry = named_data.entry_of(config, bench, **which, samples=options.samples, batch=options.batch)
+        entry = named_data.with_futures(config, entry, options.rollout) if options.rollout else entry
     entry = entry.model_copy(update={"ablate": options.ablate})
     rule = benches(config, [entry]).get(entry.title)
     by_sample = rule is None and options.by_sample

@@ -17,6 +17,7 @@ from plait.data.sources.open import KINDS
 from plait.engine import evaluation
 from plait.errors import PlaitError
 from plait.families import offers, registry
+from plait.families.futures import opener
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,27 @@ def entry_of(config: RunConfig, bench: str, *, data: str | None, split: str | No
     _, source = benchmark(config, f"{name}:{part}")
     source = source.model_copy(update={"options": {"hub": True}} if data == FROM_HUB else {"path": data})
     return Evaluate(bench=f"{name}:{part}", samples=samples, batch=batch, data=[source])
+
+
+def with_futures(config: RunConfig, entry: Evaluate, folders: Sequence[str]) -> Evaluate:
+    """Return an `evaluate:` entry whose sources have the predicted futures in `folders`, one for each source, in order.
+
+    Raises PlaitError for another number of folders, one that is not there, and a model that sees no futures.
+    """
+    if opener(config.family) is None:
+        raise PlaitError(f"--rollout: family {config.family!r} learns from no futures; leave it out")
+    section, world = registry.model_config(config.family).model_validate(config.model), registry.ablations(config.family).get("world")
+    if world is not None and (reason := world.lacks(section)) is not None:
+        raise PlaitError(f"--rollout changes nothing: {reason}, so that this model sees no futures; leave it out")
+    if not entry.data and config.data.held_out_share is not None:
+        raise PlaitError(f"--rollout: what is held out is {config.data.validation} of the training data, whose futures those are")
+    sources = entry.data or config.data.validation_sources
+    if len(folders) != len(sources):
+        raise PlaitError(f"--rollout names {len(folders)} folders for {len(sources)} sources of data: name one for each, in order")
+    if missing := [folder for folder in folders if not paths.local(folder).is_dir()]:
+        raise PlaitError(f"--rollout: there is no folder {missing[0]}; `plait data rollout` makes one")
+    rolled = [one.model_copy(update={"rollout": str(paths.local(folder))}) for one, folder in zip(sources, folders, strict=True)]
+    return entry.model_copy(update={"data": rolled})
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
