@@ -206,7 +206,7 @@ def test_more_tokens_than_the_model_has_positions_for_are_refused(family, resolv
 def test_a_stage_with_other_data_gets_its_own_sheet(family, resolve, tmp_path, capsys):
     stages = [{"name": "one"}, {"name": "two", "trainable": ["x"]}, {"name": "three", "data": {"train": [OTHER]}}]
     data_inspect.draw(resolve(stages=stages), "train", 2, tmp_path / "out")
-    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["stage-1-one", "stage-3-three"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["figures.json", "stage-1-one", "stage-3-three"]
     assert "stage 2 (two) has the data of stage 1 (one), in an order of its own\n" in capsys.readouterr().out
 
 

@@ -24,6 +24,7 @@ LINES = {
     ("ckpt", "prune"): "ckpt prune first",
     ("doctor",): "doctor",
     ("data", "step"): "data step first 2",
+    ("data", "inspect"): "data inspect small.yaml --samples=2 --figures=20",
 }
 """A command line of each verb that takes `--json`."""
 

@@ -168,6 +168,21 @@ def test_tars_are_resharded_with_every_member_as_it_is(tmp_path):
     assert json.loads(bodies["000000011.json"])["a"] == 1
 
 
+@pytest.mark.parametrize("more", [["--filter.expr=n > 3"], ["--limit=6"]])
+def test_members_of_a_filtered_or_limited_shard_are_its_samples_own(tmp_path, more):
+    members = []
+    for k in range(8):
+        members += [(f"{k}.png", picture(k)), (f"{k}.json", json.dumps({"n": k, "caption": "c"}).encode()), (f"{k}.npy", bytes([k]))]
+    tar(tmp_path / "in.tar", members)
+    shard(tmp_path / "in.tar", tmp_path / "out", *more)
+    with tarfile.open(tmp_path / "out/000000.tar") as file:
+        bodies = {member.name.split(".")[1]: [] for member in file}
+        for member in file:
+            bodies[member.name.split(".")[1]].append(file.extractfile(member).read())
+    assert [json.loads(body)["n"] for body in bodies["json"]] == [body[0] for body in bodies["npy"]]
+    assert [body[0] for body in bodies["npy"]] == ([4, 5, 6, 7] if "filter" in more[0] else [0, 1, 2, 3, 4, 5])
+
+
 def test_large_pictures_are_scaled_and_others_keep_their_bytes(tmp_path):
     folder = photos(tmp_path / "photos", 2, (40, 30))
     (folder / "large.png").write_bytes(noise(7, (200, 100), "PNG"))

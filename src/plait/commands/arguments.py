@@ -33,6 +33,14 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def config_path(text: str) -> Path:
+    """Return the path of a configuration that an argument names. Raises PlaitError for an address."""
+    try:
+        return path(text)
+    except argparse.ArgumentTypeError as error:
+        raise PlaitError(str(error)) from None
+
+
 def add_config(parser: Parser) -> None:
     """Add `config`, the positional argument of verbs that begin with a configuration, to a verb's parser.
 

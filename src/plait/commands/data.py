@@ -9,28 +9,62 @@ import re
 from pathlib import Path
 
 from plait.assembly.checked_configuration import open_checked
-from plait.commands.arguments import add_config, add_json, path, positive
+from plait.commands.arguments import add_json, config_path, path, positive
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 from plait.errors import PlaitError
 
 
 def declare_inspect(parser: Parser) -> None:
     """Add the arguments of `plait data inspect` to its parser."""
-    add_config(parser)
-    parser.add_argument("--samples", type=positive, default=12, help="how many to draw (default: 12)")
-    parser.add_argument("--out", type=path, help="new folder for the picture and the page (default: inspect, then inspect-2, ...)")
-    parser.add_argument("--split", choices=("train", "validation"), default="train", help="training or held-out data (default: train)")
+    what = "a configuration, run directory or launch script; or data alone: a folder, file, pattern or address, or `scenes`"
+    parser.add_argument("config", help=what)
+    parser.add_argument("--figures", type=positive, metavar="SAMPLES", help="measure at most so many of a source (default: see the docs)")
+    parser.add_argument("--headers", action="store_true", help="do not decode pictures: faster, and damaged ones are not found")
+    add_json(parser, "sources, look, refused, pages")
+    parser.add_argument("--out", type=path, help="new folder for the pages (default: inspect, then inspect-2, ...)")
+    parser.add_argument("--split", help="of a configuration train or validation, of data alone any (default: train)")
+    of_data = parser.add_argument_group("of data alone")
+    of_data.add_argument("--held-out", metavar="SOURCE", help="other data, to compare with: what is in both")
+    of_data.add_argument("--tokenizer", type=path, help="a tokenizer.json, or a folder with one, that counts tokens")
+    of_config = parser.add_argument_group("of a configuration")
+    of_config.add_argument("--samples", type=positive, help="how many to draw as the model sees them (default: 12)")
 
 
 def run_inspect(arguments: Arguments) -> None:
-    """Draw the first samples that a run of the argument `config` would train on, or evaluate on, into the folder `out`.
+    """Measure data, and draw the first samples that a run of the argument `config` would train on, or evaluate on.
 
     Raises PlaitError for a faulty configuration or data, and for a folder that is not empty.
     """
-    resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
-    from plait.commands.actions.inspection import inspect_data
+    from plait.commands.actions.packing.configuration_or_data import is_configuration
 
-    inspect_data.draw(resolved, arguments.split, arguments.samples, arguments.out)
+    whole = arguments.words or is_configuration(arguments.config)
+    given = {name: getattr(arguments, name) for name in ("held_out", "tokenizer", "samples") if getattr(arguments, name) is not None}
+    wrong = [name for name in given if (name == "samples") != bool(whole)]
+    if wrong:
+        what = "a configuration, and this is data alone: --figures says how many are measured" if not whole else "data alone"
+        raise PlaitError(f"--{wrong[0].replace('_', '-')} is of {what}")
+    if not whole:
+        from plait.commands.actions.inspection import inspect_source
+
+        options = inspect_source.InspectOptions(
+            split=arguments.split or "train",
+            figures=arguments.figures,
+            headers_only=arguments.headers,
+            tokenizer=arguments.tokenizer,
+            held_out=arguments.held_out,
+            as_json=arguments.json,
+            out=arguments.out,
+        )
+        inspect_source.inspect(arguments.config, arguments.overrides, options)
+        return
+    split = arguments.split or "train"
+    if split not in ("train", "validation"):
+        raise PlaitError(f"--split {split!r} is unknown: known: train, validation (see plait data inspect --help)")
+    resolved = open_checked(config_path(arguments.config), arguments.overrides, words=arguments.words)
+    from plait.commands.actions.inspection import inspect_data, stage_figures
+
+    measured = stage_figures.Measured(arguments.figures, headers_only=arguments.headers)
+    inspect_data.draw(resolved, split, arguments.samples or 12, arguments.out, measured=measured, as_json=arguments.json)
 
 
 def declare_step(parser: Parser) -> None:
@@ -299,7 +333,7 @@ _SHARD_SETTINGS = "Settings of the source are given as --name=value: --template.
 COMMANDS = (
     Command(
         ("data", "inspect"),
-        "draw what the model sees: pixels, prompt, supervised text",
+        "measure data, and draw what the model sees of it: pixels, prompt, supervised text",
         declare_inspect,
         run_inspect,
         OVERRIDES,

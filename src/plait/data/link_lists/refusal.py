@@ -68,6 +68,10 @@ class RemotePicture(BadSample):
         return error
 
 
+class LinkList(PlaitError):
+    """Raised for a source whose records are links to pictures, and no pictures."""
+
+
 def address_column(rows: Iterable[Mapping[str, Any]]) -> str | None:
     """Return the column of the addresses if records, without pictures, are those of a list of links to pictures; else None.
 
@@ -88,9 +92,9 @@ def address_column(rows: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def refuse_known(entry: SourceEntry) -> None:
-    """Raise PlaitError for a dataset of the Hub that is known to be a list of links. Nothing is fetched for that."""
+    """Raise LinkList, a PlaitError, for a dataset of the Hub that is known to be a list of links. Nothing is fetched for that."""
     if entry.name in KNOWN_LISTS and not entry.path:
-        raise PlaitError(links_refusal(entry))
+        raise LinkList(links_refusal(entry))
 
 
 def links_refusal(entry: SourceEntry, column: str | None = None) -> str:

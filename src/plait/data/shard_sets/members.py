@@ -20,6 +20,8 @@ from plait.data.records import IMAGE_KINDS, TEXT_FIELDS
 from plait.data.shard_sets import encoding
 from plait.data.sources.contract import Sample, Source, read
 from plait.data.sources.conversations import Conversations
+from plait.data.sources.filtered import Filtered
+from plait.data.sources.part import Part
 from plait.data.sources.shards import Shards
 from plait.errors import BadSample
 
@@ -85,19 +87,23 @@ def pack(source: Source, index: int, key: str, wanted: Pictures) -> Packed:
 def _pack(source: Source, sample: Sample, index: int, key: str, wanted: Pictures) -> Packed:
     if not (sample["images"] or sample["messages"]):
         raise Empty("it has neither a picture nor a text")
-    shards = source.reader if isinstance(source, Conversations) and isinstance(source.reader, Shards) else None
+    whole = source
+    while isinstance(whole, Part | Filtered):
+        whole = whole.whole
+    shards = whole.reader if isinstance(whole, Conversations) and isinstance(whole.reader, Shards) else None
+    others = [] if shards is None else shards.members(int(source.places(np.array([index]))[0]))[1]
     packed = Packed([], answers=_answers(sample))
     pictures = [_picture(body, wanted, packed) for body in sample["images"]]
     frames = [_picture(body, wanted, packed) for body in sample.get("frames", ())]
-    if isinstance(source, Conversations) and shards is not None and not (source.has_template or shards.columns or wanted.changes):
-        packed.members = shards.members(index)[1]
+    if shards is not None and not (source.has_template or shards.columns or wanted.changes):
+        packed.members = others
         packed.caption = any(kind == "txt" for kind, _ in packed.members)
         return packed
     several = len(pictures) > 1
     packed.members += [(f"{number}.{kind}" if several else kind, body) for number, (kind, body) in enumerate(pictures)]
     packed.members += [(f"frame{number}.{kind}", body) for number, (kind, body) in enumerate(frames, 1)]
     packed.members += _texts(sample, key, packed)
-    packed.members += [] if shards is None else [member for member in shards.members(index)[1] if not _is_read(member[0])]
+    packed.members += [member for member in others if not _is_read(member[0])]
     return packed
 
 

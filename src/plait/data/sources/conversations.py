@@ -14,7 +14,7 @@ from plait.config.schema import SourceEntry
 from plait.data import text
 from plait.data.addresses import is_remote
 from plait.data.field_names import field_list
-from plait.data.link_lists.refusal import RemotePicture, address_column, links_refusal
+from plait.data.link_lists.refusal import LinkList, RemotePicture, address_column, links_refusal
 from plait.data.records import Record
 from plait.data.selection import choices
 from plait.data.sources.contract import Reader, Sample, Source
@@ -128,8 +128,8 @@ def open_conversations(
     """Return the source of an entry of `data:` from the reader of its files. Its template is checked on the first readable record.
 
     `made`: makes the source.
-    Raises PlaitError if the template names a missing field, if none of the first 20 records can be read, and for a list of links without
-    pictures.
+    Raises PlaitError if the template names a missing field, if none of the first 20 records can be read, and LinkList for a list of links
+    without pictures.
     """
     source = made(entry, reader)
     probes, first_error = min(_PROBES, len(source)), None
@@ -141,9 +141,9 @@ def open_conversations(
             first_error = first_error or error
             continue
         if not record.images and (column := _links(reader, record, probes)) is not None:
-            raise PlaitError(links_refusal(entry, column))
+            raise LinkList(links_refusal(entry, column))
         source.check(record.fields)
         return source
     if isinstance(first_error, RemotePicture) and first_error.field is not None:
-        raise PlaitError(links_refusal(entry, first_error.field))
+        raise LinkList(links_refusal(entry, first_error.field))
     raise PlaitError(f"none of the first {probes} samples can be read: {first_error}")

@@ -13,12 +13,13 @@ log = logging.getLogger(__name__)
 
 def show_json(value: Mapping[str, Any]) -> None:
     """Print a verb's object. A number that is not finite, which JSON cannot say, is null."""
-    log.info(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False), extra=WHOLE)
+    log.info(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False), extra=WHOLE)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a value for JSON, in which a number that is not finite is None."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

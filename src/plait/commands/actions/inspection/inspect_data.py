@@ -9,7 +9,7 @@ import itertools
 import logging
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from torch import Tensor
 from plait.assembly import data_look
 from plait.assembly.data import data_seed, open_validation
 from plait.commands.actions.index_data import byte_text
+from plait.commands.actions.inspection.inspect_source import page_folder, write_json
 from plait.commands.actions.inspection.seen_samples import Seen, StageSamples, assets_of, showing
+from plait.commands.actions.inspection.stage_figures import Measured, measure_stage
 from plait.commands.pages import gallery
 from plait.commands.pages.card import Card
 from plait.config.resolved import Resolved, StageView
@@ -29,7 +31,6 @@ from plait.data.buckets import BucketOrder
 from plait.data.loading.bucketing import bucket_lengths, contents_of
 from plait.data.loading.micro_batch import Bad, collated
 from plait.data.order import SampleId
-from plait.engine.checkpoints import folders
 from plait.engine.loss import has_targets, weights_of
 from plait.errors import PlaitError
 from plait.families.contract import Family
@@ -77,9 +78,13 @@ class _Buckets:
         return [("not shown", f"buckets {_some(lacking)}: ask for more --samples")] if lacking else []
 
 
-def draw(resolved: Resolved, split: str, samples: int, out: Path | None) -> None:
+ALL = Measured()
+
+
+def draw(resolved: Resolved, split: str, samples: int, out: Path | None, *, measured: Measured = ALL, as_json: bool = False) -> None:
     """Draw the first `samples` samples of a run, as the model sees them, to `out`/sheet.png (a contact sheet) and `out`/page.html.
 
+    Measure its sources too, as `measured` says, to `out`/figures.html; `as_json`: print their figures as JSON in place of lines.
     `out`: a new or empty folder; None: `inspect`, or the first of inspect-2, inspect-3, ... that does not exist.
     `split`: "train", in the order of steps, or "validation". Stages (parts of a run) that differ in their data get a folder each, named
     like the stage. Raises PlaitError for a family that cannot show its examples, if there is nothing to draw, and in the end, after the
@@ -87,21 +92,28 @@ def draw(resolved: Resolved, split: str, samples: int, out: Path | None) -> None
     """
     if samples < 1:
         raise PlaitError(f"--samples={samples}: ask for at least one")
-    if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise PlaitError(f"{out} is not empty; give --out a new folder" if out.is_dir() else f"{out} is no folder; give --out a new one")
-    out = out or folders.unused(Path("inspect"))
+    out = page_folder(out)
     family = showing(resolved)
     section = family.Config.model_validate(resolved.config.model)
-    views, refused = _different(resolved.stages), list[str]()
+    views, refused, pages = _different(resolved.stages), list[str](), list[Path]()
+    told, look = list[dict[str, Any]](), list[dict[str, str]]()
     with assets_of(resolved.config) as assets:
         for view in views:
             folder = out if len(views) == 1 else out / f"stage-{view.index}-{view.name}"
-            refused += _draw_stage(view, family, section, assets, split=split, samples=samples, out=folder)
-    for view in resolved.stages:
+            stage = StageSamples.of(view, family, section, assets, split)
+            lines, looks, figures = _draw_stage(stage, section, samples=samples, out=folder, measured=measured)
+            for line in () if as_json else lines:
+                log.info(line)
+            refused += [text for name, text in looks if name == "refused"]
+            told += [{"stage": view.name, **one} for one in figures]
+            look += [{"stage": view.name, "about": name, "text": text} for name, text in looks]
+            pages += [folder / "page.html", folder / "figures.html"]
+    for view in () if as_json else resolved.stages:
         if view not in views:
             same = next(drawn for drawn in views if drawn.config.data == view.config.data)
             order = ", in an order of its own" if split == "train" else ""
             log.info(f"stage {view.index} ({view.name}) has the data of stage {same.index} ({same.name}){order}")
+    write_json(out, told, pages=pages, shown=as_json, look=look, refused=refused)
     if refused:
         raise PlaitError(f"a run would not start with this data: {refused[0]}")
 
@@ -111,14 +123,15 @@ def _different(stages: Sequence[StageView]) -> list[StageView]:
     return [view for i, view in enumerate(stages) if all(view.config.data != before.config.data for before in stages[:i])]
 
 
-def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, split: str, samples: int, out: Path) -> list[str]:
-    """Encode and draw the samples of one stage, and log what is known of them. Returns why a run would refuse the data."""
-    config = view.config
-    stage = StageSamples.of(view, family, section, assets, split)
-    opened, inputs, limits = stage.data.sources, stage.inputs, family.limits(section)
-    title = f"{split}, stage {view.index} ({view.name})"
-    looks = _look(view, opened, inputs, limits, split)
-    log.info(f"{title}: samples all over each source\n{data_look.listed(looks)}")
+def _draw_stage(
+    stage: StageSamples, section: Any, *, samples: int, out: Path, measured: Measured
+) -> tuple[list[str], Details, list[Mapping[str, Any]]]:
+    """Encode and draw the samples of one stage. Returns what is known of them as lines, the rows of the look, and the sources' figures."""
+    view, family, config = stage.view, stage.family, stage.view.config
+    opened, inputs = stage.data.sources, stage.inputs
+    title = f"{stage.split}, stage {view.index} ({view.name})"
+    looks = _look(view, opened, inputs, family.limits(section), stage.split)
+    lines = [f"{title}: samples all over each source\n{data_look.listed(looks)}"]
     ids, order, seen, bad = stage.first(samples)
     buckets = _Buckets.of(opened, config.train.global_batch)
     of_each = isinstance(order, BucketOrder)
@@ -138,11 +151,10 @@ def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, 
     cards = [card_of(sample, opened[sample.id.source].name if several else None, buckets.name(sample.id)) for sample in seen]
     cards += [_bad_card(lost, opened) for lost in bad]
     sheet, page = gallery.write(out, title, cards, legend=family.legend, details=[*looks, *details])
-    log.info(title)
     wide = max(len(name) for name, _ in details)
-    log.info("\n".join(f"  {name:<{wide}}  {value}" for name, value in details))
-    log.info(f"written to {sheet} and {page}")
-    return [text for name, text in looks if name == "refused"]
+    lines += [title, "\n".join(f"  {name:<{wide}}  {value}" for name, value in details)]
+    about, figures = measure_stage(stage, section, measured, out)
+    return [*lines, "\n".join(about), f"figures in {out / 'figures.html'}", f"written to {sheet} and {page}"], looks, figures
 
 
 def _look(view: StageView, opened: Sequence[Any], inputs: Inputs, limits: Limits, split: str) -> Details:

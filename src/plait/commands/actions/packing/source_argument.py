@@ -1,52 +1,15 @@
 """Open what an argument SOURCE names: a path, an address or `scenes` alone, or the data of a configuration or run."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from plait.assembly.checked_configuration import open_checked
 from plait.assembly.data import open_training, open_validation
+from plait.commands.actions.packing.configuration_or_data import is_configuration
 from plait.commands.actions.shard_data import entry
-from plait.config.dialects import table as dialects
-from plait.config.schema import RunConfig
-from plait.data import addresses
 from plait.data.sources.contract import Source
 from plait.data.sources.open import open_source
 from plait.errors import PlaitError
-
-_MOST_BYTES = 1 << 20  # of a configuration in JSON: a larger file is data
-_KEYS = {field.alias or name for name, field in RunConfig.model_fields.items()} | {"stages"}
-
-
-def is_configuration(what: str) -> bool:
-    """Return whether an argument names a configuration, a run directory or a launch script, and not data. Raises nothing.
-
-    A .json file is data where it holds a list, or one list of records under a key that no configuration has.
-    """
-    path = Path(what)
-    if dialects.is_script(what):
-        return True
-    if addresses.is_remote(what) or what == "scenes":
-        return False
-    if path.is_dir():
-        return (path / "config.yaml").is_file()
-    if path.suffix.lower() != ".json" or not path.is_file():
-        return path.suffix.lower() in (".yaml", ".yml", ".json")
-    return not _holds_records(path)
-
-
-def _holds_records(path: Path) -> bool:
-    """Return whether a .json file holds records: a list, or one list of objects under a key."""
-    with path.open("rb") as file:
-        start = file.read(_MOST_BYTES + 1)
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[") or len(start) > _MOST_BYTES:
-        return True
-    try:
-        value = json.loads(start)
-    except (ValueError, RecursionError):
-        return False
-    lists = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)]
-    return len(lists) == 1 and (lists[0] not in _KEYS or lists == ["data"])
 
 
 def open_named(what: str, settings: Sequence[str], *, split: str, number: int | None = None) -> Source:

@@ -1,0 +1,184 @@
+"""`plait data inspect` of data alone: a table, JSON and a page of any source, and of lists of links."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from plait import cli
+from plait.commands.actions.packing.configuration_or_data import is_configuration
+from plait.commands.pages.charts import HEIGHT, WIDTH
+from plait.config import reading
+from plait.data.figures import measure
+from plait.nn.tokenizer import train_tokenizer
+from tests.data.packing import labelled
+from tests.data.test_figures import encoded
+
+
+def photos(folder, count=12):
+    folder.mkdir(parents=True)
+    for k in range(count):
+        (folder / f"p{k:02d}.jpg").write_bytes(encoded((40 + 10 * k, 30), seed=k))
+        (folder / f"p{k:02d}.txt").write_text(f"photo <b>{k % 5}</b>")
+    return folder
+
+
+def inspected(capsys, what, out, *more, code=0):
+    capsys.readouterr()
+    assert cli.main(["data", "inspect", str(what), f"--out={out}", *more]) == code
+    return capsys.readouterr().out
+
+
+def figures(text):
+    """The figures of the only source of a printed or written object."""
+    (source,) = json.loads(text)["sources"]
+    return source
+
+
+def test_a_folder_alone_is_told_as_a_table(tmp_path, capsys):
+    folder = photos(tmp_path / "photos")
+    (folder / "p03.jpg").write_bytes(encoded((70, 30), seed=3)[:700])
+    shutil.copy(folder / "p00.jpg", folder / "p05.jpg")
+    said = inspected(capsys, folder, tmp_path / "out")
+    assert re.search(r"^  samples +12, all measured$", said, re.MULTILINE)
+    assert re.search(r"^  pictures +11; [\d.]+ kB: 11 jpg$", said, re.MULTILINE)
+    assert re.search(r"^  sides +width 40 to 150 \(median 100, 95 % up to 140\), height 30 px; ", said, re.MULTILINE)
+    repeats = r'^  repeated text +6 of 11 samples \(54\.5%\) as an earlier one; 4 come again\n +3 x "photo <b>0</b>"'
+    assert re.search(repeats, said, re.MULTILINE)
+    assert re.search(r"^  repeated pictures +1 of 11 pictures \(9\.1%\) to the byte as an earlier one; 1 come again$", said, re.MULTILINE)
+    assert re.search(r"^  duplicates +1 of 11 samples", said, re.MULTILINE)
+    assert re.search(r"^  broken +1 of 12 samples \(8\.33%\)\n +1 x not a readable image \(N bytes\).* \(p03\)$", said, re.MULTILINE)
+    assert said.endswith(f"written to {tmp_path / 'out/page.html'} and {tmp_path / 'out/figures.json'}\n")
+
+
+def test_json_on_the_screen_and_in_the_file_are_the_same_figures(tmp_path, capsys):
+    said = inspected(capsys, photos(tmp_path / "photos"), tmp_path / "out", "--json")
+    assert json.loads(said) == json.loads((tmp_path / "out/figures.json").read_text(encoding="utf-8"))
+    told = figures(said)
+    assert (told["samples"], told["read"], told["all"], told["pictures"], told["formats"]) == (12, 12, True, 12, {"jpg": 12})
+    assert (told["width"]["min"], told["width"]["median"], told["width"]["max"], told["width"]["unit"]) == (40, 90, 150, "px")
+    assert sum(told["width"]["histogram"]["counts"]) == 12
+    assert told["repeated_texts"]["most_frequent"][0] == {"count": 3, "samples": [0, 5, 10], "text": "photo <b>0</b>"}
+
+
+def test_the_page_has_histograms_with_axes_and_small_pictures_and_loads_nothing(tmp_path, capsys):
+    inspected(capsys, photos(tmp_path / "photos"), tmp_path / "out")
+    page = (tmp_path / "out/page.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=\"(?!data:)", page) and "<script" not in page and "default-src &#39;none&#39;" in page
+    titles = re.findall(r"<figcaption><strong>(.*?)</strong>", page)
+    assert titles == ["Width", "Height", "Aspect ratio", "File size", "Words of the answers"]
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        bars = [[float(number) for number in bar] for bar in re.findall(r'<rect x="(.*?)" y="(.*?)" width="(.*?)" height="(.*?)">', svg)]
+        assert bars and all(x >= 0 and x + width <= WIDTH and y >= 0 and y + height <= HEIGHT for x, y, width, height in bars)
+        assert len(re.findall(r"<text", svg)) >= 4
+    assert "px</text>" in page and page.count('src="data:image/jpeg') >= 12
+    assert "photo &lt;b&gt;0&lt;/b&gt;" in page and "<b>0" not in page
+
+
+def test_a_large_source_says_that_a_part_was_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measure, "STORED", 10)
+    said = inspected(capsys, photos(tmp_path / "photos", 15), tmp_path / "out")
+    assert re.search(r"samples +15, 10 of them, drawn at random, measured\n", said)
+    told = figures(inspected(capsys, tmp_path / "photos", tmp_path / "again", "--figures=4", "--headers", "--json"))
+    assert (told["read"], told["all"], told["headers_only"]) == (4, False, True)
+
+
+def test_what_is_held_out_too_is_told(tmp_path, capsys):
+    photos(tmp_path / "train"), photos(tmp_path / "held", 3)
+    (tmp_path / "held/p01.txt").write_text("another")
+    (tmp_path / "held/p02.jpg").write_bytes(encoded((77, 30), seed=99))
+    said = inspected(capsys, tmp_path / "train", tmp_path / "out", f"--held-out={tmp_path / 'held'}")
+    assert "  leakage        1 samples held out too, such as folder:train[0] and folder:held[0]; 2 pictures held out too, such as " in said
+    assert "(12 samples compared with 3 of folder:held)" in said
+    told = figures((tmp_path / "out/figures.json").read_text())
+    assert told["held_out"] == {"name": "folder:held", "compared": 3, "samples": 1, "pictures": 2}
+
+
+def test_tokens_are_counted_by_a_tokenizer_that_is_named(tmp_path, capsys):
+    (tmp_path / "tokenizer").mkdir()
+    train_tokenizer(["photo <b>0</b>"], rows=300, special=[]).save(str(tmp_path / "tokenizer/tokenizer.json"))
+    told = figures(inspected(capsys, photos(tmp_path / "photos"), tmp_path / "out", "--json", f"--tokenizer={tmp_path / 'tokenizer'}"))
+    assert told["tokens"]["count"] == 12 and told["tokens"]["min"] >= 1
+
+
+def links(path, count=40):
+    rows = [{"url": f"https://host{k % 3}.example/{k % 30}.jpg", "caption": f"a text {k % 4}", "width": 100 + k} for k in range(count)]
+    rows[3]["url"] = rows[4]["caption"] = None
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_list_of_links_is_measured_as_one_and_says_how_to_fetch_it(tmp_path, capsys):
+    said = inspected(capsys, links(tmp_path / "list.jsonl"), tmp_path / "out")
+    assert re.search(r"^  rows +40, all read; addresses in 'url', captions in 'caption'$", said, re.MULTILINE)
+    assert re.search(r"^  no address +1 rows", said, re.MULTILINE) and re.search(r"^  hosts +3; .*13 host1\.example", said, re.MULTILINE)
+    assert "10 addresses" in said or "9 addresses" in said
+    assert f"plait data download {tmp_path / 'list.jsonl'} data/list" in said
+    told = figures((tmp_path / "out/figures.json").read_text())
+    assert (told["links"], told["rows"], told["without_address"], told["without_caption"]) == (True, 40, 1, 1)
+    part = figures(inspected(capsys, tmp_path / "list.jsonl", tmp_path / "part", "--figures=10", "--json"))
+    assert part["read"] <= 12 and not part["all"]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "expected"),
+    [
+        ("a.yaml", "family: theworld", True),
+        ("a.json", '{"family": "theworld", "stages": [{"name": "a"}]}', True),
+        ("a.json", '{"dataset_name": "x", "learning_rate": 1}', True),
+        ("a.json", '[{"image": "a.png"}]', False),
+        ("a.json", '{"data": [{"image": "a.png"}]}', False),
+        ("a.json", '\n [{"image": 1}]', False),
+        ("a.jsonl", '{"image": "a.png"}', False),
+        ("a.csv", "image,caption", False),
+        ("a.parquet", "PAR1", False),
+    ],
+)
+def test_a_configuration_is_told_from_data(tmp_path, name, body, expected):
+    (tmp_path / name).write_text(body)
+    assert is_configuration(str(tmp_path / name)) is expected
+
+
+def test_folders_addresses_scripts_and_scenes_are_told_too(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("")
+    assert is_configuration(str(tmp_path / "run")) and not is_configuration(str(tmp_path))
+    assert not is_configuration("scenes") and not is_configuration("s3://bucket/config.yaml/a.tar") and is_configuration("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["photos", "--samples=3"], "--samples is of a configuration, and this is data alone: --figures says how many are measured"),
+        (["c.yaml", "--held-out=photos"], "--held-out is of data alone"),
+        (["photos", "--tokenizer=nowhere"], "--tokenizer=nowhere: there is no nowhere"),
+        (["photos", "--colums.caption=x"], "--colums: Extra inputs are not permitted"),
+        (["nothing"], "'nothing' is no folder of pictures, .jsonl, .json, .csv, .parquet, tar shards or `scenes`"),
+        (["photos", "--out=photos"], "photos is not empty; give --out a new folder"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path, capsys, monkeypatch, words, line):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", 2)
+    assert cli.main(["data", "inspect", *words]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len([row for row in err if row.startswith("plait: ")]) == 1 and err[-1].startswith(f"plait: {line}")
+
+
+def test_a_configurations_sources_are_measured_beside_what_the_model_sees(tmp_path, capsys):
+    labelled(tmp_path / "a.tar", 0, 6)
+    model = {"base": "tiny", "tiny": {"image_size": 16, "image_tokens": 4, "vocabulary": 300}}
+    entry = {"source": "shards", "path": str(tmp_path / "a.tar"), "template": {"user": "What?", "assistant": "number {label}"}}
+    scenes = {"source": "scenes", "limit": 5, "options": {"size": [32, 32]}}
+    tree = {"run": str(tmp_path / "run"), "family": "theworld", "model": model, "train": {"steps": 1, "global_batch": 2}}
+    (tmp_path / "c.yaml").write_text(reading.write_yaml({**tree, "data": {"train": [entry, scenes]}}))
+    said = inspected(capsys, tmp_path / "c.yaml", tmp_path / "out", "--samples=2")
+    assert "shards:a.tar: figures\n" in said and "scenes train: figures\n" in said
+    assert f"\nfigures in {tmp_path / 'out/figures.html'}\n" in said
+    page = (tmp_path / "out/figures.html").read_text(encoding="utf-8")
+    assert re.findall(r'<h2 class="name">(.*?)</h2>', page) == ["shards:a.tar", "scenes train"]
+    told = json.loads(inspected(capsys, tmp_path / "c.yaml", tmp_path / "again", "--json"))
+    assert [source["name"] for source in told["sources"]] == ["shards:a.tar", "scenes train"] and told["refused"] == []
+    assert told["sources"][0]["tokens"]["count"] == 6 and told["look"][0]["about"] == "shards:a.tar"
+    assert told["pages"] == [str(tmp_path / "again" / name) for name in ("page.html", "figures.html")]
