@@ -18,7 +18,7 @@ def made(tmp_path_factory):
 
 
 VERBS = ("fork run {}", "ckpt consolidate run {}",
-         "eval run --bench=loss --out={}", "train recipe.yaml --run={}")  # fmt: skip
+         "eval run --bench=loss --out={}", "report run --no-plan --out={}", "train recipe.yaml --run={}")  # fmt: skip
 
 
 @pytest.mark.parametrize("place", ["afile/x", "dang", "dang/x", "/proc/plait"])

@@ -1,16 +1,22 @@
 """`plait report` writes one page of a run, or of several, of every family: true to the run's files, and whole without a network."""
 
+import base64
+import io
 import json
 import re
 import shutil
 import statistics
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from plait import cli
-from plait.commands.actions.report import record
+from plait.commands.actions.report import against_plan, record
 from plait.commands.pages.axes import number
+from plait.engine.monitoring.event_files import TensorBoard
+from plait.errors import PlaitError
 from tests.commands.test_answers_page import Page
 from tests.golden import recipes
 
@@ -45,7 +51,7 @@ def rows_of(run):
 
 
 def report(*words):
-    assert cli.main(["report", *map(str, words)]) == 0
+    assert cli.main(["report", "--no-plan", *map(str, words)]) == 0
 
 
 def page_of(run):
@@ -87,6 +93,40 @@ def test_every_component_term_and_source_has_its_line(runs):
     assert all(f"{name.split('/')[1]} {number(value)}" in keys for name, value in shares.items())
     terms = [text for text in page_of(runs["nanodit"]).texts("h4") if text.startswith("loss: ")]
     assert "loss: t high, t mid, t low" in terms or "loss: t high, t low, t mid" in terms, terms
+
+
+def test_a_bench_s_pictures_are_shown_at_the_first_the_last_and_some_steps_between(copy):
+    board = TensorBoard(copy, 0)
+    for step in range(1, 21):
+        board.pictures(step, {"grid/8x8": np.full((8, 8, 3), step, np.uint8)})
+    board.close()
+    page = page_of(copy)
+    titles = [text for text in page.texts("h4") if text.startswith("grid/8x8")]
+    assert titles == [f"grid/8x8, step {step}" for step in (1, 5, 9, 12, 16, 20)]
+    sources = [given["src"] for tag, given, _ in page.elements if tag == "img"]
+    pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("RGB")) for source in sources]
+    assert [int(picture[0, 0, 0]) for picture in pixels] == [1, 5, 9, 12, 16, 20]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_planned_is_what_was_taken(family, runs):
+    run = runs[family]
+    found, told = against_plan.table(record.read(run))
+    rows = {(row[0], row[1]): row[2:] for row in found.rows}
+    stages = {row[0] for row in found.rows}
+    assert stages == ({"projection", "all"} if family == "theworld" else {"train"}) and told == ""
+    for stage in stages:
+        assert rows[stage, "steps"] == ["20", "20", "0 %"]
+        apart = [float(rows[stage, what][2].removesuffix(" %")) for what in ("TFLOP a step", "a checkpoint")]
+        assert abs(apart[0]) < 3 and abs(apart[1]) < 10, rows  # of 40 kB; manifests hold what varies
+
+
+def test_a_plan_that_cannot_be_made_costs_its_own_table(copy, monkeypatch):
+    def fails(*_):
+        raise PlaitError("its sizes are not known here")
+
+    monkeypatch.setattr(against_plan.meta_model, "meta_bundle", fails)
+    assert against_plan.table(record.read(copy)) == (None, "plan is not known: its sizes are not known here")
 
 
 def test_stages_have_a_row_each_with_what_trained(runs):
@@ -160,6 +200,7 @@ def test_runs_of_three_families_stand_beside_each_other(runs, tmp_path, monkeypa
     said = "nothing can be compared: the runs are of the families theworld and molmo and nanodit, whose figures are not of one kind."
     assert said in page.texts("p")
     assert page.texts("h2") == FAMILIES
+    assert not [name for name in page.texts("th") if name.startswith("model.")]
     colours = {family: re.search(rf'href="#run{i}"><i class="spot k(\d)"></i>{family}', page.html)[1] for i, family in enumerate(FAMILIES)}
     assert sorted(colours.values()) == ["0", "1", "2"]
     last = {family: [row["loss"] for row in rows_of(run) if "loss" in row][-1] for family, run in runs.items()}

@@ -29,9 +29,13 @@ def blocks(records: Sequence[RunRecord]) -> Iterator[Block]:
     charts = [chart for chart in _curves(records) if chart.lines]
     yield Block("Curves", "curves", wide=charts[0] if charts else None, charts=charts[1:])
     differing = compare.differing([record.resolved for record in records])
+    if len({record.resolved.config.family for record in records}) > 1:
+        differing = [(key, cells) for key, cells in differing if not key.startswith("model.")]
     head = ["setting", *(record.name for record in records)]
     table = Table("", head, [[key, *cells] for key, cells in differing])
     note = "" if differing else "Every setting is the same."
+    if len({record.resolved.config.family for record in records}) > 1:
+        note = "The settings of the models are of different families, and are left out."
     yield Block("Set differently", "settings", note, tables=[table] if differing else ())
 
 

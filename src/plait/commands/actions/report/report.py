@@ -30,6 +30,8 @@ def write(runs: Sequence[Path], out: Path | None = None, *, plan: bool = True) -
     path = out or (runs[0] / NAME if len(runs) == 1 else Path(NAME))
     if path.is_dir():
         raise PlaitError(f"{path} is a folder: name a file for the page, such as {path / NAME}")
+    if path.is_symlink() and not path.exists():
+        raise PlaitError(f"{path} is a link to nothing: give another name for the page, or remove it")
     html = page(records, plan=plan)
     files.write_whole(path, html)
     for each in records:
