@@ -146,7 +146,7 @@ def test_what_was_forgotten_since_the_base_and_since_the_start_alike_is_told_onc
     assert [line.split()[3] for line in told] == ["loss", "text"]
 
 
-def test_samples_are_shown_one_at_a_time_so_that_ranks_make_no_difference(recipe, tmp_path, monkeypatch):
+def test_a_bench_answers_as_many_samples_at_a_time_as_its_evaluations_do(recipe, tmp_path, monkeypatch):
     calls = []
 
     def noted(model, samples, inputs, *, batch, moment):
@@ -154,9 +154,18 @@ def test_samples_are_shown_one_at_a_time_so_that_ranks_make_no_difference(recipe
         return near(model, samples, inputs, batch=batch, moment=moment)
 
     monkeypatch.setitem(toy.BENCHES, "near", Bench(noted, share))
-    toy.train(recipe, tmp_path / "run", "stages=[]", "trainable=[vision]", "checkpoint.best=null", "evaluate=[{bench: near, batch: 8}]")
-    assert calls.count(("step-00000000", 1)) == 2  # eight samples, four batches at a time
-    assert [batch for moment, batch in calls if moment == "step-00000006"] == [8, 1, 1]
+    settings = ("stages=[]", "trainable=[vision]", "checkpoint.best=null", "evaluate=[{bench: near, batch: 8}]")
+    toy.train(recipe, tmp_path / "run", *settings, "guard.forgetting=0.05")
+    assert calls.count(("step-00000000", 8)) == 1
+    assert [batch for moment, batch in calls if moment == "step-00000006"] == [8, 8]
+
+
+def test_a_run_of_one_stage_is_measured_where_that_is_asked_for_or_it_goes_on_from_another(recipe, tmp_path):
+    one = ("stages=[]", "trainable=[vision]")
+    plain = toy.train(recipe, tmp_path / "plain", *one)
+    asked = toy.train(recipe, tmp_path / "asked", *one, "guard.forgetting=0.05")
+    chained = toy.train(recipe, tmp_path / "chained", *one, f"from={plain}")
+    assert [(run / "ledger").exists() for run in (plain, asked, chained)] == [False, True, True]
 
 
 def test_a_boundary_of_another_step_is_not_the_one_before(recipe, tmp_path):
@@ -171,7 +180,7 @@ def test_a_boundary_of_another_step_is_not_the_one_before(recipe, tmp_path):
 
 
 @pytest.mark.usefixtures("more_held_out")
-@pytest.mark.parametrize(("setting", "warned"), [("0.99", True), ("0.0", True), ("null", None)])
+@pytest.mark.parametrize(("setting", "warned"), [("0.99", True), ("0.0", True), ("stages", True), ("null", None)])
 def test_the_limit_is_a_share_and_null_measures_nothing(recipe, tmp_path, caplog, setting, warned):
     run = toy.train(recipe, tmp_path / "run", "stages.2.optim.lr=30.0", f"guard.forgetting={setting}")
     assert (run / "ledger").exists() is (warned is not None)

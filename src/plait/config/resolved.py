@@ -45,10 +45,20 @@ class Resolved:
 
 
 def keeps_ledger(stages: Sequence[StageView], stage: RunConfig) -> bool:
-    """Return whether the end of `stage`, of a run with these stages, is compared with its start (`training/ledger.py`)."""
+    """Return whether the end of `stage`, of a run with these stages, is compared with its start (`training/ledger.py`).
+
+    With `guard.forgetting: stages` it is in a run of several stages, or one that begins from another's weights.
+    """
     views = [view.config for view in stages]
+    if stage.guard.forgetting is None or (stage.guard.forgetting == "stages" and len(views) == 1 and stage.from_ is None):
+        return False
     several = len(views) > 1 and any(view.data.validation for view in views)
-    return stage.guard.forgetting is not None and (several or any(view.evaluate for view in views))
+    return several or any(view.evaluate for view in views)
+
+
+def forgetting_limit(stage: RunConfig) -> float:
+    """Return the share that a stage may lose of a figure without a warning."""
+    return 0.05 if isinstance(stage.guard.forgetting, str) or stage.guard.forgetting is None else stage.guard.forgetting
 
 
 def folder(text: str | None) -> Path | None:

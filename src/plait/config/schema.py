@@ -340,7 +340,9 @@ class Guard(Section):
         default=True,
         description="from step 100 of a stage on, look whether pictures make a difference to the held-out loss, and warn if not",
     )
-    forgetting: Share | None = Field(default=0.05, description="share that a stage may lose of a figure unwarned; None: none is measured")
+    forgetting: Share | Literal["stages"] | None = Field(
+        default="stages", description="share that a stage may lose of a figure unwarned; stages: 0.05 in a run of several; None: unmeasured"
+    )
     memory_probe: Literal["auto", "always", "never"] = Field(
         default="auto", description="try the largest of some micro-batches before the first step; auto: on a GPU"
     )

@@ -17,7 +17,7 @@ from plait import files
 from plait.assembly import sample_losses
 from plait.assembly.held_out import ChosenSamples, HeldOutData, benches
 from plait.assembly.model import ModelBundle
-from plait.config.resolved import StageView
+from plait.config.resolved import StageView, forgetting_limit
 from plait.config.schema import Evaluate
 from plait.engine.checkpoints import checkpoint
 from plait.engine.evaluation import LOSS, Bench, Row, evaluation_mode, moment_of, run_bench
@@ -135,10 +135,10 @@ class Ledger:
 
     def _tell(self, index: int, measured: dict[str, Any], entries: Sequence[forgetting.Entry]) -> None:
         """Write the boundary after stage `index`; record and show what its first figures say was forgotten."""
-        limit = self.plan.config.guard.forgetting
+        limit = forgetting_limit(self.plan.config)
         first = {(entry.bench, entry.against): entry for entry in reversed(entries)}.values()
         once = {(entry.bench, entry.before): entry for entry in first}  # the first stage's start is the run's
-        warnings = [line for entry in reversed(once.values()) if limit is not None and (line := forgetting.warning(entry, limit))]
+        warnings = [line for entry in reversed(once.values()) if (line := forgetting.warning(entry, limit))]
         self._write(index, measured, [entry.plain() for entry in entries], warnings)
         if warnings and self.context.ranks.first:
             self.context.tracker.row({"step": self.state.step, "stage": self.state.stage, "warnings": warnings})
@@ -175,7 +175,7 @@ class Ledger:
             entries = config.evaluate or ([Evaluate(bench=LOSS)] if none and config.data.validation else [])
             for entry in entries:
                 count = min(SAMPLES, entry.samples or SAMPLES)
-                plain = entry.model_copy(update={"samples": count, "every_steps": None, "ablate": None, "batch": 1})
+                plain = entry.model_copy(update={"samples": count, "every_steps": None, "ablate": None})
                 own = entry.data or ":" in plain.bench
                 held_out = (config.data.validation, config.data.train if config.data.held_out_share else ())
                 key = repr((plain.bench, count, entry.data if own else held_out))
@@ -232,7 +232,7 @@ class Ledger:
                 model,
                 samples,
                 inputs=inputs,
-                batch=1,
+                batch=probe.entry.batch,
                 ranks=self.context.ranks,
                 precision=self.plan.config.train.precision,
                 moment=moment_of(self.state.step),
