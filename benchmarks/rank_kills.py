@@ -27,7 +27,7 @@ import yaml
 
 from plait.commands.prove import compare, prove
 from plait.commands.prove.prove import Trial
-from plait.engine.monitoring import heartbeat
+from plait.engine.monitoring import beats
 from plait.files import write_json
 from plait.keys import rng
 from plait.training import launch
@@ -49,10 +49,10 @@ def alive(pid: int) -> bool:
 def deliver(process: subprocess.Popen, run: Path, kill: prove.Kill, rank: int, before: int | None, seen: set[int]) -> int:
     """SIGKILL to one rank at the kill's moment, in a generation younger than the process `before`; returns the process killed (0: none)."""
     while process.poll() is None:
-        now = heartbeat.read(run, rank)
+        now = beats.read(run, rank)
         if now and now["pid"] != before and (now["step"], now["phase"] == kill.phase) >= (kill.step, True) and alive(now["pid"]):
             time.sleep(kill.delay_s)
-            now = heartbeat.read(run, rank) or now
+            now = beats.read(run, rank) or now
             seen.update(launch.descendants(process.pid))
             kill.moment = f"{now['phase']} after step {now['step']}"
             with contextlib.suppress(ProcessLookupError):
@@ -74,7 +74,7 @@ def one_run(config: Path, straight: Path, events: list[prove.Event], kills: int,
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         for kill, rank in zip(plan, ranks, strict=True):
             deliver(process, run, kill, rank, dead[rank], seen)
-            dead = {number: (heartbeat.read(run, number) or {"pid": None})["pid"] for number in range(RANKS)}
+            dead = {number: (beats.read(run, number) or {"pid": None})["pid"] for number in range(RANKS)}
             print(f"  rank {rank} in {kill.moment}", flush=True)
         code = process.wait(LIMIT_S)
     time.sleep(3)

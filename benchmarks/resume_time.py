@@ -23,7 +23,7 @@ import yaml
 
 from plait import files
 from plait.engine.checkpoints import checkpoint
-from plait.engine.monitoring import heartbeat
+from plait.engine.monitoring import beats
 from plait.engine.state import GROUPS
 from plait.files import write_json
 from plait.training import launch
@@ -83,11 +83,11 @@ def first_step(warm: launch.Warm, config: Path, run: Path, step: int) -> float:
     """Continue a copy of the run; seconds from the start of the process to the end of its first step."""
     copy = run.with_name("continued")
     shutil.copytree(run, copy)
-    before = heartbeat.read(copy)
+    before = beats.read(copy)
     began = time.time()
     process = warm.start(["train", str(config), f"--run={copy}"], run.with_suffix(".log"))
     while True:
-        now = heartbeat.read(copy)
+        now = beats.read(copy)
         if now and now["pid"] != (before or {}).get("pid") and now["step"] > step:
             break
         assert process.poll() is None, run.with_suffix(".log").read_text()[-400:]

@@ -41,7 +41,7 @@ train: {global_batch: 4}
 optim: {lr: 1.0e-3, ema: null, schedule: {name: constant, warmup_steps: 0}}
 checkpoint: {every_steps: 2}
 evaluate: []
-track: {every_steps: 1, tensorboard: false}
+track: {every_steps: 1, tensorboard: false, monitor: false}
 guard: {hang_timeout_s: null, spikes: ignore}
 """
 """A run with all that is optional left away: one process, no workers, no averages, no evaluation, no watchdog, no look at spikes."""

@@ -15,7 +15,7 @@ import yaml
 from cluster_parts.machines import Machine, cable, wait_for
 from cluster_parts.slurm import Cluster
 from plait.commands.prove import compare
-from plait.engine.monitoring import heartbeat
+from plait.engine.monitoring import beats
 
 ROOT = Path(__file__).resolve().parents[2]
 SAVED = 75
@@ -84,7 +84,7 @@ class Setting:
 
 def step_of(run: Path) -> int:
     """Return the step that a run's first rank has done, -1 before any."""
-    now = heartbeat.read(run, 0)
+    now = beats.read(run, 0)
     return int(now["step"]) if now else -1
 
 

@@ -17,6 +17,7 @@ LINES = {
     ("eval",): "eval first --bench loss,accuracy --against base,second --samples=4",
     ("stages",): "stages first",
     ("runs",): "runs .",
+    ("why",): "why first",
     ("compare",): "compare first second",
     ("ckpt", "inspect"): "ckpt inspect first",
     ("ckpt", "verify"): "ckpt verify first",

@@ -4,7 +4,7 @@ import errno
 import os
 from unittest import mock
 
-from plait.engine.monitoring import heartbeat
+from plait.engine.monitoring import beats, heartbeat
 from plait.engine.monitoring.heartbeat import Heartbeat
 
 
@@ -14,18 +14,18 @@ def test_a_heartbeat_tells_the_latest_phase_only(tmp_path):
     heart.phase("data", 7)
     heart.part("next")
     heart.close()
-    told = heartbeat.read(tmp_path, 3)
-    assert heartbeat.position(told) == ("data", 7, os.getpid())
+    told = beats.read(tmp_path, 3)
+    assert beats.position(told) == ("data", 7, os.getpid())
     assert (told["part"], told["beat"]) == ("next", 4)
     assert len(heartbeat.path_of(tmp_path, 3).read_bytes()) == 160
 
 
 def test_there_is_no_heartbeat_before_the_first_and_a_part_of_one_is_none(tmp_path):
-    assert heartbeat.read(tmp_path) is None
+    assert beats.read(tmp_path) is None
     Heartbeat(tmp_path, 0).close()
     path = heartbeat.path_of(tmp_path, 0)
     path.write_bytes(path.read_bytes()[:60])
-    assert heartbeat.read(tmp_path) is None
+    assert beats.read(tmp_path) is None
 
 
 def test_every_phase_and_part_is_a_beat_and_a_sign_of_life(tmp_path, monkeypatch):
@@ -39,7 +39,7 @@ def test_every_phase_and_part_is_a_beat_and_a_sign_of_life(tmp_path, monkeypatch
     assert (heart.beats, heart.last_s) == (2, 101)
     heart.close()
     wanted = {"phase": "start", "step": 0, "part": "backward", "beat": 2, "pid": os.getpid(), "time_s": 12.5}
-    assert heartbeat.read(tmp_path, 0) == wanted
+    assert beats.read(tmp_path, 0) == wanted
 
 
 def test_a_new_phase_is_in_no_part_and_overwrites_a_longer_one(tmp_path):
@@ -48,7 +48,7 @@ def test_a_new_phase_is_in_no_part_and_overwrites_a_longer_one(tmp_path):
     heart.part("a part with a long name")
     heart.phase("save", 3)
     heart.close()
-    told = heartbeat.read(tmp_path)
+    told = beats.read(tmp_path)
     assert (told["phase"], told["step"], told["part"]) == ("save", 3, "")
 
 
@@ -58,9 +58,9 @@ def test_a_disk_that_takes_no_heartbeat_costs_one_line_and_no_training(tmp_path,
         failing.setattr(os, "pwrite", mock.Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
         heart.phase("data", 1)
         heart.phase("step", 1)
-    assert heartbeat.read(tmp_path)["phase"] == "start"
+    assert beats.read(tmp_path)["phase"] == "start"
     heart.phase("data", 2)
-    assert heartbeat.read(tmp_path)["phase"] == "data"
+    assert beats.read(tmp_path)["phase"] == "data"
     assert [record.message for record in caplog.records] == [
         f"{tmp_path}/heartbeat/rank-0.json: No space left on device; training goes on, and later failures of it are not told"
     ]

@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 
-from plait.engine.monitoring import heartbeat, watchdog, watchdog_process
+from plait.engine.monitoring import beats, heartbeat, watchdog, watchdog_process
 from plait.errors import Stopped
 from tests import processes, toy_family
 
@@ -37,7 +37,7 @@ def late_rank(recipe, run, rank, where, how):
     usual = getattr(owner, name)
 
     def sometimes(*given):
-        beat = heartbeat.read(run, rank)
+        beat = beats.read(run, rank)
         if int(os.environ["RANK"]) == rank and beat["step"] >= 40 and beat["phase"] in ("data", "step"):
             how()
         return usual(*given)
@@ -57,7 +57,7 @@ HELD = r"rank 1 is late: it holds Python's lock, with nothing done for 4 s \(gua
 @pytest.mark.parametrize(
     ("rank", "where", "how", "said", "codes"),
     [
-        (1, SUMS, dawdle, LATE.format(1, "step"), [1, 1]),
+        (1, SUMS, dawdle, LATE.format(1, r"step \(forward\)"), [1, 1]),
         (0, COLLATE, dawdle, LATE.format(0, "data"), [1, 1]),
         (1, SUMS, hold_the_lock, HELD, [1, -signal.SIGKILL]),
     ],
@@ -114,7 +114,7 @@ def orphaned(recipe, run):
     os.environ["TORCHELASTIC_RUN_ID"] = "x"
     if os.fork() == 0:
         processes.rank_of_test(toy_family.train, recipe, run, *LIMIT)
-    while not (now := heartbeat.read(run)) or now["step"] < 3:
+    while not (now := beats.read(run)) or now["step"] < 3:
         time.sleep(0.01)
 
 
@@ -123,7 +123,7 @@ def test_a_rank_that_torchrun_left_alone_saves_and_stops(tmp_path, monkeypatch, 
     process = processes.FORK.Process(target=orphaned, args=(recipe, run))  # without faulthandler's timer, which no process inherits
     process.start()
     assert processes.codes([process]) == [0]
-    pid = heartbeat.read(run)["pid"]
+    pid = beats.read(run)["pid"]
     deadline = time.monotonic() + processes.LIMIT_S
     while processes.is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)

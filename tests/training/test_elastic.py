@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plait.commands.prove import compare
 from plait.engine.evaluation import Bench
-from plait.engine.monitoring import heartbeat
+from plait.engine.monitoring import beats
 from plait.training import launch
 from tests import processes, toy_family
 
@@ -26,7 +26,7 @@ def torchrun(recipe, run, *overrides):
 
 def kill(run, rank, step, ended):
     """SIGKILL to one rank once it has reached a step."""
-    while not (now := heartbeat.read(run, rank)) or now["step"] < step:
+    while not (now := beats.read(run, rank)) or now["step"] < step:
         assert not ended(), "the run ended before the kill"
         time.sleep(0.002)
     os.kill(now["pid"], signal.SIGKILL)
@@ -52,7 +52,7 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_at_the_straight_runs_bits(tm
 def test_a_signal_to_one_rank_stops_all_names_it_and_restarts_none(tmp_path, monkeypatch):
     recipe = toy_family.install(monkeypatch, tmp_path)
     process = torchrun(recipe, tmp_path / "run", "--train.steps=4000", *(f"--{item}" for item in LONG[1:]))
-    while not (now := heartbeat.read(tmp_path / "run", 1)) or now["step"] < 3:
+    while not (now := beats.read(tmp_path / "run", 1)) or now["step"] < 3:
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(now["pid"], signal.SIGUSR1)
@@ -79,7 +79,7 @@ def test_data_that_no_restart_mends_is_told_with_file_and_record_and_restarts_no
 def test_a_rank_that_dies_leaves_no_process_behind(tmp_path, monkeypatch, capfd):
     recipe = toy_family.install(monkeypatch, tmp_path)
     started = processes.start(2, toy_family.train, recipe, tmp_path / "run", *LONG, "train.steps=4000", *WORKERS)
-    while not (now := heartbeat.read(tmp_path / "run", 0)) or now["step"] < 3:
+    while not (now := beats.read(tmp_path / "run", 0)) or now["step"] < 3:
         time.sleep(0.01)
     below = [pid for process in started for pid in launch.data_workers(process.pid)]
     kill(tmp_path / "run", 1, 3, lambda: started[1].exitcode is not None)
@@ -97,7 +97,7 @@ def test_a_rank_that_is_stopped_alone_is_named_by_the_other_and_the_same_command
     straight, run = tmp_path / "straight", tmp_path / "run"
     assert processes.codes(processes.start(2, toy_family.train, recipe, straight, *settings)) == [0, 0]
     started = processes.start(2, toy_family.train, recipe, run, *settings)
-    while not (now := heartbeat.read(run, 1)) or now["step"] < 23:
+    while not (now := beats.read(run, 1)) or now["step"] < 23:
         assert started[1].exitcode is None, "the run ended before the stop"
         time.sleep(0.002)
     capfd.readouterr()

@@ -29,6 +29,7 @@ ORDER = (
     "stages",
     "runs",
     "report",
+    "why",
     "compare",
     "fork",
     "ckpt",

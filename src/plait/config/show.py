@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plait.config.nodes import dotted, leaves
-from plait.config.resolved import Resolved, dump
+from plait.config.resolved import Resolved, StageView, dump
 from plait.config.translation import TranslatedKey
 
 _WIDEST_VALUE = 64  # characters; a longer value pushes only its own line
@@ -57,6 +57,12 @@ def _value(values: Mapping[str, Any], path: str) -> Any:
 def as_json(value: Any) -> str:
     """Return a value (dicts, lists, scalars) as JSON on one line, for the listing."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def override(resolved: Resolved, view: StageView, key: str, value: Any) -> str:
+    """Return the override that sets `key` for the stage of `view` alone: "--stages.0.train.steps=60" where there are stages."""
+    prefix = f"stages.{view.index - 1}." if resolved.config.stages else ""
+    return f"--{prefix}{key}={value if isinstance(value, str) else as_json(value)}"
 
 
 def _columns(rows: Sequence[tuple[str, str, str]]) -> list[str]:

@@ -45,10 +45,10 @@ class Compilations:
         """
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            before = _graphs()
+            before = graphs()
             with self._counted(plain, args, kwargs):
                 output = compiled(*args, **kwargs)
-            if _graphs() != before:
+            if graphs() != before:
                 self.compiled.append(f"{name} for {', '.join(_shapes([*args, *kwargs.values()]))}")
             return output
 
@@ -152,7 +152,8 @@ def compiling(settings: Distributed) -> Iterator[None]:
         yield
 
 
-def _graphs() -> int:
+def graphs() -> int:
+    """Return how many graphs this process has compiled so far."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 

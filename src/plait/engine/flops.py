@@ -81,6 +81,7 @@ class Flops(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._counts: list[float | Tensor] = []
+        self.masked = 0.0  # of attention with a mask that is a tensor
 
     @property
     def total(self) -> float:
@@ -93,6 +94,8 @@ class Flops(TorchFunctionMode):
         rule = _RULES.get(func.__name__)
         if rule is not None:
             self._counts.append(rule(out, *args, **(kwargs or {})))
+            if rule is _attention and (args[3] if len(args) > 3 else (kwargs or {}).get("attn_mask")) is not None:
+                self.masked += float(self._counts[-1])
         return out
 
     @contextlib.contextmanager
@@ -118,6 +121,7 @@ class Meter:
         """The count in progress; None outside of `forward` and where the shapes are known."""
         self._known: dict[tuple[Any, ...], Flops] = {}
         self._step: list[Flops] = []
+        self.taken: list[Flops] = []
 
     @contextlib.contextmanager
     def forward(self, batch: Mapping[str, Any]) -> Iterator[None]:
@@ -136,8 +140,8 @@ class Meter:
 
     def take(self) -> float:
         """Return the FLOPs counted since the last call; where new shapes came, this waits for the device."""
-        total, self._step = sum(count.total for count in self._step), []
-        return total
+        self.taken, self._step = self._step, []
+        return sum(count.total for count in self.taken)
 
     def rates(self, flops: float, seconds: float, ranks: int) -> dict[str, float]:
         """Return {"tflop_per_s": of one device, "mfu": fraction of its peak, if known}, for `flops` of all `ranks` in `seconds`."""

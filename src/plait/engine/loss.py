@@ -107,6 +107,9 @@ class Loss(abc.ABC):
     amounts: Sequence[str] = ()
     """Names of the weights and counts that `by_sample` splits; with several sources, each one's share of them is logged."""
 
+    positions: str | None = None
+    """Name of an entry of batches that has a value for each position of the model, padding included, where `counts` has `tokens`."""
+
     @abc.abstractmethod
     def weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return {name: float64 host scalar} of a micro-batch: each term's denominator, such as its supervised tokens, and each count."""

@@ -33,6 +33,7 @@ from plait.training.divergence import stop_if_diverged
 from plait.training.features import stage_features
 from plait.training.layout import Counters, lay_out
 from plait.training.ledger import Ledger
+from plait.training.monitor.stage_monitor import StageMonitor, Watched
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
 from plait.training.run_context import RunContext
 from plait.training.spikes.black_box import BlackBox, Look
@@ -102,6 +103,8 @@ class StageRun:
         cached, amounts = config.data.feature_cache != "off", (plan.steps - state.stage_step, sum(plan.order.sizes))
         self.features = stage_features.of_stage(config, bundle, plan.loss, ranks, amounts) if cached else None
         self.gradients = GradientWatch(list(plan.trained), stop=config.guard.no_gradient == "stop")
+        watched = (context.resolved, plan.view, plan.components, plan.data.names(), plan.loss, state, ranks, context.heartbeat)
+        self.monitor = StageMonitor(Watched(*watched, counters.meter)) if config.track.monitor else None
         self.loop = Loop(
             stage=plan.view.name,
             state=state,
@@ -158,6 +161,7 @@ class StageRun:
 
     def after_step(self, state: State, row: Row) -> None:
         """Compare replicas if due, record the metrics `row` of a step, evaluate and save if due. Raises Stopped where a check fails."""
+        self.context.heartbeat.part("record")
         settings, ranks = self.plan.config, self.context.ranks
         every = settings.guard.replica_check_steps
         if every and state.stage_step % every == 0 and ranks.size > 1 and not distributed.is_sharded(state.model):
@@ -285,6 +289,8 @@ class StageRun:
             self.context.heartbeat.phase("step", self.state.step)
             if self.counters.compilations is not None:
                 self.counters.compilations.begin()
+            if self.monitor is not None:
+                self.monitor.begin(self.batch)
             yield self.batch
 
     def _record(self, row: Row) -> None:
@@ -300,6 +306,7 @@ class StageRun:
         row |= summary.place_of(self.plan.order, self.plan.data.sources, state.stage_step - 1)
         row |= self.features.figures() if self.features is not None else {}
         row |= {"ema_decay": state.ema.decay_at(state.stage_step - 1)} if state.ema is not None else {}
+        row |= self.monitor.figures(row) if self.monitor is not None else {}
         self.context.tracker.row(row | (source_shares.shares(state.totals) if full else {}) | {"ids": f"{ids:08x}"})
 
     def _compare_with_checkpoint(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from plait.commands.prove import compare, smoke_config
 from plait.config.resolved import Resolved
 from plait.engine.checkpoints import integrity
-from plait.engine.monitoring import heartbeat
+from plait.engine.monitoring import beats
 from plait.engine.monitoring.signals import EARLY, Paused
 from plait.errors import PlaitError, Stopped
 from plait.keys import rng
@@ -167,15 +167,15 @@ def run_straight(trial: Trial, run: Path) -> list[Event]:
     """
     process, events, before = trial.start(run), [], None
     while (code := process.poll()) is None:
-        now = heartbeat.read(run)
-        if now is not None and (before is None or heartbeat.position(now) != heartbeat.position(before)):
+        now = beats.read(run)
+        if now is not None and (before is None or beats.position(now) != beats.position(before)):
             if before is not None:
                 events.append(Event(before["phase"], before["step"], now["time_s"] - before["time_s"]))
             before = now
         time.sleep(_POLL_S)
     if code != 0 or before is None:
         raise PlaitError(f"the run does not end well even without a kill (exit code {code}): {_last_line(run)}")
-    last = heartbeat.read(run)
+    last = beats.read(run)
     assert last is not None, "a run that ended well has a heartbeat"
     return [*events, Event("done", last["step"], 0.0)]
 
@@ -224,7 +224,7 @@ def run_killed(trial: Trial, run: Path, plan: Sequence[Kill]) -> None:
 
 def _generation(trial: Trial, run: Path, kill: Kill) -> None:
     """Start a process, kill it at its moment, and check its exit code. Raises Diverged for a code that this kill must not give."""
-    old = heartbeat.read(run)
+    old = beats.read(run)
     process = trial.start(run, _WITH_WORKERS if kill.way == "worker" else ())
     kill.moment = _until(process, run, kill, old, trial.limit_s)
     began = time.monotonic()
@@ -246,10 +246,10 @@ def _until(process: Process, run: Path, kill: Kill, old: dict[str, Any] | None, 
     """Wait for the moment of the kill, or the first one past it, and return it. Raises Diverged at the time limit."""
     deadline = time.monotonic() + limit_s
     while process.poll() is None:
-        now = heartbeat.read(run)
+        now = beats.read(run)
         if now is not None and now["pid"] != (old or {}).get("pid") and _reached(now, kill):
             time.sleep(kill.delay_s)
-            now = heartbeat.read(run) or now
+            now = beats.read(run) or now
             return f"{now['phase']} after step {now['step']}"
         if time.monotonic() > deadline:
             process.signal(signal.SIGKILL)
@@ -279,7 +279,7 @@ def _wait(process: Process, run: Path, limit_s: float) -> int:
     while (code := process.poll()) is None:
         if time.monotonic() > deadline:
             process.signal(signal.SIGKILL)
-            raise Diverged(f"a generation hangs: it has not ended for {limit_s:.0f} s; it is in {heartbeat.read(run)}")
+            raise Diverged(f"a generation hangs: it has not ended for {limit_s:.0f} s; it is in {beats.read(run)}")
         time.sleep(_POLL_S)
     return code
 

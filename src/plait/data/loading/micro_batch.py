@@ -4,6 +4,7 @@ workers.py has who does this work, loader.py when. A bad sample is replaced by a
 hash of seed and id, and listed, be the fault in its file, its text, or the code that prepares it.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -49,14 +50,18 @@ class MicroBatch:
     ids: list[SampleId]
     padding: bool
     bad: list[Bad] = field(default_factory=list)
+    read_s: list[tuple[int, float]] = field(default_factory=list)
+    """(source, seconds to read and encode it) of each sample."""
+    collate_s: float = 0.0
 
 
 class Example(NamedTuple):
-    """One sample's result of `Inputs.encode` (`value`), its id, and the bad samples that it replaces."""
+    """One sample's result of `Inputs.encode` (`value`), its id, the bad samples that it replaces, and the seconds that all took."""
 
     value: Any
     id: SampleId
     bad: list[Bad]
+    read_s: float
 
 
 @dataclass(frozen=True)
@@ -83,15 +88,17 @@ class MicroBatchBuilder:
 
     def encode(self, wanted: SampleId) -> Example:
         """Encode sample `wanted`, or the first usable replacement if it is bad. Raises PlaitError if 50 samples in a row are bad."""
+        began = time.perf_counter()
         value, name, reason = self._try_encode(wanted)
         if reason is None:
-            return Example(value, wanted, [])
+            return Example(value, wanted, [], time.perf_counter() - began)
         bad = [(wanted, name, reason)]
         for attempt in range(1, _ATTEMPTS):
             chosen = self._replacement(wanted, attempt)
             value, name, reason = self._try_encode(chosen)
             if reason is None:
-                return Example(value, chosen, [Bad(*lost, chosen, number) for number, lost in enumerate(bad)])
+                replaced = [Bad(*lost, chosen, number) for number, lost in enumerate(bad)]
+                return Example(value, chosen, replaced, time.perf_counter() - began)
             bad.append((chosen, name, reason))
         name = self.sources[wanted.source].name
         raise PlaitError(f"{name}: sample {bad[0][1]} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {bad[0][2]}")
@@ -102,13 +109,14 @@ class MicroBatchBuilder:
         if not self.replace:
             usable = [example for example in examples if not example.bad]
             examples, padding = usable or examples[:1], padding or not usable
-        ids = [example.id for example in examples]
+        ids, began = [example.id for example in examples], time.perf_counter()
         try:
             batch = collated(self.inputs, [example.value for example in examples])
         except Exception as error:
             error.add_note(f"while collating the samples {[tuple(i) for i in ids]}")
             raise
-        return MicroBatch(pinned(batch) if self.pin else batch, ids, padding, bad)
+        read_s = [(example.id.source, example.read_s) for example in examples]
+        return MicroBatch(pinned(batch) if self.pin else batch, ids, padding, bad, read_s, time.perf_counter() - began)
 
     def build(self, ids: Sequence[SampleId], padding: bool) -> MicroBatch:
         """Return the micro-batch of the samples `ids`, bad ones replaced. `padding`: only fills up a rank; adds no loss."""

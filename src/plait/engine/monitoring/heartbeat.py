@@ -1,20 +1,18 @@
 """The heartbeat of a rank: what it is doing now, in one small file that other processes read (RUN/heartbeat/rank-0.json).
 
 Not a log: the line is overwritten in place at every beat, by one write of fixed length and without a flush to disk (about 3 us).
-`watchdog.py` reads the heartbeats to find a rank that is late.
+`beats.py` reads it; `watchdog.py` finds a rank that is late.
 """
 
-import json
 import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 PHASES = ("start", "stage", "data", "step", "evaluate", "save", "done")
 """start: loading model and state. stage: setting one up. data: waiting for a batch. save: copying to the host, before the write."""
 
-_LENGTH = 160
+LENGTH = 160
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +31,9 @@ class Heartbeat:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.beats, self._failed = 0, False
+        self.spent_s: dict[str, float] = {}
+        """Seconds so far in each phase, or part of one, such as "data" and "step/backward"."""
+        self._doing = "start"
         self.phase("start", 0)
 
     def phase(self, name: str, step: int) -> None:
@@ -43,11 +44,13 @@ class Heartbeat:
 
     def part(self, name: str) -> None:
         """Record that a part of the phase begins, such as "backward", or "" at its start; counts as one more beat."""
-        self.beats, self.last_s = self.beats + 1, time.monotonic()
+        now = time.monotonic()
+        self.spent_s[self._doing] = self.spent_s.get(self._doing, 0.0) + now - self.last_s
+        self.beats, self.last_s, self._doing = self.beats + 1, now, f"{self.name}/{name}" if name else self.name
         progress = f'"phase": "{self.name}", "step": {self.step}, "part": "{name}", "beat": {self.beats}'
         line = f'{{{progress}, "pid": {os.getpid()}, "time_s": {self.began_s:.6f}}}'
         try:
-            os.pwrite(self._file, line.ljust(_LENGTH - 1).encode() + b"\n", 0)
+            os.pwrite(self._file, line.ljust(LENGTH - 1).encode() + b"\n", 0)
         except OSError as error:  # nothing is lost with a beat
             if not self._failed:
                 log.warning(f"{path_of(self.run, self.rank)}: {error.strerror}; training goes on, and later failures of it are not told")
@@ -61,23 +64,3 @@ class Heartbeat:
 def path_of(run: Path, rank: int) -> Path:
     """Return the path of a rank's heartbeat file in the run directory `run`."""
     return run / "heartbeat" / f"rank-{rank}.json"
-
-
-def read(run: Path, rank: int = 0) -> dict[str, Any] | None:
-    """Return a rank's last heartbeat, or None before the first.
-
-    Keys: `phase`, `step`, `part`, `beat` (how many beats so far), `pid`, `time_s` (Unix time at which the phase began).
-    """
-    try:
-        line = path_of(run, rank).read_bytes()[:_LENGTH]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if not line.endswith(b"\n"):
-        return None
-    beat: dict[str, Any] = json.loads(line)
-    return beat
-
-
-def position(beat: dict[str, Any]) -> tuple[str, int, int]:
-    """Return (phase, step, pid) of a heartbeat from `read`. If equal for two of them, the process is still in the same phase."""
-    return beat["phase"], beat["step"], beat["pid"]

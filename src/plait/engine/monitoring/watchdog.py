@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from plait.engine.monitoring import heartbeat, watchdog_process
+from plait.engine.monitoring import beats, heartbeat, watchdog_process
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.reporter import EVERY_RANK
 from plait.engine.parallel.distributed import Ranks
@@ -118,10 +118,10 @@ class Watchdog:
         assert self.stacks is not None
         faulthandler.dump_traceback(self.stacks)  # past the file's buffer
         run = self.heartbeat.run
-        beats = [heartbeat.read(run, rank) for rank in range(self.ranks.size)]
+        last = [beats.read(run, rank) for rank in range(self.ranks.size)]
         here = os.environ.get("LOCAL_WORLD_SIZE") == str(self.ranks.size)  # process ids of other machines mean nothing
-        stopped = [rank for rank, beat in enumerate(beats) if here and beat and watchdog_process.is_stopped(beat["pid"])]
-        log.error(f"plait: rank {self.heartbeat.rank}: {describe_hang(beats, allowed_s, run, stopped)}", extra=EVERY_RANK)
+        stopped = [rank for rank, beat in enumerate(last) if here and beat and watchdog_process.is_stopped(beat["pid"])]
+        log.error(f"plait: rank {self.heartbeat.rank}: {describe_hang(last, allowed_s, run, stopped)}", extra=EVERY_RANK)
         ends_s = time.monotonic() + min(_OTHER_RANKS_S, allowed_s)
         while time.monotonic() < ends_s:  # the first to end would take the others with it before their stacks are written
             self._tell(allowed_s)  # or the process beside this rank takes the wait for a held lock

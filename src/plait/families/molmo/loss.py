@@ -18,6 +18,7 @@ class Loss(contract.Loss):
     counts = ("tokens", "supervised_tokens")
     may_idle = ("vision", "connector")
     amounts = ("tokens", "supervised_tokens", "loss")
+    positions = "labels"
 
     def __init__(self, config: Config):
         self.coefficients = {"loss": 1.0, "z_loss": config.z_loss, "cut": 0.0}

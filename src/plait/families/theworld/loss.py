@@ -18,6 +18,7 @@ class Loss(contract.Loss):
     counts = ("tokens", "supervised_tokens")
     may_idle = ("vision", "world", "projector")
     amounts = counts  # a supervised token weighs 1: its share is that of the loss weight
+    positions = "labels"
 
     def __init__(self, config: Config):
         self.coefficients = {"loss": 1.0, "cut": 0.0}

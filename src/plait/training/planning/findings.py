@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from plait.config.resolved import Resolved, StageView
-from plait.config.show import as_json
+from plait.config.show import override
 from plait.errors import PlaitError
 
 Level = Literal["error", "warning", "advice"]
@@ -39,8 +39,7 @@ class Judge:
 
     def override(self, key: str, value: Any) -> str:
         """Return the override that sets `key`, such as "train.steps", for this stage: "--stages.0.train.steps=60" if there are stages."""
-        prefix = f"stages.{self.view.index - 1}." if self.resolved.config.stages else ""
-        return f"--{prefix}{key}={value if isinstance(value, str) else as_json(value)}"
+        return override(self.resolved, self.view, key, value)
 
     def find(self, level: Level, what: str, text: str, key: str = "", value: Any = None) -> Finding:
         """Return a finding of the stage; with a `key`, its cure is to set that to `value`."""

@@ -11,7 +11,7 @@ import yaml
 
 from plait.assembly.configuration import open_config
 from plait.config.resolved import Resolved, StageView, dump
-from plait.engine.loop import Row
+from plait.engine.loop import Hook, Row
 from plait.engine.state import State
 from plait.training import run
 from plait.training.planning.pace import Pace, measured
@@ -30,7 +30,7 @@ def probe(resolved: Resolved, only: str | None = None) -> dict[str, Pace]:
 
     Nothing is saved. Raises PlaitError for what keeps the run from starting, as `plait train` does.
     """
-    with _quiet():
+    with quiet():
         return {view.name: _pace(view) for view in resolved.stages if only is None or view.name == only}
 
 
@@ -39,27 +39,38 @@ def _pace(view: StageView) -> Pace:
 
     def note(state: State, row: Row) -> None:
         rows.append({**row, "stage": 1})
-        if len(rows) == STEPS:
-            raise _Enough
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.yaml"
-        path.write_text(yaml.safe_dump(_shortened(view, Path(folder) / "run"), allow_unicode=True), encoding="utf-8")
-        with suppress(_Enough):
-            run.train(open_config(path), TrainOptions(hooks=(note,)))
+    train_some(view, STEPS, note)
     pace = measured(rows, 1, f"measured here, in {len(rows)} steps (--probe)")
     assert pace is not None, "a run has steps"
     return pace
 
 
-def _shortened(view: StageView, folder: Path) -> dict[str, Any]:
+def train_some(view: StageView, steps: int, hook: Hook) -> None:
+    """Train a stage by itself for some steps in a folder that is removed; `hook` is called after each. Raises what `plait train` does."""
+    done = [0]
+
+    def count(state: State, row: Row) -> None:
+        hook(state, row)
+        done[0] += 1
+        if done[0] == steps:
+            raise _Enough
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.yaml"
+        path.write_text(yaml.safe_dump(_shortened(view, Path(folder) / "run", steps), allow_unicode=True), encoding="utf-8")
+        with suppress(_Enough):
+            run.train(open_config(path), TrainOptions(hooks=(count,)))
+
+
+def _shortened(view: StageView, folder: Path, steps: int) -> dict[str, Any]:
     """Return the settings of a run of this stage alone, without evaluations and checkpoints on the way."""
     plain = dump(view.config)
     schedule = {"warmup": None, "warmup_steps": 0, "warmup_tokens": 0, "decay_steps": None}
     plain["run"] = str(folder)
     plain["stages"] = []
     plain["evaluate"] = []
-    plain["train"] |= {"steps": STEPS + 1, "epochs": None, "samples": None, "plateau": None}
+    plain["train"] |= {"steps": steps + 1, "epochs": None, "samples": None, "plateau": None}
     plain["optim"]["schedule"] |= schedule
     for component in plain["optim"]["components"].values():
         component |= {"warmup": None, "warmup_steps": None, "warmup_tokens": None}
@@ -69,7 +80,7 @@ def _shortened(view: StageView, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the lines of the run to itself inside the block; warnings and errors come through."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)

@@ -1,0 +1,168 @@
+"""Watch a stage (part of a run): record where the time of its steps goes, and tell once what costs most.
+
+`plait why` reads what is recorded. Seconds are those of the heartbeat, which knows at each moment what this rank does. What needs more
+than a clock is measured in the steps whose rows are recorded, and only in those.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from plait.config.resolved import Resolved, StageView
+from plait.data.loading.loader import StepBatch
+from plait.engine import blocks
+from plait.engine.flops import Meter
+from plait.engine.loop import Row
+from plait.engine.loss import Loss
+from plait.engine.monitoring.heartbeat import Heartbeat
+from plait.engine.parallel.distributed import Ranks
+from plait.engine.state import State
+from plait.training.monitor import causes
+from plait.training.monitor.modules import ForwardWatch, modules_of
+from plait.training.monitor.window import PARTS, Spent, part_of, window_of
+
+log = logging.getLogger(__name__)
+
+_FIRST_LOOK, _TOLD = 50, 0.25
+"""Steps of a stage after which it is looked for what costs most, and again after twice as many; and the share of a step that is told."""
+_KEPT = 1000
+"""Rows that the look reads at the most."""
+_DIGITS = 7
+_OF_RANKS = ("data", "start", "forward", "backward", "positions")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a stage's monitor looks at. `components`: names of all parameters by component; `sources`: names of the training data sets."""
+
+    resolved: Resolved
+    view: StageView
+    components: Mapping[str, Sequence[str]]
+    sources: Sequence[str]
+    loss: Loss
+    state: State
+    ranks: Ranks
+    heartbeat: Heartbeat
+    meter: Meter
+
+
+class StageMonitor:
+    """Watches the steps of a stage: `begin` before each one, `figures` for the row of one that is recorded. All ranks do."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.watched, self.state, self.ranks = watched, watched.state, watched.ranks
+        self.forward = ForwardWatch(modules_of(self.state.model, watched.components), self.ranks.device)
+        self.rows: deque[Row] = deque(maxlen=_KEPT)
+        """What was recorded in this start, for the look while it runs."""
+        self.look, self.told, self.begun = _FIRST_LOOK, False, False
+        self._clear()
+
+    def _clear(self) -> None:
+        """Begin a new window, from this step to the next row."""
+        self.step, self.before = self.state.step, dict(self.watched.heartbeat.spent_s)
+        self.prepare: dict[str, list[float]] = {}
+        self.collate_s, self.positions, self.tokens = 0.0, 0, self.state.totals.get("tokens", 0.0)
+        self.micro_batches: tuple[int, int] = (0, 0)
+        self.graphs = blocks.graphs() if self.watched.view.config.distributed.compile else 0
+
+    def begin(self, batch: StepBatch) -> None:
+        """Look at the batch of the step that begins; where a row of it will be recorded, watch its forward passes too."""
+        if not self.begun:
+            self.begun = True
+            self._clear()  # what came before the first step is none of it
+        positions = self.watched.loss.positions
+        for micro in batch.micro:
+            self.collate_s += micro.collate_s
+            for source, seconds in micro.read_s:
+                of_source = self.prepare.setdefault(self.watched.sources[source], [0.0, 0.0])
+                of_source[0] += seconds
+                of_source[1] += 1
+            if not micro.padding:
+                self.positions += micro.batch[positions].numel() if positions is not None else 0
+        self.micro_batches = (len(batch.micro), max((len(micro.ids) for micro in batch.micro), default=0))
+        if (self.state.stage_step + 1) % self.watched.view.config.track.every_steps == 0:
+            self.forward.begin()
+
+    def figures(self, row: Row) -> dict[str, Any]:
+        """Return {"spent": where the time went since the row before} for the row of the step that has just been done. All ranks call it."""
+        self.forward.end()
+        now = self.watched.heartbeat.spent_s
+        parts = dict.fromkeys(PARTS, 0.0)
+        for doing, seconds in now.items():
+            parts[part_of(doing)] += seconds - self.before.get(doing, 0.0)
+        ranks = self._of_ranks(parts)
+        positions = sum(ranks["positions"]) if ranks else self.positions
+        tokens = self.state.totals.get("tokens", 0.0) - self.tokens
+        spent: Spent = {
+            "steps": self.state.step - self.step,
+            "seconds": _rounded(parts),
+            "forward": _rounded(self.forward.seconds()),
+            "prepare": {name: [round(seconds, _DIGITS), samples] for name, (seconds, samples) in self.prepare.items()},
+            "collate": round(self.collate_s, _DIGITS),
+            "micro_batches": self.micro_batches[0],
+            "micro_batch": self.micro_batches[1],
+            "padding": round(1 - tokens / positions, 4) if positions and tokens else 0.0,
+            "masked": self._masked(),
+            "device": self._device(),
+            **({"graphs": blocks.graphs() - self.graphs} if self.watched.view.config.distributed.compile else {}),
+            **({"ranks": ranks} if ranks else {}),
+            **_memory(self.ranks.device),
+        }
+        self._clear()
+        self._look({**row, "spent": spent})
+        return {"spent": spent}
+
+    def _of_ranks(self, parts: dict[str, float]) -> dict[str, list[float]]:
+        """Return what each rank measured, {name: numbers in rank order}; {} of one rank alone."""
+        ranks, known = self.ranks, {**parts, "positions": float(self.positions)}
+        if ranks.size == 1:
+            return {}
+        table = torch.zeros(ranks.size, len(_OF_RANKS), dtype=torch.float64)
+        table[ranks.rank] = torch.tensor([known[name] for name in _OF_RANKS], dtype=torch.float64)
+        columns = ranks.sum(table).T.tolist()
+        return {name: [round(value, _DIGITS) for value in column] for name, column in zip(_OF_RANKS, columns, strict=True)}
+
+    def _masked(self) -> float:
+        """Return the share of the step's FLOPs that are those of attention with a mask that is a tensor."""
+        total, masked = (sum(getattr(count, name) for count in self.watched.meter.taken) for name in ("total", "masked"))
+        return round(masked / total, 4) if total else 0.0
+
+    def _device(self) -> str:
+        device = self.ranks.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+    def _look(self, row: Row) -> None:
+        """Tell once a stage, on the screen, what costs most of a step, if that is much. Waiting for data is told by the screen itself."""
+        if not self.ranks.first or self.told:
+            return
+        self.rows.append(row)
+        if self.state.stage_step < self.look:
+            return
+        self.look *= 2
+        found = causes_of([*self.rows], self.watched.view, self.watched.resolved)
+        if found and found[0].share >= _TOLD and found[0].what != causes.DATA:
+            self.told, cause = True, found[0]
+            cure = f"; {cause.cure}" if cause.cure else ""
+            log.info(f"step {self.state.step}: {cause.text} ({cause.share:.0%} of the step{cure}); `plait why RUN` tells more")
+
+
+def causes_of(rows: Sequence[Row], view: StageView, resolved: Resolved) -> list[causes.Cause]:
+    """Return what costs most in the `rows` of a stage, the costliest first; [] where they tell nothing yet."""
+    window = window_of(rows)
+    return causes.causes(window, view, resolved) if window is not None else []
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, _DIGITS) for name, value in seconds.items()}
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    """Return the most memory that was allocated on a GPU, and how much it has, in 1e9 bytes; {} for a CPU."""
+    if device.type != "cuda":
+        return {}
+    used, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+    return {"memory_gb": round(used / 1e9, 3), "memory_of_gb": round(total / 1e9, 3)}

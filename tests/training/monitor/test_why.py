@@ -1,0 +1,319 @@
+"""`plait why`: causes that were planted are named first, a run without any is left alone, and what is told is what the clocks said."""
+
+import json
+import logging
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from plait import cli, files
+from plait.engine.checkpoints.checkpoint import published
+from plait.engine.monitoring import reporter
+from plait.families import registry
+from plait.training.monitor.window import PARTS
+from tests import processes
+from tests import toy_family as toy
+
+PLAIN = (
+    "stages=[]",
+    "trainable=[projector,vision,language]",
+    "checkpoint.every_steps=null",
+    "checkpoint.best=null",
+    "evaluate=[]",
+    "optim.ema=null",
+    "guard.no_gradient=continue",
+)
+LONG = 24
+"""Steps of a run."""
+
+
+class Wide(toy.Net):
+    """The toy, with passes that take some milliseconds, so that the rest of a step is little beside them."""
+
+    passes = 6
+
+    def __init__(self, width, seed):
+        super().__init__(width, seed)
+        torch.manual_seed(seed % 2**63)
+        self.work = torch.randn(256, 256) / 16
+
+    def forward(self, batch):
+        waste = batch["x"].sum() * torch.ones(512, 256)
+        for _ in range(self.passes):
+            waste = torch.tanh(waste @ self.work)
+        return super().forward(batch) + 0.0 * waste.sum()
+
+
+def family(monkeypatch, **members):
+    """Put a toy with these members in theworld's place."""
+    changed = replace(toy.FAMILY, **{"build": lambda section, directory, *, seed: Wide(section.width, seed), **members})
+    monkeypatch.setattr(registry, "load", lambda name: changed)
+
+
+@pytest.fixture
+def recipe(monkeypatch, tmp_path):
+    path = toy.install(monkeypatch, tmp_path)
+    family(monkeypatch)
+    return path
+
+
+def why(run, capsys, *options):
+    """What `plait why --json` says of a run."""
+    capsys.readouterr()
+    assert cli.main(["why", str(run), "--json", *options]) == 0
+    reporter.for_programs(False)  # as before, for tests that come later
+    return json.loads(capsys.readouterr().out)
+
+
+def first_cause(recipe, run, capsys, *settings, steps=LONG, **options):
+    toy.train(recipe, run, *PLAIN, f"train.steps={steps}", *settings, **options)
+    return why(run, capsys)["causes"][0]
+
+
+def slow(seconds, of=lambda sample: True):
+    """Inputs that take so long for a sample."""
+
+    class Slow(toy.Inputs):
+        def encode(self, sample, key):
+            if of(sample):
+                time.sleep(seconds)
+            return super().encode(sample, key)
+
+    return Slow
+
+
+def test_a_run_without_a_cause_is_left_alone(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("plait.engine.monitoring.heartbeat.time.monotonic", time.process_time)  # what else runs here takes none of it
+    monkeypatch.setattr(Wide, "passes", 30)
+    toy.train(recipe, tmp_path / "run", *PLAIN, f"train.steps={LONG}")
+    told = why(tmp_path / "run", capsys)
+    assert told["causes"] == []
+    window, seconds = told["window"], told["window"]["seconds"]
+    assert window["steps"] == LONG - 1 and (window["first"], window["last"]) == (1, LONG)
+    assert told["seconds_per_step"] == pytest.approx(sum(seconds[part] for part in PARTS))
+    assert seconds["forward"] + seconds["backward"] > 0.5 * told["seconds_per_step"]
+
+
+def test_too_few_workers_are_named_with_their_number(recipe, tmp_path, capsys, monkeypatch):
+    family(monkeypatch, Inputs=slow(0.01))
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    cause = first_cause(recipe, tmp_path / "run", capsys)
+    assert cause["what"] == "data" and cause["share"] > 0.5
+    assert cause["cure"].startswith("--data.workers=") and "(0 workers, 16 cores)" in cause["text"]
+
+
+def test_a_slow_source_is_named(recipe, tmp_path, capsys, monkeypatch):
+    family(monkeypatch, Inputs=slow(0.02, lambda sample: "held" in str(sample["id"])))
+    two = f"data.train=[{{source: jsonl, path: {tmp_path}/train.jsonl}}, {{source: jsonl, path: {tmp_path}/held.jsonl}}]"
+    cause = first_cause(recipe, tmp_path / "run", capsys, two, "data.workers=1")
+    assert cause["what"] == "source jsonl:held.jsonl" and cause["share"] > 0.2
+    assert "a sample of jsonl:held.jsonl takes 0.0" in cause["text"]
+
+
+def slow_rank(recipe, run):
+    def forward(self, batch, usual=Wide.forward):
+        time.sleep(0.03 if torch.distributed.get_rank() == 1 else 0.0)
+        return usual(self, batch)
+
+    Wide.forward = forward
+    toy.train(recipe, run, *PLAIN, f"train.steps={LONG}")
+
+
+def test_a_slow_rank_is_named(recipe, tmp_path, capfd):
+    assert processes.codes(processes.start(2, slow_rank, recipe, tmp_path / "run")) == [0, 0]
+    cause = why(tmp_path / "run", capfd)["causes"][0]
+    assert cause["what"] == "ranks" and cause["share"] > 0.3
+    assert cause["text"].startswith("the others wait for rank 1: its forward passes take 0.0")
+
+
+class Attending(toy.Net):
+    """The toy behind an attention of 256 positions, with a mask that is a tensor."""
+
+    def forward(self, batch):
+        query = batch["x"].sum() * torch.ones(1, 2, 256, 32)
+        mask = torch.ones(256, 256, dtype=torch.bool).tril()
+        for _ in range(6):
+            query = F.scaled_dot_product_attention(query, query, query, attn_mask=mask)
+        return super().forward(batch) + 0.0 * query.sum()
+
+
+def test_dense_masks_are_named(recipe, tmp_path, capsys, monkeypatch):
+    family(monkeypatch, build=lambda section, directory, *, seed: Attending(section.width, seed))
+    cause = first_cause(recipe, tmp_path / "run", capsys, "data.max_tokens=256")
+    assert (cause["what"], cause["cure"]) == ("dense masks", "--data.max_tokens=128")
+
+
+class Padded(toy.Loss):
+    """A loss that counts a token a sample, of the four positions that are computed."""
+
+    counts = ("tokens",)
+
+    def weights(self, batch):
+        return {**super().weights(batch), "tokens": torch.tensor(float(len(batch["y"])), dtype=torch.float64)}
+
+    positions = "x"
+
+
+@pytest.mark.parametrize(("pad", "cure"), [("to_max", "--data.pad=longest"), ("longest", "--train.micro_batch=2")])
+def test_padding_is_named(recipe, tmp_path, capsys, monkeypatch, pad, cure):
+    family(monkeypatch, Loss=Padded)
+    cause = first_cause(recipe, tmp_path / "run", capsys, f"data.pad={pad}", "data.max_tokens=64")
+    assert (cause["what"], cause["cure"]) == ("padding", cure)
+    assert cause["text"].startswith("75% of the positions that are computed are padding")
+
+
+class Growing(toy.Inputs):
+    """Batches of which every one has another length."""
+
+    seen = 0
+
+    def collate(self, examples):
+        Growing.seen += 1
+        batch = super().collate(examples)
+        return {**batch, "x": batch["x"][:, None].expand(-1, 2 + Growing.seen // 4, 4)}
+
+
+class OfSequences(toy.Net):
+    def forward(self, batch):
+        return super().forward(batch).mean(-1)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_blocks_that_are_compiled_again_are_named(recipe, tmp_path, capsys, monkeypatch):
+    family(monkeypatch, Inputs=Growing, build=lambda section, directory, *, seed: OfSequences(section.width, seed))
+    compiled = "distributed={compile: true, compile_backend: aot_eager, compile_dynamic: false}"
+    cause = first_cause(recipe, tmp_path / "run", capsys, compiled, "track.every_steps=2", steps=40)
+    assert (cause["what"], cause["cure"]) == ("compiling", "--distributed.compile_dynamic=true")
+
+
+def test_small_micro_batches_are_named(recipe, tmp_path, capsys):
+    cause = first_cause(recipe, tmp_path / "run", capsys, "train={global_batch: 16, micro_batch: 1}", "track.every_steps=4")
+    assert (cause["what"], cause["cure"]) == ("micro-batches", "--train.micro_batch=16")
+
+
+def test_evaluations_are_named(recipe, tmp_path, capsys):
+    cause = first_cause(recipe, tmp_path / "run", capsys, "evaluate=[{bench: loss, every_steps: 1, batch: 1}]")
+    assert cause["what"] == "evaluation" and cause["share"] > 0.3
+    assert int(cause["cure"].removeprefix("--evaluate.0.every_steps=")) > 20
+
+
+def test_checkpoints_are_named(recipe, tmp_path, capsys):
+    cause = first_cause(recipe, tmp_path / "run", capsys, "checkpoint.every_steps=1", "checkpoint.keep=3")
+    assert cause["what"] == "checkpoints" and "written while training waits" in cause["text"]
+    assert int(cause["cure"].removeprefix("--checkpoint.every_steps=")) > 20
+    assert len(published(tmp_path / "run")) == 3
+
+
+def test_slow_metrics_and_callbacks_are_named(recipe, tmp_path, capsys):
+    cause = first_cause(recipe, tmp_path / "run", capsys, hooks=(lambda state, row: time.sleep(0.02),))
+    assert cause["what"] == "recording" and cause["share"] > 0.4
+    assert cause["cure"].startswith("--track.every_steps=")
+
+
+def test_activations_that_are_computed_again_are_named(recipe, tmp_path, capsys, monkeypatch):
+    class Deep(Wide):
+        def __init__(self, width, seed):
+            super().__init__(width, seed)
+            self.vision = nn.Sequential(nn.Linear(4, 512), *(nn.Linear(512, 512) for _ in range(3)), nn.Linear(512, 4))
+
+    family(monkeypatch, build=lambda section, directory, *, seed: Deep(section.width, seed))
+    cause = first_cause(recipe, tmp_path / "run", capsys, "distributed.activation_checkpointing=full", "train.global_batch=16")
+    assert (cause["what"], cause["cure"]) == ("recomputing", "--distributed.activation_checkpointing=none")
+
+
+def on_gpu(run, capsys, parts, **figures):
+    """What is said of a run whose rows are made those of a GPU, with these seconds of the parts of a step."""
+    rows = files.read_rows(run / "metrics.jsonl")
+    for row in rows:
+        seconds = {part: parts.get(part, 0.0) * row["spent"]["steps"] for part in PARTS}
+        row["spent"] |= {"device": "NVIDIA H200", "seconds": seconds, "memory_gb": 20.0, "memory_of_gb": 141.0}
+        row.update(figures)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return why(run, capsys)["causes"][0]
+
+
+def test_products_in_float32_and_a_host_that_is_too_slow_are_named_on_a_gpu(recipe, tmp_path, capsys):
+    toy.train(recipe, tmp_path / "run", *PLAIN, f"train.steps={LONG}", "train.precision=fp32")
+    cause = on_gpu(tmp_path / "run", capsys, {"forward": 0.05, "backward": 0.1, "update": 0.6}, mfu=0.2)
+    assert (cause["what"], cause["cure"]) == ("precision", "--train.precision=bf16")
+    assert "of 67 TFLOP/s at the most; bfloat16 has 989" in cause["text"]
+    toy.train(recipe, tmp_path / "bf16", *PLAIN, f"train.steps={LONG}", "train.precision=bf16")
+    cause = on_gpu(tmp_path / "bf16", capsys, {"forward": 0.2, "backward": 0.3, "update": 0.01}, mfu=0.02)
+    assert (cause["what"], cause["cure"]) == ("host", "--distributed.compile=true")
+
+
+def test_moments_on_the_host_are_named(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("plait.engine.adamw.ChunkedAdamW.step", lambda self: time.sleep(0.02))
+    cause = first_cause(recipe, tmp_path / "run", capsys, "optim.offload=true")
+    assert (cause["what"], cause["cure"]) == ("offload", "--optim.offload=false")
+
+
+def test_a_slow_feature_cache_is_named(recipe, tmp_path, capsys):
+    toy.train(recipe, tmp_path / "run", *PLAIN, f"train.steps={LONG}", "data.feature_cache=auto")
+    rows = files.read_rows(tmp_path / "run/metrics.jsonl")
+    for row in rows:
+        row["spent"] |= {"seconds": {"data": 0.3, "forward": 0.1, "backward": 0.1}, "collate": 0.3, "steps": 1}
+        row["features_read"] = 0.9
+    (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cause = why(tmp_path / "run", capsys)["causes"][0]
+    assert (cause["what"], cause["share"], cause["cure"]) == ("feature cache", pytest.approx(0.6), "--data.feature_cache=off")
+    assert "90% of the pictures are read from the feature cache, which takes 0.3 s a step" in cause["text"]
+
+
+def test_what_costs_most_is_told_once_while_the_run_trains(recipe, tmp_path, monkeypatch, caplog):
+    family(monkeypatch, Loss=Padded)
+    monkeypatch.setattr(Wide, "passes", 30)
+    monkeypatch.setattr(logging.getLogger("plait"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    toy.train(recipe, tmp_path / "run", *PLAIN, "train.steps=120", "data.pad=to_max", "data.max_tokens=64")
+    (line,) = {record.getMessage() for record in caplog.records if "`plait why RUN` tells more" in record.getMessage()}
+    assert line.startswith("step 50: 75% of the positions that are computed are padding (data.pad=to_max) (")
+    assert "--data.pad=longest); " in line
+
+
+def test_the_page_shows_each_part_with_its_share_and_the_cure_of_a_cause(recipe, tmp_path, capsys, monkeypatch):
+    family(monkeypatch, Loss=Padded)
+    toy.train(recipe, tmp_path / "run", *PLAIN, "stages=[{name: a}, {name: b}]", f"train.steps={LONG}")
+    capsys.readouterr()
+    assert cli.main(["why", str(tmp_path / "run"), "--stage", "a"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith(f"stage 1 a, steps 2 to {LONG}: ")
+    shares = {line[2:24].strip(): line[24:31] for line in told[1:] if line.startswith("  ") and line[30:31] == "%"}
+    assert {"forward", "backward", "update", "projector", "vision", "language", "metrics, callbacks"} <= shares.keys()
+    assert "  --stages.0.train.micro_batch=2" in "\n".join(told)
+    assert why(tmp_path / "run", capsys)["stage"] == "b"
+
+
+def test_a_trace_of_some_steps_is_written_and_leaves_the_run_as_it_is(recipe, tmp_path, capsys):
+    run = toy.train(recipe, tmp_path / "run", *PLAIN, f"train.steps={LONG}")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    told = why(run, capsys, "--profile", "2")
+    names = {event.get("name") for event in json.loads((run / "profile/stage-1-train.json").read_text())["traceEvents"]}
+    assert told["trace"] == str(run / "profile/stage-1-train.json") and "aten::addmm" in names
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_that_says_nothing_of_its_time_is_refused_in_a_line(recipe, tmp_path, capsys):
+    run = toy.train(recipe, tmp_path / "run", *PLAIN, "track.monitor=false")
+    assert not any("spent" in row for row in files.read_rows(run / "metrics.jsonl"))
+    capsys.readouterr()
+    assert cli.main(["why", str(run)]) != 0
+    assert capsys.readouterr().err == (
+        f"plait: {run} has no row that says where the time of stage train went (track.monitor is off): rows come every "
+        "track.every_steps = 1 steps, from runs of this version on\n"
+    )
+    assert cli.main(["why", str(run), "--stage", "x"]) != 0
+    assert capsys.readouterr().err == f"plait: {run} has no stage 'x': its stages are train\n"
+
+
+def test_damaged_rows_cost_themselves(recipe, tmp_path, capsys):
+    run = toy.train(recipe, tmp_path / "run", *PLAIN, f"train.steps={LONG}")
+    whole = why(run, capsys)
+    rows = files.read_rows(run / "metrics.jsonl")
+    damaged = [{**rows[5], "spent": {"steps": 3}}, {**rows[5], "spent": 3}, {**rows[5], "spent": {**rows[5]["spent"], "seconds": None}}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows[:8], *damaged, *rows[8:]]) + '{"step"')
+    assert why(run, capsys) == whole
