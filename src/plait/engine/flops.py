@@ -120,8 +120,7 @@ class Meter:
         self.counting: Flops | None = None
         """The count in progress; None outside of `forward` and where the shapes are known."""
         self._known: dict[tuple[Any, ...], Flops] = {}
-        self._step: list[Flops] = []
-        self.taken: list[Flops] = []
+        self._step, self.taken = list[Flops](), list[Flops]()
 
     @contextlib.contextmanager
     def forward(self, batch: Mapping[str, Any]) -> Iterator[None]:

@@ -50,8 +50,7 @@ class MicroBatch:
     ids: list[SampleId]
     padding: bool
     bad: list[Bad] = field(default_factory=list)
-    read_s: list[tuple[int, float]] = field(default_factory=list)
-    """(source, seconds to read and encode it) of each sample."""
+    read_s: list[tuple[int, float]] = field(default_factory=list)  # source of each sample, seconds to read and encode it
     collate_s: float = 0.0
 
 
@@ -97,8 +96,7 @@ class MicroBatchBuilder:
             chosen = self._replacement(wanted, attempt)
             value, name, reason = self._try_encode(chosen)
             if reason is None:
-                replaced = [Bad(*lost, chosen, number) for number, lost in enumerate(bad)]
-                return Example(value, chosen, replaced, time.perf_counter() - began)
+                return Example(value, chosen, [Bad(*lost, chosen, i) for i, lost in enumerate(bad)], time.perf_counter() - began)
             bad.append((chosen, name, reason))
         name = self.sources[wanted.source].name
         raise PlaitError(f"{name}: sample {bad[0][1]} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {bad[0][2]}")

@@ -30,10 +30,9 @@ class Heartbeat:
         path = path_of(run, rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self.beats, self._failed = 0, False
+        self.beats, self._failed, self._doing = 0, False, "start"
         self.spent_s: dict[str, float] = {}
         """Seconds so far in each phase, or part of one, such as "data" and "step/backward"."""
-        self._doing = "start"
         self.phase("start", 0)
 
     def phase(self, name: str, step: int) -> None:
