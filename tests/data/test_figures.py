@@ -133,3 +133,26 @@ def test_tokens_are_of_all_turns_and_several_conversations_are_one_sample(tmp_pa
     figures = measure(source, [0], threads=1, count_tokens=lambda text: len(text.split()))
     assert figures.tokens.values.tolist() == [6] and figures.words.values.tolist() == [3] and figures.turns.values.tolist() == [4]
     assert figures.usable - figures.with_pictures == 1
+
+
+def drawn(kind, quality, size=(96, 64)):
+    """A picture of shapes, which looks the same at any quality and size."""
+    image = Image.new("RGB", (96, 64), (30, 90, 160))
+    for number, colour in enumerate([(250, 240, 20), (200, 30, 40), (240, 240, 240)]):
+        image.paste(colour, (8 + 28 * number, 6 + 12 * number, 26 + 28 * number, 40 + 6 * number))
+    body = io.BytesIO()
+    image.resize(size, Image.Resampling.LANCZOS).save(body, kind, quality=quality)
+    return body.getvalue()
+
+
+def test_pictures_that_look_alike_are_told_from_those_that_are_equal_and_from_others(tmp_path):
+    bodies = [drawn("JPEG", 95), encoded((96, 64), seed=1), drawn("JPEG", 60), drawn("JPEG", 95), encoded((96, 64), seed=2)]
+    bodies += [drawn("PNG", 0, (192, 128)), encoded((96, 64), seed=1)]
+    for number, body in enumerate(bodies):
+        (tmp_path / f"{number}.jpg").write_bytes(body)
+        (tmp_path / f"{number}.txt").write_text(f"text {number}")
+    source = open_source(SourceEntry(source="folder", path=str(tmp_path)), seed=0)
+    figures = measure(source, range(7), threads=2)
+    assert figures.same_pictures.repeated(9)[:2] == (2, 2)
+    assert [(pair.sample, pair.of) for pair in figures.alike.pairs()] == [(2, 0), (5, 0)]
+    assert measure(source, range(7), threads=1, headers_only=True).alike.pairs() == []

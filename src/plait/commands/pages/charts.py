@@ -37,6 +37,7 @@ def chart(title: str, series: Series, what: str) -> Chart:
     """Lay out the histogram of a series of numbers. `what`: what is counted, such as "pictures"."""
     histogram, show = series.histogram(), _writer(series.unit)
     place = _placer(histogram)
+    middle = 0.5 if series.whole and not histogram.logarithmic and histogram.edges[1] - histogram.edges[0] == 1 else 0.0
     most = max(histogram.counts)
     y_most, y_values = _y_axis(most)
     bars = []
@@ -51,14 +52,15 @@ def chart(title: str, series: Series, what: str) -> Chart:
     points = ("min", "p5", "median", "p95", "max")
     told = ", ".join(f"{name.replace('p5', '5 %').replace('p95', '95 %')} {show(summary[name])}" for name in points) if summary else "none"
     shown_unit = "" if series.unit in ("bytes", "width / height") else f" {series.unit}"
+    ticks = [value + middle for value in _x_values(histogram, series)]
     return Chart(
         title=title,
         summary=f"{len(series):,} {what}; {told}{shown_unit}",
         unit=series.unit,
         bars=bars,
-        x_ticks=[(round(place(value), 2), show(value)) for value in _x_values(histogram, series)],
+        x_ticks=[(round(place(value), 2), show(value - middle)) for value in ticks if value <= histogram.edges[-1]],
         y_ticks=[(round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / y_most, 2), _short(value)) for value in y_values],
-        median=round(place(summary["median"] + (0.5 if series.whole and not histogram.logarithmic else 0)), 2) if summary else None,
+        median=round(place(min(summary["median"] + middle, histogram.edges[-1])), 2) if summary else None,
     )
 
 

@@ -17,9 +17,11 @@ import xxhash
 
 from plait.config.secrets import masked
 from plait.data import image_files
+from plait.data.figures.alike import Alike
 from plait.data.figures.scripts import script_of
 from plait.data.figures.series import Hashes, Series
 from plait.data.order import permute
+from plait.data.selection.duplicates import perceptual_hash
 from plait.data.shard_sets import encoding
 from plait.data.sources.contract import Sample, Source, read
 from plait.errors import BadSample, sample_errors
@@ -41,6 +43,8 @@ class _Picture:
     bytes: int
     kind: str
     hash: int
+    seen: int | None = None
+    """Its perceptual hash (data/selection/duplicates.py); None of one that is nearly one grey, or not decoded."""
 
 
 @dataclass
@@ -88,6 +92,7 @@ class Figures:
     same_pictures: Hashes = field(default_factory=Hashes)
     same_texts: Hashes = field(default_factory=Hashes)
     same_samples: Hashes = field(default_factory=Hashes)
+    alike: Alike = field(default_factory=Alike)
     extremes: dict[str, tuple[float, int]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
 
@@ -123,6 +128,7 @@ class Figures:
         self.file_bytes.add(picture.bytes)
         self.formats[picture.kind] += 1
         self.same_pictures.add(picture.hash, index)
+        self.alike.add(picture.hash, picture.seen, index)
         self._extreme("smallest", -width * height, index)
         self._extreme("largest", width * height, index)
         self._extreme("widest", width / height, index)
@@ -210,9 +216,8 @@ def _picture(body: bytes, headers_only: bool) -> _Picture:
     size = image_files.size(body)
     if limit := image_files.over_limit(size):
         raise BadSample(f"image of {size[0]} x {size[1]} pixels {limit}")
-    if not headers_only:
-        image_files.decode_rgb(body, at_least=_DECODED)
-    return _Picture(size, len(body), encoding.kind(body), xxhash.xxh3_64_intdigest(body))
+    seen = None if headers_only else perceptual_hash(image_files.decode_rgb(body, at_least=_DECODED))
+    return _Picture(size, len(body), encoding.kind(body), xxhash.xxh3_64_intdigest(body), seen)
 
 
 def _whole(sample: Sample, pictures: Sequence[_Picture], turns: Sequence[dict[str, Any]]) -> int:

@@ -38,6 +38,11 @@ class Series:
         values.flags.writeable = False
         return values
 
+    @property
+    def varies(self) -> bool:
+        """Return whether there are different numbers, which a histogram can show."""
+        return bool(len(self)) and bool(self.values.min() < self.values.max())
+
     def summary(self) -> dict[str, float]:
         """Return {"min", "p1", "p5", "p25", "median", "p75", "p95", "p99", "max", "mean"}; {} without numbers."""
         if not len(self):
@@ -52,7 +57,7 @@ class Series:
         if not len(self):
             return Histogram([0.0, 1.0], [0], False)
         low, high = float(values.min()), float(values.max())
-        logarithmic = self.logarithmic and low > 0 and high / low > 4
+        logarithmic = self.logarithmic and low > 0 and high / low > 4 and (not self.whole or high - low >= bins)
         if logarithmic:
             end = high + 1 if self.whole else high
             edges = np.exp(np.linspace(math.log(low), math.log(end), bins + 1))

@@ -63,7 +63,7 @@ def measure(what: str, entry: SourceEntry, most: int | None) -> tuple[Section, d
         for link in listing.links(start, stop):
             links.add(link)
     drawn = (("Words of the captions", links.words), ("Width, as the list says", links.width), ("Height, as the list says", links.height))
-    charts = [chart(name, series, "rows") for name, series in drawn if len(series)]
+    charts = [chart(name, series, "rows") for name, series in drawn if series.varies]
     hosts = [[f"{count:,}", host] for host, count in links.hosts.most_common(_HOSTS)]
     tables = [("Most frequent hosts", ("rows", "host"), hosts)]
     return Section(listing.title, _details(listing, links), charts, tables), _as_dict(listing, links)

@@ -10,12 +10,13 @@ from plait.commands.pages.charts import chart
 from plait.commands.pages.figures import Group, Section, Thumb
 from plait.config.secrets import masked
 from plait.data import image_files
+from plait.data.figures.alike import DISTANCE
 from plait.data.figures.measure import Figures, samples_of
 from plait.data.figures.series import Hashes
 from plait.data.sources.contract import Sample, Source, read
 from plait.errors import BadSample, sample_errors
 
-_REASONS, _REPEATS, _GROUPS = 12, 10, 6
+_REASONS, _REPEATS, _GROUPS, _PAIRS = 12, 10, 6, 100
 _SHOWN, _SHOWN_SIDE = 24, 320
 _TEXT = 80  # characters of a repeated text in a line
 
@@ -63,7 +64,7 @@ def _texts(figures: Figures, source: Source) -> list[tuple[str, str]]:
     if repeated:
         total = len(figures.same_texts)
         share = f"{repeated:,} of {total:,} samples ({repeated / total:.1%})"
-        rows.append(("repeated text", f"{share} as an earlier one; {kinds:,} come again"))
+        rows.append(("repeated text", f"{share} have the text of an earlier one; {kinds:,} texts come again"))
         for count, owners in frequent[:3]:
             rows.append(("", f"{count:,} x {_quoted(_text_of(source, owners[0]))}"))
     return rows
@@ -76,7 +77,10 @@ def _twice(figures: Figures) -> list[tuple[str, str]]:
         repeated, kinds, _ = hashes.repeated(0)
         if repeated:
             share = f"{repeated:,} of {len(hashes):,} {what} ({repeated / len(hashes):.1%})"
-            rows.append((name, f"{share} to the byte as an earlier one; {kinds:,} come again"))
+            rows.append((name, f"{share} are an earlier one to the byte; {kinds:,} come again"))
+    if near := figures.alike.pairs():
+        bits = f"{DISTANCE} of 64 bits or fewer of their perceptual hashes differ"
+        rows.append(("near copies", f"{len(near):,} pictures look like an earlier one ({bits}); `plait data dedup` lists copies"))
     return rows
 
 
@@ -134,6 +138,7 @@ def as_dict(figures: Figures, source: Source) -> dict[str, Any]:
         repeated, kinds, groups = hashes.repeated(_REPEATS)
         return {"repeated": repeated, "kinds": kinds, "most_frequent": [{"count": count, "samples": owners} for count, owners in groups]}
 
+    near = figures.alike.pairs()
     texts = repeats(figures.same_texts)
     texts["most_frequent"] = [{**row, "text": _text_of(source, row["samples"][0])} for row in texts["most_frequent"]]
     series = ("width", "height", "shorter", "aspect", "file_bytes", "words", "characters", "tokens", "turns")
@@ -149,6 +154,7 @@ def as_dict(figures: Figures, source: Source) -> dict[str, Any]:
         "repeated_texts": texts,
         "repeated_pictures": repeats(figures.same_pictures),
         "duplicates": repeats(figures.same_samples),
+        "near_copies": {"count": len(near), "bits": DISTANCE, "such_as": [pair._asdict() for pair in near[:_PAIRS]]},
         "left_out": figures.left_out,
     }
 
@@ -173,7 +179,7 @@ def section(figures: Figures, source: Source, rows: Sequence[tuple[str, str]], *
     if repeated:
         texts = [[f"{count:,}", _text_of(source, owners[0])[:400]] for count, owners in repeated]
         tables.append(("Most frequent texts", ("samples", "text"), texts))
-    charts = [chart(name, series, what) for name, series, what in drawn if len(series)]
+    charts = [chart(name, series, what) for name, series, what in drawn if series.varies]
     return Section(title, rows, charts, tables, _groups(figures, source))
 
 
@@ -190,7 +196,17 @@ def _groups(figures: Figures, source: Source) -> list[Group]:
     if repeated:
         again = [(owners[0], f"{count:,} times") for count, owners in frequent]
         groups.append(Group("Pictures that come again", f"{kinds:,} pictures, the most frequent first", _thumbs(source, again)))
+    shown: dict[int, str] = {}
+    for pair in figures.alike.pairs()[:_GROUPS]:
+        shown.setdefault(pair.of, "")
+        shown[pair.sample] = f"looks like {_name(source, pair.of)}"
+    groups.append(Group("Pictures that look alike", "each beside an earlier one", _thumbs(source, list(shown.items()))))
     return [group for group in groups if group.thumbs]
+
+
+def _name(source: Source, index: int) -> str:
+    """Return the name of a sample."""
+    return next((str(sample["id"]) for _, sample in samples_of(source, [index])), f"{source.name}[{index}]")
 
 
 def _thumbs(source: Source, wanted: Sequence[tuple[int, str]]) -> list[Thumb]:
