@@ -19,7 +19,9 @@ from plait.engine.monitoring.event_files import TensorBoard
 from plait.errors import PlaitError
 from tests.commands.test_answers_page import Page
 from tests.golden import recipes
+from tests.test_house import ROOT
 
+TEMPLATES = ROOT / "src/plait/commands/pages/templates"
 FAMILIES = ["theworld", "molmo", "nanodit"]
 HOSTILE = "</title><script>alert(1)</script>{{ 7 * 7 }}\u2028"
 
@@ -127,6 +129,23 @@ def test_a_plan_that_cannot_be_made_costs_its_own_table(copy, monkeypatch):
 
     monkeypatch.setattr(against_plan.meta_model, "meta_bundle", fails)
     assert against_plan.table(record.read(copy)) == (None, "plan is not known: its sizes are not known here")
+
+
+def test_where_the_time_went_is_the_sum_of_what_rows_say(copy):
+    seconds = {"data": 1.0, "forward": 2.0, "evaluate": 1.0}
+    rows = [{**row, "spent": {"seconds": seconds, "memory_gb": 3.5}} for row in rows_of(copy) if "loss" in row]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = page_of(copy)
+    assert {"waiting for data 40.0 s, 25.0%", "forward 0:01:20, 50.0%", "evaluations 40.0 s, 25.0%"} <= set(page.texts("li"))
+    assert "rank 0 3.5" in page.texts("li"), "the most memory in use"
+
+
+def test_the_style_of_this_page_alone_changes_nothing_of_other_pages_and_is_not_changed_by_theirs():
+    names = [
+        set(re.findall(r"\.([a-z][\w-]*)", re.sub(r"\{[^{}]*\}", "", (TEMPLATES / name).read_text())))
+        for name in ("page.css", "report.css")
+    ]
+    assert names[0] & names[1] <= {"scroll", "details", "grid", "long", "note", "pairs", "interval"}
 
 
 def test_stages_have_a_row_each_with_what_trained(runs):

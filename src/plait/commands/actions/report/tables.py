@@ -19,6 +19,18 @@ from plait.training.figures import forgetting
 
 _MOST_ROWS = 20
 """Rows of a list of events that are shown; more are counted."""
+_PARTS = {
+    "data": "waiting for data",
+    "start": "beginning of steps",
+    "forward": "forward",
+    "backward": "backward",
+    "update": "update",
+    "record": "metrics, callbacks",
+    "evaluate": "evaluations",
+    "save": "checkpoints",
+    "other": "setting up",
+}
+"""Words for the parts of a step, as rows have them under `spent`."""
 _VERSIONS = ("plait", "python", "torch", "transformers", "diffusers", "numpy")
 """Packages whose versions a page tells; a checkpoint's manifest has all."""
 
@@ -190,7 +202,8 @@ def time_parts(record: RunRecord) -> list[Part]:
             told.get("seconds", {}).items() if isinstance(told, Mapping) and isinstance(told.get("seconds"), Mapping) else ()
         ):
             if is_number(seconds):
-                spent[name] = spent.get(name, 0.0) + seconds
+                part = _PARTS.get(name, name)
+                spent[part] = spent.get(part, 0.0) + seconds
     if not spent:
         spent = dict(_clocked(record))
     total = sum(spent.values())
