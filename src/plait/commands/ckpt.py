@@ -113,6 +113,23 @@ def run_prune(arguments: Arguments) -> None:
     prune.prune(arguments.run, keep=arguments.keep, also=arguments.also, do=arguments.yes, as_json=arguments.json)
 
 
+def declare_replay(parser: Parser) -> None:
+    """Add the arguments of `replay` to its parser."""
+    parser.add_argument("run", type=path, help="a run directory")
+    parser.add_argument("step", type=positive, metavar="STEP", help="a step that the run has had, from 1")
+    parser.add_argument("--out", type=path, metavar="DIR", help="folder in which step-N is written (default: RUN/replays)")
+
+
+def run_replay(arguments: Arguments) -> None:
+    """Train a run again, in memory, from the checkpoint before a step to that step, and write what the step holds.
+
+    The arguments are `run`, `step` and `out` (a folder; None: RUN/replays). Raises PlaitError for a step that the run has not had.
+    """
+    from plait.commands.actions.runs import replay
+
+    replay.replay(arguments.run, arguments.step, arguments.out)
+
+
 COMMANDS = (
     Command(("ckpt", "inspect"), "what a checkpoint holds", declare_inspect, run_inspect),
     Command(("ckpt", "verify"), "check every file of every checkpoint against its hash", declare_verify, run_verify),
@@ -124,5 +141,6 @@ COMMANDS = (
     ),
     Command(("ckpt", "ema"), "weights averaged over any share of the run, after training (optim.ema.post_hoc)", declare_ema, run_ema),
     Command(("ckpt", "prune"), "free disk: delete checkpoints that nothing needs; prints what would go", declare_prune, run_prune),
+    Command(("ckpt", "replay"), "go again from a checkpoint to STEP and look into it: samples, modules, cause", declare_replay, run_replay),
     Command(("ckpt", "diff"), "how far weights moved from A to B, and what else differs", declare_diff, run_diff),
 )

@@ -36,7 +36,7 @@ from plait.training.ledger import Ledger
 from plait.training.monitor.stage_monitor import StageMonitor, Watched
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
 from plait.training.run_context import RunContext
-from plait.training.spikes.black_box import BlackBox, Look
+from plait.training.spikes.black_box import FOLDER, BlackBox, Look
 from plait.training.stage_evaluation import StageEvaluation
 from plait.training.stage_plan import StagePlan, evaluates
 
@@ -124,7 +124,7 @@ class StageRun:
     def _spikes(self) -> SpikeWatch:
         """Return what finds steps that stand out."""
         plan, context, state = self.plan, self.context, self.state
-        box = BlackBox(plan, self.bundle, state, context.ranks, run=context.run, mark=context.heartbeat.part)
+        box = BlackBox(plan, self.bundle, state, context.ranks, folder=context.run / FOLDER, mark=context.heartbeat.part)
         return SpikeWatch(state, plan.config.guard, context.ranks, context.run, plan.view.name, Look(box, context.tracker))
 
     def run(self) -> None:

@@ -7,6 +7,7 @@ the gradient) and the samples with the largest part, as text and PNG. A stage is
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -80,18 +81,18 @@ class Finding(NamedTuple):
 
 
 class BlackBox:
-    """Looks into steps of a stage, and writes what it finds below `run`. `mark`: called as each sample's pass begins, for the watchdog."""
+    """Looks into steps of a stage, and writes what it finds to `folder`/step-N. `mark`: called as each pass begins, for the watchdog."""
 
-    def __init__(self, plan: Plan, bundle: ModelBundle, state: State, ranks: Ranks, *, run: Path, mark: Callable[[str], None]) -> None:
-        self.plan, self.bundle, self.state, self.ranks, self.run, self.mark = plan, bundle, state, ranks, run, mark
+    def __init__(self, plan: Plan, bundle: ModelBundle, state: State, ranks: Ranks, *, folder: Path, mark: Callable[[str], None]) -> None:
+        self.plan, self.bundle, self.state, self.ranks, self.folder, self.mark = plan, bundle, state, ranks, folder, mark
 
-    def folder(self, step: int) -> Path:
+    def folder_of(self, step: int) -> Path:
         """Return the folder of the step `step` of the run, from 1."""
-        return self.run / FOLDER / f"step-{step:08d}"
+        return self.folder / f"step-{step:08d}"
 
     def has_room(self) -> bool:
         """Return whether this step may be looked into: `guard.spike_boxes` others were not, or this one was before."""
-        folder = self.folder(self.state.step + 1)
+        folder = self.folder_of(self.state.step + 1)
         others = [path for path in folder.parent.glob("step-*") if path != folder]
         return bool(self.ranks.agree(len(others) < self.plan.config.guard.spike_boxes))
 
@@ -196,14 +197,14 @@ class BlackBox:
 
     def _keep(self, finding: Finding) -> None:
         """Write the folder whole; one of the same step, from before the run was continued, makes room."""
-        target = self.folder(int(finding.content["step"]))
+        target = self.folder_of(int(finding.content["step"]))
         files.remove(target)
         with new_folder(target) as folder:
             rows = finding.content.get("samples", [])
-            ordered = sorted(rows, key=lambda row: -row.get("gradient_norm", row["loss"]))
+            ordered = sorted(rows, key=size_of, reverse=True)
             for row in ordered[:_SHOWN]:
                 row.update(self._shown(SampleId(row["source"], row["index"], row["epoch"]), folder))
-            files.write_whole(folder / FILE, json.dumps(finding.content, indent=1, default=str) + "\n")
+            files.write_whole(folder / FILE, json.dumps(_plain(finding.content), indent=1, default=str, allow_nan=False) + "\n")
 
     def _shown(self, sample_id: SampleId, folder: Path) -> dict[str, Any]:
         """Write a sample's pictures below `folder` as PNG; returns what is told of it: id, text, notes, names of the files."""
@@ -224,6 +225,21 @@ class BlackBox:
         for name, picture in zip(names, pictures, strict=True):
             Image.fromarray(picture).save(folder / name)
         return told | {"pictures": names}
+
+
+def size_of(row: Mapping[str, Any]) -> float:
+    """Return the norm of a sample's part of the gradient, or its loss where there is none; infinite for what is not finite."""
+    value = float(row.get("gradient_norm", row["loss"]))
+    return value if math.isfinite(value) else math.inf
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: numbers that are not finite as text, as in metrics.jsonl."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Look:

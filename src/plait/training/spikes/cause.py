@@ -3,6 +3,7 @@
 Compared are figures of the step's samples with those of the step before, both with the weights before the update.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -62,8 +63,14 @@ _WORDS = {"loss": "loss", "grad_norm": "gradient norm"}
 
 
 def outstanding(rows: Rows, before: Rows) -> list[Mapping[str, Any]]:
-    """Return the samples of `rows`, at most a quarter, whose loss or gradient norm is twice all others', those `before` included."""
+    """Return the samples of `rows`, at most a quarter, whose loss or gradient norm is twice all others', those `before` included.
+
+    Samples whose figures are not finite come first, all of them.
+    """
     best, ratio = list[Mapping[str, Any]](), _GAP
+    broken = [row for row in rows if not all(math.isfinite(row[name]) for name in _FIGURES if name in row)]
+    if broken:
+        return broken
     for name in _FIGURES:
         if not all(name in row for row in rows):
             continue
