@@ -228,7 +228,7 @@ class BlackBox:
 
 
 def size_of(row: Mapping[str, Any]) -> float:
-    """Return the norm of a sample's part of the gradient, or its loss where there is none; infinite for what is not finite."""
+    """Return the norm of a sample's part of the gradient, or else its loss; infinite for what is not finite."""
     value = float(row.get("gradient_norm", row["loss"]))
     return value if math.isfinite(value) else math.inf
 

@@ -75,9 +75,10 @@ class _Reach:
 
 
 def replay(run: Path, step: int, out: Path | None) -> None:
-    """Train again up to step `step` (from 1) of `run`, look into it, and print its cause; `out`: the folder of what is found.
+    """Train again up to step `step` (from 1) of `run`, look into it, and print its cause.
 
-    None: RUN/replays. Raises PlaitError for a run that has not had the step, and Stopped where memory runs out or a signal comes.
+    `out`: the folder of what is found; None: RUN/replays. Raises PlaitError for a run that has not had the step, and Stopped where memory
+    runs out or a signal comes.
     """
     saved = [folder for folder in checkpoint.published(run) if checkpoint.step_of(folder) >= step]
     resolved = open_of_checkpoint(run, saved[-1]) if saved else open_accepted(run)
