@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from plait import cli
-from plait.commands.actions.report import against_plan, record
+from plait.commands.actions.report import against_plan, record, slow
 from plait.commands.pages.axes import number
 from plait.engine.monitoring.event_files import TensorBoard
 from plait.errors import PlaitError
+from plait.training.monitor.causes import Cause
 from tests.commands.test_answers_page import Page
 from tests.golden import recipes
 from tests.test_house import ROOT
@@ -138,6 +139,22 @@ def test_where_the_time_went_is_the_sum_of_what_rows_say(copy):
     page = page_of(copy)
     assert {"waiting for data 40.0 s, 25.0%", "forward 0:01:20, 50.0%", "evaluations 40.0 s, 25.0%"} <= set(page.texts("li"))
     assert "rank 0 3.5" in page.texts("li"), "the most memory in use"
+
+
+def test_what_made_steps_slow_stands_with_its_cure(copy, monkeypatch):
+    found = [Cause("dense masks", 0.125, "half of the FLOPs", "--model.masks=sparse"), Cause("save", 0.1, "checkpoints are long")]
+    monkeypatch.setattr(slow, "causes", lambda window, view, resolved: found if view.name == "all" else [])
+    cells = page_of(copy).texts("td")
+    first = cells.index("dense masks")
+    assert cells[first : first + 4] == ["dense masks", "12.5%", "half of the FLOPs", "--model.masks=sparse"]
+    assert cells[first + 4 : first + 8] == ["save", "10.0%", "checkpoints are long", ""]
+
+
+def test_the_last_look_at_pictures_is_a_sentence(copy):
+    look = {"blind/own": 0.5, "blind/other": 0.9, "blind/gain": 0.4, "blind/samples": 16, "intervals": {"blind/gain": [0.3, 0.5]}}
+    append(copy, {"step": 40, "stage": 2, **look})
+    said = "Pictures make a difference at step 40: the loss is 0.5000 with their own pictures and 0.9000 with another sample's"
+    assert any(said in text for text in page_of(copy).texts("p"))
 
 
 def test_the_style_of_this_page_alone_changes_nothing_of_other_pages_and_is_not_changed_by_theirs():

@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from plait import files
-from plait.commands.actions.report import against_plan, comparison, curves, record, shown, tables
+from plait.commands.actions.report import against_plan, comparison, curves, record, shown, slow, tables
 from plait.commands.actions.report.record import RunRecord
 from plait.commands.pages.report import Block, RunPart, render_report
 from plait.engine.monitoring import screen
 from plait.errors import PlaitError
+from plait.training.figures import picture_use
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +84,13 @@ def _blocks(each: RunRecord, *, plan: bool) -> Iterator[Block]:
     yield Block("Stages", "stages", note="" if len(each.resolved.stages) > 1 else "One stage.", tables=[tables.stage_table(each)])
     for section in curves.sections(each):
         table = tables.held_out_table(each) if section.anchor == "held-out" else None
+        table = slow.table(each) if section.anchor == "throughput" else table
+        looked = each.looks[-1:] if section.anchor == "held-out" else []
+        said = [f"Pictures make {picture_use.verdict(row)} at step {row['step']:,}: {picture_use.sentence(row)}." for row in looked]
         yield Block(
             section.title,
             section.anchor,
-            section.note,
+            " ".join(filter(None, [section.note, *said])),
             section.wide,
             section.charts,
             parts=tables.time_parts(each) if section.anchor == "throughput" else (),
