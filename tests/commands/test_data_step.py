@@ -12,6 +12,7 @@ from plait.data import order
 from plait.engine.checkpoints import checkpoint
 from plait.training import stage
 from tests import processes, toy_family
+from tests.data import latent_sets
 
 LONG = ("evaluate=[]", "checkpoint.best=null", "guard.forgetting=null")
 
@@ -145,3 +146,27 @@ def test_the_page_draws_the_samples_of_the_step_with_their_places(tmp_path, caps
     assert re.findall(r"<dt>place</dt><dd>(.*?)</dd>", page) == ["rank 0, micro-batch 0"] * 2 + ["rank 1, micro-batch 0"] * 2
     assert cli.main(["data", "step", str(tmp_path / "config.yaml"), "2", f"--out={tmp_path / 'out'}"]) == 2
     assert "is not empty; give --out a new folder" in capsys.readouterr().err
+
+
+def test_a_stage_that_a_plateau_ended_moves_those_after_it(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    rule = "{metric: loss, window_steps: 2, min_steps: 2, min_gain: 0.99}"
+    stages = f"[{{name: projection, trainable: [projector], train: {{plateau: {rule}}}}}, {{name: language, trainable: [language]}}]"
+    toy_family.train(recipe, run, f"stages={stages}", "guard.forgetting=null", "checkpoint.best=null")
+    told = [listed(capsys, run, step) for step in range(1, 11)]
+    ended = sum(one["stage"] == "projection" for one in told)
+    assert 2 <= ended < 6, "the plateau ended it"
+    assert [one["stage_step"] for one in told[ended:]] == [1, 2, 3, 4, 5, 6]
+    assert all(one["hash"] == one["recorded_hash"] for one in told)
+
+
+def test_a_step_of_data_in_buckets_is_of_one_bucket_and_the_runs(tmp_path, capsys):
+    root = latent_sets.make(tmp_path / "set", {"64x64": 9, "48x80": 5, "80x48": 4})
+    model = {"metadata": str(root), "channels": 4, "text_dim": 6, "image_dim": 5}
+    tree = {"family": "nanodit", "preset": "tiny", "model": model, "train": {"steps": 4, "global_batch": 4}, "evaluate": []}
+    tree |= {"data": {"train": [{"source": "latents", "path": str(root)}]}, "track": {"every_steps": 1}}
+    (tmp_path / "config.yaml").write_text(reading.write_yaml(tree))
+    assert cli.main(["train", str(tmp_path / "config.yaml"), f"--run={tmp_path / 'run'}"]) == 0
+    for step in range(1, 5):
+        told = listed(capsys, tmp_path / "run", step)
+        assert told["hash"] == told["recorded_hash"] and len(told["samples"]) == 4

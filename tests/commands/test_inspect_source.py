@@ -12,6 +12,7 @@ from plait.commands.pages.charts import HEIGHT, WIDTH
 from plait.config import reading
 from plait.data.figures import measure
 from plait.nn.tokenizer import train_tokenizer
+from tests.data.faulty_server import serving
 from tests.data.packing import labelled
 from tests.data.test_figures import encoded
 
@@ -130,6 +131,9 @@ def test_a_list_of_links_is_measured_as_one_and_says_how_to_fetch_it(tmp_path, c
         ("a.json", '[{"image": "a.png"}]', False),
         ("a.json", '{"data": [{"image": "a.png"}]}', False),
         ("a.json", '\n [{"image": 1}]', False),
+        ("a.json", '{"info": {}, "images": [{"id": 1}], "annotations": [{"id": 1}]}', False),
+        ("a.json", "5", True),
+        ("a.json", '{"stages": [{"name": "a"}], "evaluate": [{"bench": "loss"}]}', True),
         ("a.jsonl", '{"image": "a.png"}', False),
         ("a.csv", "image,caption", False),
         ("a.parquet", "PAR1", False),
@@ -155,6 +159,10 @@ def test_folders_addresses_scripts_and_scenes_are_told_too(tmp_path):
         (["photos", "--tokenizer=nowhere"], "--tokenizer=nowhere: there is no nowhere"),
         (["photos", "--colums.caption=x"], "--colums: Extra inputs are not permitted"),
         (["nothing"], "'nothing' is no folder of pictures, .jsonl, .json, .csv, .parquet, tar shards or `scenes`"),
+        (
+            ["hf://datasets/mlfoundations/datacomp_small", "--limit=10"],
+            "data source mlfoundations/datacomp_small: its rows hold addresses of pictures, and no pictures: fetch them into tar shards",
+        ),
         (["photos", "--out=photos"], "photos is not empty; give --out a new folder"),
     ],
 )
@@ -182,3 +190,18 @@ def test_a_configurations_sources_are_measured_beside_what_the_model_sees(tmp_pa
     assert [source["name"] for source in told["sources"]] == ["shards:a.tar", "scenes train"] and told["refused"] == []
     assert told["sources"][0]["tokens"]["count"] == 6 and told["look"][0]["about"] == "shards:a.tar"
     assert told["pages"] == [str(tmp_path / "again" / name) for name in ("page.html", "figures.html")]
+
+
+def test_shards_at_an_address_are_inspected_and_packed_and_nothing_shows_their_signature(tmp_path, capsys, monkeypatch):
+    path = labelled(tmp_path / "a.tar", 0, 20)
+    monkeypatch.setenv("SIGNATURE", "X-Amz-Signature=secret")
+    with serving({"a.tar": path.read_bytes()}) as server:
+        address = f"{server.url}/a.tar?${{SIGNATURE}}"
+        said = inspected(capsys, address, tmp_path / "out", "--template.assistant=number {label}")
+        assert re.search(r"^  samples +20, all measured$", said, re.MULTILINE) and re.search(r"^  answers +2 words", said, re.MULTILINE)
+        assert cli.main(["data", "shard", address, str(tmp_path / "far"), "--plain"]) == 0
+        said += "".join(capsys.readouterr())
+    assert cli.main(["data", "shard", str(path), str(tmp_path / "near"), "--plain"]) == 0
+    assert (tmp_path / "far/000000.tar").read_bytes() == (tmp_path / "near/000000.tar").read_bytes()
+    files = [file for folder in ("out", "far") for file in (tmp_path / folder).iterdir()]
+    assert "secret" not in said and not any(b"secret" in file.read_bytes() for file in files)

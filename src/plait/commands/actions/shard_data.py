@@ -70,6 +70,7 @@ _KINDS = {
     **dict.fromkeys((".csv", ".tsv", ".parquet", ".arrow"), "datasets"),
 }
 """The kind of source that reads a file, by its ending."""
+_HUB = "hf://datasets/"
 _PICTURES = frozenset(f".{kind}" for kind in IMAGE_KINDS)
 OPTIONS = frozenset(ShardOptions.__dataclass_fields__)
 """The names of its fields."""
@@ -148,11 +149,13 @@ def measure(path: Path) -> None:
 def entry(what: str, settings: Sequence[str]) -> SourceEntry:
     """Return an item of `data.train` for `what`: "scenes" (drawn), or a path or address of data.
 
-    Records (JSON, CSV, parquet, Arrow), tar shards, or a folder of pictures or of these.
+    Records (JSON, CSV, parquet, Arrow), tar shards, a folder of pictures or of these, or hf://datasets/OWNER/NAME.
 
     `settings`: such as "options.size=[64,64]". Raises PlaitError for anything else, and for a setting that a source does not have.
     """
     values: dict[str, Any] = {"source": "scenes"} if what == "scenes" else {"source": _kind(what), "path": what}
+    if what.startswith(_HUB) and what.removeprefix(_HUB).rstrip("/").count("/") == 1:
+        values = {"source": "datasets", "name": what.removeprefix(_HUB).rstrip("/")}
     for setting in settings:
         name, _, text = setting.partition("=")
         *above, last = name.split(".")

@@ -63,7 +63,7 @@ def inspect(what: str, settings: Sequence[str], options: InspectOptions) -> None
     try:
         source = open_source(row, seed=0, split=options.split)
     except PlaitError as error:
-        if not isinstance(error.__cause__, LinkList):
+        if not isinstance(error.__cause__, LinkList) or row.path is None:  # of a list on the Hub, nothing is fetched
             raise
         section, told = link_figures.measure(what, row, options.figures)
         _finish(out, f"{section.title}: a list of links", [str(error.__cause__)], replace(section, title=""), told, options)

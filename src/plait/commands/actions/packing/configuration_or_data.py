@@ -14,7 +14,7 @@ _KEYS = {field.alias or name for name, field in RunConfig.model_fields.items()} 
 def is_configuration(what: str) -> bool:
     """Return whether an argument names a configuration, a run directory or a launch script, and not data. Raises nothing.
 
-    A .json file is data where it holds a list, or one list of records under a key that no configuration has.
+    A .json file is data where it holds a list, or lists of records under keys that no configuration has.
     """
     path = Path(what)
     if dialects.is_script(what):
@@ -29,7 +29,7 @@ def is_configuration(what: str) -> bool:
 
 
 def _holds_records(path: Path) -> bool:
-    """Return whether a .json file holds records: a list, or one list of objects under a key."""
+    """Return whether a .json file holds records: a list, one list of objects under a key, or several and nothing but lists and objects."""
     with path.open("rb") as file:
         start = file.read(_MOST_BYTES + 1)
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[") or len(start) > _MOST_BYTES:
@@ -38,5 +38,9 @@ def _holds_records(path: Path) -> bool:
         value = json.loads(start)
     except (ValueError, RecursionError):
         return False
+    if not isinstance(value, dict):
+        return False
     lists = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)]
-    return len(lists) == 1 and (lists[0] not in _KEYS or lists == ["data"])
+    if len(lists) == 1:
+        return lists[0] not in _KEYS or lists == ["data"]
+    return len(lists) > 1 and not value.keys() & _KEYS and all(isinstance(item, list | dict) for item in value.values())
