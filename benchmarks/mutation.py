@@ -68,6 +68,9 @@ _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2): orphans of a test become 
 TESTS: dict[str, str] = {
     "data/order.py": "data/test_order.py data/test_buckets.py",
     "data/loading/bucketing.py": "data/test_buckets.py data/test_part.py",
+    "data/loading/length_order.py": "data/test_length_order.py",
+    "data/loading/truncation.py": "training/test_token_lengths.py",
+    "training/batching/token_lengths.py": "training/test_token_lengths.py",
     "data/loading/loader.py": "data/test_loader.py",
     "data/loading/micro_batch.py": "data/test_loader.py",
     "data/loading/prefetch.py": "data/test_streaming.py",

@@ -14,7 +14,6 @@ from plait import cli
 from plait.assembly.configuration import open_config
 from plait.assembly.data import open_training, open_validation
 from plait.config.schema import SourceEntry
-from plait.config.sections.selection import Filter
 from plait.data.loading.bucketing import order_of
 from plait.data.order import SampleId
 from plait.data.selection import survey
@@ -244,14 +243,13 @@ class Buckets(Source):
 
 
 def test_buckets_keep_to_the_samples_that_pass():
-    entry = SourceEntry(source="scenes")
-    source = passing(Buckets(), Filter(expr="n % 3 == 0"), where="it", entry=entry, cache=None)
+    source = passing(Buckets(), SourceEntry(source="scenes", filter={"expr": "n % 3 == 0"}), "it", None)
     assert source.groups == (10, 4) and [source[i]["fields"]["n"] for i in (9, 10)] == [27, 30]
     assert [(row["samples"], row["tokens"], row["batches"], row["left_over"]) for row in source.table(4)] == [
         (10, 100, 2, 2),
         (4, 40, 1, 0),
     ]
-    alone = passing(Buckets(), Filter(expr="n >= 30"), where="it", entry=entry, cache=None)
+    alone = passing(Buckets(), SourceEntry(source="scenes", filter={"expr": "n >= 30"}), "it", None)
     assert alone.groups == (12,) and [row["bucket"] for row in alone.table(4)] == ["12"]
 
 

@@ -18,6 +18,7 @@ from plait import files
 from plait.assembly import checkpoint_specs, hub_start, overwritten
 from plait.assembly.data import open_training
 from plait.config.schema import RunConfig
+from plait.data.loading import truncation
 from plait.data.order import permute
 from plait.data.sources.contract import read
 from plait.data.text import IMAGE_MARK
@@ -83,7 +84,8 @@ class ModelBundle:
         `pad`: how sequences are padded (longest, to_128, to_max, none); None: `data.pad`. Raises PlaitError if data.max_tokens is too long.
         """
         check_max_tokens(config.data.max_tokens, self.family.limits(self.section))
-        return self.family.Inputs(self.section, self.assets, max_tokens=config.data.max_tokens, pad=pad or config.data.pad, train=train)
+        inputs = self.family.Inputs(self.section, self.assets, max_tokens=config.data.max_tokens, pad=pad or config.data.pad, train=train)
+        return inputs if config.data.truncate == "cut" else truncation.inputs_of(inputs, config.data, train=train)
 
     def frozen_xxh3(self, trained: set[str]) -> str:
         """Return one hash of all weights as built, except those named in `trained`; a resumed run compares it with its checkpoint's."""

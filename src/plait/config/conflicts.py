@@ -135,6 +135,8 @@ def _data_conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list
         result.append((("data", "mixture"), message))
     if config.data.without and config.data.mixture is None:
         result.append((("data", "without"), "leaves out datasets of a mixture, but data.mixture names none"))
+    if config.data.truncate != "cut" and config.data.max_tokens is None:
+        result.append((("data", "truncate"), f"is {config.data.truncate}, but no length is set: set data.max_tokens as well"))
     lists: list[tuple[KeyPath, list[SourceEntry]]]
     lists = [(("data", "train"), config.data.train), (("data", "validation"), config.data.validation_sources)]
     for index, bench in enumerate(config.evaluate):

@@ -136,6 +136,12 @@ class Data(Section):
     feature_cache_gb: Rate = Field(default=20.0, description="1e9 bytes that all kept features may take on the disk, of every run")
     feature_cache_of: list[str] = Field(default=[], description="which encoders, such as world_latents; empty: all of the family")
     max_tokens: Count | None = Field(default=None, description="longest sequence, tokens; longer ones are cut at the end")
+    truncate: Literal["cut", "refuse", "drop"] = Field(
+        default="cut", description="of longer training samples: cut their end; refuse: they are bad samples; drop: leave them out, counted"
+    )
+    batching: Literal["random", "length"] = Field(
+        default="random", description="length: sequences of similar length in a batch, for less padding; samples as often as without"
+    )
     pad: Literal["longest", "to_128", "to_max", "none"] = Field(default="longest", description="what sequences are padded to")
 
     @property

@@ -75,6 +75,7 @@ class BucketOrder:
         plain = Order(
             [sum(lengths) for lengths in groups], sampling_weights, seed, global_batch, changes
         )  # the same checks, sizes and lengths
+        self.arranged = plain.arranged
         self.sizes, self.seed, self.segments, self.samples, self.steps = plain.sizes, seed, plain.segments, plain.samples, plain.steps
         total = math.fsum(sampling_weights)
         self.counts = block_counts([w / total for w in sampling_weights], 1)  # batches per source in one block of the mixture

@@ -125,7 +125,7 @@ class Order:
                 raise PlaitError(f"source {number} of the mixture is empty; remove it or mend its path")
             if not (weight > 0 and math.isfinite(weight)):
                 raise PlaitError(f"source {number} of the mixture has weight {weight}; weights are positive numbers")
-        self.sizes, self.seed, self.segments = tuple(int(s) for s in sizes), seed, segments(global_batch, changes)
+        self.sizes, self.seed, self.segments, self.arranged = tuple(int(s) for s in sizes), seed, segments(global_batch, changes), ""
         self.counts = block_counts([w / math.fsum(sampling_weights) for w in sampling_weights], global_batch)
         self._slot_source, self._slot_turn = interleave(self.counts)
         self._memo: tuple[int, list[SampleId]] = (0, [])  # first position and samples; replaced as a whole: several threads may call `ids`

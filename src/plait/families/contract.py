@@ -28,6 +28,7 @@ from plait.config.schema import ModelSection
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
 from plait.families.frozen import FrozenEncoder
+from plait.families.lengths import TokenLengths
 from plait.families.limits import Limits, no_limits
 from plait.families.signatures import Build, BuildOver, MakeInputs, Sample
 
@@ -77,6 +78,7 @@ class Family:
     monitors: Callable[[Any], list[Monitor]] = _none
     frozen_features: Callable[[Any], list[FrozenEncoder]] = _none
     """From config to the encoders of pictures whose outputs `data.feature_cache` can keep while they are frozen."""
+    token_lengths: Callable[[Any], TokenLengths] | None = None  # from inputs to the lengths of their rows; None: they have none
     GenerateOptions: type[BaseModel] | None = None
     generate: Callable[[Any, Any, Any, Path | None, str], Iterable[str]] | None = None
     """Work of `plait generate`: (model, inputs, options, folder or None, name such as step-00000100 of the step) to lines to print."""

@@ -31,6 +31,7 @@ OPTIONAL: Mapping[str, str] = {
     "limits": "limits(config)",
     "monitors": "monitors(config)",
     "frozen_features": "frozen_features(config)",
+    "token_lengths": "token_lengths(inputs)",
     "GenerateOptions": "GenerateOptions, a pydantic model",
     "generate": "generate(model, inputs, options, out, moment)",
     "inspect": "inspect(inputs, sample, example)",

@@ -21,6 +21,7 @@ from plait.families.ablation import CALLS as ABLATION_CALLS
 from plait.families.ablation import Ablation, Ablations
 from plait.families.contract import Family, Monitor, Parameters, require_known
 from plait.families.frozen import FrozenEncoder
+from plait.families.lengths import TokenLengths
 from plait.families.limits import Limits
 from plait.families.members import METHODS
 
@@ -81,6 +82,8 @@ def checked(family: Family) -> Family:
         monitors=monitors,
         frozen_features=lambda config: _frozen_features(of, family.frozen_features(config)),
     )
+    if (lengths := family.token_lengths) is not None:
+        changed = replace(changed, token_lengths=lambda inputs: _token_lengths(of, lengths(inputs)))
     if family.generate is not None:
         changed = replace(changed, generate=_generate(of, family.generate))
     return changed if family.inspect is None else replace(changed, inspect=_inspect(of, family.inspect))
@@ -139,6 +142,13 @@ def _frozen_features(of: str, value: Any) -> list[FrozenEncoder]:
     if isinstance(value, list | tuple) and all(isinstance(encoder, FrozenEncoder) for encoder in value):
         return list(value)
     _refuse(f"{of}frozen_features(config)", value, f"a list of {FrozenEncoder.__module__}.FrozenEncoder")
+
+
+def _token_lengths(of: str, value: Any) -> TokenLengths:
+    """Return what `token_lengths(inputs)` of a family returned. Raises PlaitError unless it is a TokenLengths."""
+    if isinstance(value, TokenLengths):
+        return value
+    _refuse(f"{of}token_lengths(inputs)", value, f"a {TokenLengths.__module__}.TokenLengths")
 
 
 def _is_part(part: Any) -> bool:

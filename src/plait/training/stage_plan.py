@@ -30,6 +30,7 @@ from plait.engine.evaluation import Bench
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
 from plait.families import registry
+from plait.training.batching import token_lengths
 
 AnyOrder = Order | BucketOrder  # of samples; a BucketOrder where sources have buckets (samples of one shape)
 Names = Mapping[str, tuple[str, ...]]
@@ -74,7 +75,7 @@ class StagePlan:
     @property
     def order_digest(self) -> str:
         """Return a hash of what decides which samples come when: seed, sizes of the data, weights, and the first global batch."""
-        lengths = [bucket_lengths(source) for source in self.data.sources]
+        lengths = [*map(bucket_lengths, self.data.sources), *filter(None, [self.order.arranged])]
         parts = (self.data_seed, self.order.sizes, self.order.counts, self.order.segments[0].batch, lengths)
         return xxhash.xxh3_64_hexdigest(repr(parts).encode())
 
@@ -122,6 +123,8 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
     known_benches = benches(config, config.evaluate) if config.evaluate else registry.benches(config.family)
     data = open_training(config)
     order = data.order(view, batches)
+    if config.data.batching == "length" or config.data.truncate == "drop":
+        data, order = token_lengths.prepare(view, data, family, bundle.inputs(config, train=True), batches)
     steps = planned_steps(config, order)
     config = config.model_copy(update={"optim": schedule.with_warmup(config.optim, steps)})
     schedule.check(config.optim.schedule, loss.counts, config.family)

@@ -18,7 +18,6 @@ from plait.data.sources.contract import Sample, Source
 from plait.errors import BadSample, PlaitError
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 MANIFEST = "rollout.json"
@@ -103,10 +102,10 @@ class RolledSource(Source):
         return self._rolled(self.whole.draw(index, sample_key), index)
 
     def peek(self, index: int) -> Sample:
-        """Return what the whole source tells of sample `index`."""
-        return self.whole.peek(index)
+        """Return what the whole source tells of sample `index`, with its future."""
+        return self._rolled(self.whole.peek(index), index)
 
-    def places(self, indices: "np.ndarray") -> "np.ndarray":
+    def places(self, indices: Any) -> Any:
         """Return the indices that samples have in the whole source before any filter."""
         return self.whole.places(indices)
 

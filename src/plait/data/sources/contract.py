@@ -6,14 +6,11 @@ How an item of the configuration's `data:` section, an entry, becomes a source i
 import abc
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 from plait.data.records import Record
 from plait.data.streaming.block_shuffle import Stream
 from plait.errors import PlaitError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 Sample = dict[str, Any]
 """Keys: `id`, `images` (encoded), `messages` ({"role", "content"}), `fields` (the record); optional `frames`, `annotations`, `arrays`."""
@@ -78,8 +75,8 @@ class Source(abc.ABC):
         """Return sample `index` for what is measured of it; of `messages` none where they are unfit. Raises BadSample if it is broken."""
         return self[index]
 
-    def places(self, indices: "np.ndarray") -> "np.ndarray":
-        """Return the indices that samples have before a `filter:`; the share that is held out depends on those alone."""
+    def places(self, indices: Any) -> Any:
+        """Return the indices (an array) that samples have before a `filter:`; the share that is held out depends on those alone."""
         return indices
 
     @property

@@ -9,7 +9,6 @@ import numpy as np
 import xxhash
 
 from plait.config.schema import SourceEntry
-from plait.config.sections.selection import Filter
 from plait.data.selection import filters
 from plait.data.selection.survey import Surveyed
 from plait.data.sources.contract import Sample, Source
@@ -20,7 +19,7 @@ class Filtered(Source):
     """The samples of a source that pass a filter, in the order of the source. `filtered`: how many do not, by what they fail."""
 
     def __init__(self, whole: Source, kept: np.ndarray, counts: Mapping[str, int]) -> None:
-        self.whole, self._kept, self.filtered = whole, kept, dict(counts)
+        self.whole, self._kept, self.filtered = whole, kept, {**whole.filtered, **counts}
         self.name, self.left_out, self.stored, self.may_wait = whole.name, dict(whole.left_out), whole.stored, whole.may_wait
         self.has_template, self.allow_blank = whole.has_template, whole.allow_blank
         self.fingerprint = xxhash.xxh3_64_hexdigest(f"{whole.fingerprint} {xxhash.xxh3_64_hexdigest(kept.tobytes())}".encode())
@@ -43,7 +42,7 @@ class Filtered(Source):
         """Return what the whole source tells of sample `index` of those that pass."""
         return self.whole.peek(self._index_in_whole(index))
 
-    def places(self, indices: np.ndarray) -> np.ndarray:
+    def places(self, indices: Any) -> Any:
         """Return the indices of samples in the source before any filter."""
         return self.whole.places(self._kept[indices].astype(np.int64))
 
@@ -75,13 +74,14 @@ def place_of(entry: SourceEntry) -> str:
     return repr((entry.path, sorted(entry.options.items())))
 
 
-def passing(source: Source, settings: Filter, where: str, entry: SourceEntry, cache: str | Path | None) -> Source:
-    """Return the samples of `source` that pass a filter, the one of `entry`. `where`: names the entry in messages.
+def passing(source: Source, entry: SourceEntry, where: str, cache: str | Path | None) -> Source:
+    """Return the samples of `source` that pass the filter of `entry`, which has one. `where`: names the entry in messages.
 
     `cache`: folder of what is measured of the samples, once; None: the user's. Raises PlaitError for a filter that does not fit the data.
     """
+    assert entry.filter is not None
     try:
-        kept, counts = filters.passing(Surveyed(source, place_of(entry), cache), settings)
+        kept, counts = filters.passing(Surveyed(source, place_of(entry), cache), entry.filter)
     except PlaitError as error:
         raise PlaitError(f"{where}: {error}") from error
     return Filtered(source, kept, counts)

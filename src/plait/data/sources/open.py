@@ -86,11 +86,7 @@ def open_source(
         raise PlaitError(f"{where}: a source has a name and a fingerprint, which are texts: {error}") from error
     if wrong := [f"{attribute} is {value!r}" for attribute, value in texts.items() if not isinstance(value, str)]:
         raise PlaitError(f"{where}: a source has a name and a fingerprint, which are texts: {' and '.join(wrong)}")
-    if entry.filter is None:
-        return source
-    filtered = importlib.import_module("plait.data.sources.filtered")  # which needs numpy, as the kinds do
-    selected: Source = filtered.passing(source, entry.filter, where=where, entry=entry, cache=cache)
-    return selected
+    return source if entry.filter is None else importlib.import_module("plait.data.sources.filtered").passing(source, entry, where, cache)
 
 
 def open_all(

@@ -58,7 +58,7 @@ class Part(Source):
         """Return what the whole source tells of sample `index` of this part. Raises IndexError if `index` is out of range."""
         return self.whole.peek(self.index_in_whole(index))
 
-    def places(self, indices: np.ndarray) -> np.ndarray:
+    def places(self, indices: Any) -> Any:
         """Return the indices, in the source before any filter, of samples of this part."""
         held_out = self.held_out
         return self.whole.places(self._held[indices] if held_out else indices + np.searchsorted(self._shift, indices, side="right"))
@@ -100,7 +100,7 @@ class OneByOne(Source):
     def __getitem__(self, index: int, /) -> Sample:
         return self.whole[index]
 
-    def places(self, indices: np.ndarray) -> np.ndarray:
+    def places(self, indices: Any) -> Any:
         """Return the indices of samples in the source before any filter."""
         return self.whole.places(indices)
 

@@ -10,6 +10,7 @@ from plait.families.molmo.features.crops import frozen_features
 from plait.families.molmo.generate import generate
 from plait.families.molmo.inputs import Inputs
 from plait.families.molmo.inspection import inspect
+from plait.families.molmo.lengths import token_lengths
 from plait.families.molmo.loss import Loss
 from plait.families.molmo.model import blocks, build, components
 from plait.families.molmo.options import GenerateOptions
@@ -32,6 +33,7 @@ __all__ = [
     "limits",
     "never_trained",
     "prepare",
+    "token_lengths",
 ]
 
 never_trained: frozenset[str] = frozenset()

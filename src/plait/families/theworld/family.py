@@ -9,7 +9,7 @@ from plait.families.theworld.config import TINY, Config
 from plait.families.theworld.features import frozen_features
 from plait.families.theworld.generate import generate
 from plait.families.theworld.inputs import Inputs
-from plait.families.theworld.inspection import inspect
+from plait.families.theworld.inspection import inspect, token_lengths
 from plait.families.theworld.loss import Loss
 from plait.families.theworld.model import NEVER_TRAINED, blocks, build, build_over, components
 from plait.families.theworld.options import GenerateOptions
@@ -32,6 +32,7 @@ __all__ = [
     "limits",
     "never_trained",
     "prepare",
+    "token_lengths",
 ]
 
 never_trained = NEVER_TRAINED

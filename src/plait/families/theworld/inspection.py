@@ -1,11 +1,19 @@
-"""What the model sees of a sample, for `plait data inspect`: its pictures, its text with what is supervised, and counts."""
+"""What the model sees of a sample, for `plait data inspect`: its pictures, its text with what is supervised, and counts.
 
+Also how many tokens its row will have, from its text and the number of its pictures and frames.
+"""
+
+import functools
 from itertools import pairwise
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor
 
+from plait.data.rollouts import stored
+from plait.errors import BadSample
+from plait.families.lengths import TokenLengths
 from plait.families.theworld.chat import Chat
 from plait.families.theworld.inputs import Example, Inputs, Sample
 from plait.families.theworld.sequence import Kind, Row
@@ -49,3 +57,32 @@ def _text_runs(chat: Chat, row: Row) -> list[tuple[str, bool]]:
             text = f"[{names[kind]}{f' x {stop - start}' if kind in (Kind.IMAGE, Kind.WORLD) else ''}]"
         runs.append((text, bool(supervised[start])))
     return runs
+
+
+def token_lengths(inputs: Inputs) -> TokenLengths:
+    """Return the lengths of the rows that `inputs` makes."""
+    decides = f"{inputs.config.model_dump_json()} {inputs.chat.tokenizer.to_str()}"
+    return TokenLengths(xxhash.xxh3_64_hexdigest(decides.encode()), functools.partial(_length, inputs))
+
+
+def _length(inputs: Inputs, sample: Sample) -> int:
+    spans = inputs.chat.spans(sample["messages"], len(sample["images"]))
+    latent_frames = _latent_frames(inputs, sample)
+    world = latent_frames * inputs.tokens_per_frame + 2 if latent_frames else 0
+    return sum(len(span.ids) for span in spans) + world
+
+
+def _latent_frames(inputs: Inputs, sample: Sample) -> int:
+    """Return how many latent frames the world block of a sample has; 0 without one."""
+    world, grid = inputs.config.world, inputs.grid
+    if world is None or grid is None:
+        return 0
+    if stored.FIELD in sample:
+        return 1 + world.steps
+    clip = sample.get("frames") or []
+    if not clip and not sample["images"]:
+        return 0
+    kept = grid.kept(len(clip), world.steps)
+    if kept == 1 and world.steps:
+        raise BadSample("it has too few frames")  # encode says which
+    return grid.latent_frames(kept)

@@ -18,8 +18,9 @@ from plait.assembly.model import write_assets
 from plait.config.resolved import Resolved, StageView
 from plait.config.schema import RunConfig
 from plait.data.buckets import BucketOrder
+from plait.data.loading import truncation
 from plait.data.loading.micro_batch import Bad, MicroBatchBuilder, collated
-from plait.data.order import Ordering, SampleId
+from plait.data.order import BatchChanges, Order, Ordering, SampleId
 from plait.data.sources.contract import Sample, Source, read
 from plait.errors import PlaitError, sample_errors
 from plait.families import registry
@@ -27,6 +28,7 @@ from plait.families.contract import Family
 from plait.families.limits import check_max_tokens
 from plait.families.signatures import Inputs
 from plait.keys import key
+from plait.training.batching import token_lengths
 
 _STEPS_SEARCHED = 2_000
 """Number of steps that are searched for a sample of every bucket (image size)."""
@@ -79,6 +81,8 @@ class StageSamples:
     split: str
     data: TrainingData
     inputs: Inputs
+    order: Order | BucketOrder | None
+    """The order of the stage's steps; None of held-out data."""
 
     @classmethod
     def of(cls, view: StageView, family: Family, section: Any, assets: Path, split: str) -> "StageSamples":
@@ -86,12 +90,15 @@ class StageSamples:
         config = view.config
         data = open_training(config) if split == "train" else TrainingData(_held_out(config), [])
         check_max_tokens(config.data.max_tokens, family.limits(section))
-        inputs = family.Inputs(section, assets, max_tokens=config.data.max_tokens, pad=config.data.pad, train=split == "train")
-        return cls(view, family, split, data, inputs)
+        inputs = _inputs(config, family, section, assets, train=split == "train")
+        if split != "train":
+            return cls(view, family, split, data, inputs, None)
+        data, order = token_lengths.prepare(view, data, family, inputs)
+        return cls(view, family, split, data, inputs, order)
 
     def first(self, samples: int) -> First:
         """Encode the first samples, in the order of the run's steps. Raises PlaitError where too many are unusable."""
-        ids, seed, order = _first(self.view, self.data, self.split, samples)
+        ids, seed, order = self._first(samples)
         builder = MicroBatchBuilder(tuple(self.data.sources), order, _Watched(self.inputs), seed, rank=0, world_size=1, micro_batch=None)
         first = First(ids, order, [], [])
         for wanted in ids:
@@ -99,6 +106,18 @@ class StageSamples:
             first.seen.append(self._seen(encoded.id, *encoded.value))
             first.bad.extend(encoded.bad)
         return first
+
+    def _first(self, samples: int) -> tuple[Sequence[SampleId], int, Ordering]:
+        """Return the first ids of the stage, the seed of its sample keys, and its order, as the run has them."""
+        config, order = self.view.config, self.order
+        if order is None:
+            chosen = choose([len(source) for source in self.data.sources], samples, config.seed)
+            return chosen, config.seed, FixedOrder.of(chosen, self.data.sources, config.train.global_batch)
+        seed = data_seed(self.view)
+        if isinstance(order, BucketOrder):
+            return _of_every_bucket(order, samples), seed, order
+        steps = -(-samples // config.train.global_batch)
+        return [sample_id for step in range(steps) for sample_id in order.ids(step)][:samples], seed, order
 
     def encode(self, chosen: SampleId) -> Seen:
         """Encode one sample of the training order as the run does. Raises BadSample if it cannot be used."""
@@ -111,6 +130,26 @@ class StageSamples:
         assert self.family.inspect is not None
         cut = bool(sum(collated(self.inputs, [example]).get("cut", ())))
         return Seen(identity, sample, example, self.family.inspect(self.inputs, sample, example), cut)
+
+
+def _inputs(config: RunConfig, family: Family, section: Any, assets: Path, *, train: bool) -> Inputs:
+    """Return the family's inputs, which refuse what the configuration refuses."""
+    inputs = family.Inputs(section, assets, max_tokens=config.data.max_tokens, pad=config.data.pad, train=train)
+    return truncation.inputs_of(inputs, config.data, train=train)
+
+
+def ordered(view: StageView, batches: BatchChanges) -> tuple[TrainingData, Order | BucketOrder]:
+    """Open the training data of a stage; return it with its order. `batches`: the stage's global batches, as (step, samples per step).
+
+    Raises PlaitError for data that cannot be opened.
+    """
+    config, data = view.config, open_training(view.config)
+    if config.data.batching == "random" and config.data.truncate != "drop":
+        return data, data.order(view, batches)
+    family = registry.load(config.family)
+    section = family.Config.model_validate(config.model)
+    with assets_of(config) as assets:
+        return token_lengths.prepare(view, data, family, _inputs(config, family, section, assets, train=True), batches)
 
 
 def showing(resolved: Resolved) -> Family:
@@ -141,19 +180,6 @@ def _held_out(config: RunConfig) -> Sequence[Source]:
     if not entries:
         raise PlaitError("the configuration has no validation data to look at: list some under data.validation, or hold out a share: 1%")
     return open_data(config, entries, "validation")
-
-
-def _first(view: StageView, data: TrainingData, split: str, samples: int) -> tuple[Sequence[SampleId], int, Ordering]:
-    """Return the first ids of the stage, the seed of its sample keys, and its order, as the run has them."""
-    config = view.config
-    if split != "train":
-        chosen = choose([len(source) for source in data.sources], samples, config.seed)
-        return chosen, config.seed, FixedOrder.of(chosen, data.sources, config.train.global_batch)
-    seed, order = data_seed(view), data.order(view)
-    if isinstance(order, BucketOrder):
-        return _of_every_bucket(order, samples), seed, order
-    steps = -(-samples // config.train.global_batch)
-    return [sample_id for step in range(steps) for sample_id in order.ids(step)][:samples], seed, order
 
 
 def _of_every_bucket(order: BucketOrder, samples: int) -> list[SampleId]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plait.assembly.data import TrainingData, data_seed, open_training
+from plait.assembly.data import TrainingData, data_seed
 from plait.commands.actions.inspection.inspect_data import card_of
 from plait.commands.actions.inspection.run_steps import StepPlace, consumed, micro_batch_of, place_of, replacements
-from plait.commands.actions.inspection.seen_samples import StageSamples, assets_of, showing
+from plait.commands.actions.inspection.seen_samples import StageSamples, assets_of, ordered, showing
 from plait.commands.pages import gallery
 from plait.commands.pages.card import Card
 from plait.config.resolved import Resolved
@@ -71,8 +71,8 @@ def show(
     if page is not None and page.exists() and not (page.is_dir() and not any(page.iterdir())):
         raise PlaitError(f"{page} is not empty; give --out a new folder" if page.is_dir() else f"{page} is no folder; give --out a new one")
     place = place_of(resolved, run, step, stage=stage, ranks=ranks)
-    data = open_training(place.view.config)
-    ids = data.order(place.view, place.batches).ids(place.stage_step)
+    data, order = ordered(place.view, place.batches)
+    ids = order.ids(place.stage_step)
     replaced = replacements(run, place.step)
     used, size = consumed(ids, replaced), micro_batch_of(place, run)
     samples = list(_samples(place, data, ids, used, replaced, size))

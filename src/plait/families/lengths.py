@@ -1,0 +1,23 @@
+"""The contract of token lengths: how many tokens the rows of samples have, told without decoding their pictures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from plait.data.selection.measures import Measure
+from plait.families.signatures import Sample
+
+
+@dataclass(frozen=True)
+class TokenLengths:
+    """The lengths of a family's rows. `of`: from a sample to the tokens of its row, not truncated; it raises BadSample as `encode` does.
+
+    `fingerprint`: a hash of what decides them: the tokenizer and the settings of the model. Where training draws among prompts, they are
+    the lengths of one of them.
+    """
+
+    fingerprint: str
+    of: Callable[[Sample], int]
+
+    def measure(self) -> Measure:
+        """Return what is measured and kept of each sample of a source."""
+        return Measure(f"tokens 1 {self.fingerprint}", 1, lambda sample: [float(self.of(dict(sample)))])
