@@ -93,7 +93,7 @@ def test_what_is_held_out_too_is_told(tmp_path, capsys):
     assert "  leakage        1 samples held out too, such as folder:train[0] and folder:held[0]; 2 pictures held out too, such as " in said
     assert "(12 samples compared with 3 of folder:held)" in said
     told = figures((tmp_path / "out/figures.json").read_text())
-    assert told["held_out"] == {"name": "folder:held", "compared": 3, "samples": 1, "pictures": 2}
+    assert told["held_out"] == {"name": "folder:held", "compared": 3, "samples": 1, "pictures": 2, "near_copies": 0}
 
 
 def test_tokens_are_counted_by_a_tokenizer_that_is_named(tmp_path, capsys):

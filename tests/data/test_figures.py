@@ -156,3 +156,11 @@ def test_pictures_that_look_alike_are_told_from_those_that_are_equal_and_from_ot
     assert figures.same_pictures.repeated(9)[:2] == (2, 2)
     assert [(pair.sample, pair.of) for pair in figures.alike.pairs()] == [(2, 0), (5, 0)]
     assert measure(source, range(7), threads=1, headers_only=True).alike.pairs() == []
+    held = tmp_path / "held"
+    held.mkdir()
+    for number, body in enumerate([encoded((96, 64), seed=1), drawn("JPEG", 40), encoded((96, 64), seed=9)]):
+        (held / f"{number}.jpg").write_bytes(body)
+        (held / f"{number}.txt").write_text("held out")
+    other = measure(open_source(SourceEntry(source="folder", path=str(held)), seed=0), range(3), threads=1)
+    assert [(pair.sample, pair.of) for pair in figures.alike.like(other.alike)] == [(0, 1), (2, 1), (3, 1), (5, 1)]
+    assert [(pair.sample, pair.of) for pair in other.alike.like(figures.alike)] == [(1, 0)]

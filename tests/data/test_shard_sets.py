@@ -126,6 +126,12 @@ def test_conversations_of_every_form_with_several_pictures_and_frames_are_the_sa
     assert (fields["record_width"], fields["width"], fields["record_key"], fields["key"]) == ("wide", 6, "mine", "000000006")
 
 
+def test_a_template_of_one_field_alone_is_a_text(tmp_path):
+    labelled(tmp_path / "a.tar", 0, 2)
+    shard(tmp_path / "a.tar", tmp_path / "out", "--template.assistant={label}", "--columns.label=label")
+    assert [opened("shards", tmp_path / "out")[i]["messages"][1]["content"] for i in range(2)] == ["0", "1"]
+
+
 def test_a_templates_text_is_what_is_read_back_without_the_template(tmp_path):
     rows = [{"image": "0.png", "label": "cat", "caption": "of old", "annotations": [{"caption": "never seen"}]}]
     (tmp_path / "data").mkdir()

@@ -71,6 +71,8 @@ _KINDS = {
 }
 """The kind of source that reads a file, by its ending."""
 _HUB = "hf://datasets/"
+_TEXTS = ("template", "columns")
+"""Sections of an entry whose settings are texts, such as `{label}`, which as YAML would be a mapping."""
 _PICTURES = frozenset(f".{kind}" for kind in IMAGE_KINDS)
 OPTIONS = frozenset(ShardOptions.__dataclass_fields__)
 """The names of its fields."""
@@ -165,9 +167,10 @@ def entry(what: str, settings: Sequence[str]) -> SourceEntry:
             if not isinstance(section, dict):
                 raise PlaitError(f"--{name}: {key} is not a section")
         try:
-            section[last] = reading.scalar(text)
+            value = reading.scalar(text)
         except yaml.YAMLError as error:
             raise PlaitError(f"--{name}={text} is not a value: {str(error).splitlines()[0]}") from error
+        section[last] = text if above and above[0] in _TEXTS and not isinstance(value, str) else value
     try:
         return SourceEntry.model_validate(values)
     except ValidationError as error:

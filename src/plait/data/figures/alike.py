@@ -37,10 +37,7 @@ class Alike:
         """Return the pictures that look like an earlier one, and are not that one to the byte."""
         if self._found[0] == len(self._files):
             return self._found[1]
-        rows = np.zeros((len(self._files), 5), np.uint64)
-        rows[:, 0] = READ + HASHED * np.frombuffer(self._known, np.uint8).astype(np.uint64)
-        rows[:, 1], rows[:, 3] = np.frombuffer(self._files, np.uint64), np.frombuffer(self._seen, np.uint64)
-        found = copies(rows, DISTANCE, same_text=False)
+        found = copies(self._rows(), DISTANCE, same_text=False)
         first: dict[int, int] = {}
         near = []
         for copy in found:
@@ -49,3 +46,21 @@ class Alike:
                 near.append(Pair(self._owners[copy.row], self._owners[copy.of], copy.distance))
         self._found = (len(self._files), near)
         return near
+
+    def like(self, other: "Alike") -> list[Pair]:
+        """Return the pictures that look like one of `other`, and are not that one to the byte; `of` is a number of the other's samples."""
+        theirs = len(other._files)
+        found = copies(np.concatenate([other._rows(), self._rows()]), DISTANCE, same_text=False)
+        return [
+            Pair(self._owners[copy.row - theirs], other._owners[copy.of], copy.distance)
+            for copy in found
+            if copy.distance is not None and copy.of < theirs <= copy.row
+        ]
+
+    def _rows(self) -> np.ndarray:
+        """Return the hashes as the columns that `copies` takes."""
+        rows = np.zeros((len(self._files), 5), np.uint64)
+        if self._files:
+            rows[:, 0] = READ + HASHED * np.frombuffer(self._known, np.uint8).astype(np.uint64)
+            rows[:, 1], rows[:, 3] = np.frombuffer(self._files, np.uint64), np.frombuffer(self._seen, np.uint64)
+        return rows

@@ -73,13 +73,14 @@ def inspect(what: str, settings: Sequence[str], options: InspectOptions) -> None
     rows, told = source_figures.details(figures, source), source_figures.as_dict(figures, source)
     if options.held_out is not None:
         other = open_source(entry(options.held_out, ()), seed=0, split="validation")
-        theirs = measured(other, InspectOptions(figures=options.figures, headers_only=True), None)
+        theirs = measured(other, InspectOptions(figures=options.figures, headers_only=options.headers_only), None)
         rows += source_figures.shared(figures, theirs)
         told["held_out"] = {
             "name": other.name,
             "compared": theirs.usable,
             "samples": figures.same_samples.shared(theirs.same_samples)[0],
             "pictures": figures.same_pictures.shared(theirs.same_pictures)[0],
+            "near_copies": len(figures.alike.like(theirs.alike)),
         }
     section = source_figures.section(figures, source, rows)
     _finish(out, f"{addresses.shown(what)}: what is in it", [], replace(section, details=rows), told, options)

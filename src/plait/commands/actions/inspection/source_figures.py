@@ -95,6 +95,9 @@ def shared(figures: Figures, other: Figures) -> list[tuple[str, str]]:
         count, pairs = own.shared(theirs)
         if count:
             found[what] = f"{count:,} {what}, such as {figures.name}[{pairs[0][0]}] and {other.name}[{pairs[0][1]}]"
+    if near := figures.alike.like(other.alike):
+        such = f"{figures.name}[{near[0].sample}] and {other.name}[{near[0].of}]"
+        found["near"] = f"{len(near):,} pictures look like held-out ones, such as {such}"
     return [("leakage", f"{'; '.join(found.values()) or 'none'} ({sides})")]
 
 

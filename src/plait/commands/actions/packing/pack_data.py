@@ -90,7 +90,8 @@ def _told(manifest: Mapping[str, Any]) -> list[str]:
     """Return the lines of a finished set: samples, pictures, texts, and what was skipped."""
     size = sum(row["size"] for row in manifest["shards"].values())
     skipped = ", ".join(f"{count} {reason}" for reason, count in manifest["skipped"].items()) or "none"
-    lines = [f"{manifest['samples']:,} samples in {len(manifest['shards']):,} shards, {byte_text(size)}; skipped: {skipped}"]
+    shards = f"{len(manifest['shards']):,} shard{'s' * (len(manifest['shards']) > 1)}"
+    lines = [f"{manifest['samples']:,} samples in {shards}, {byte_text(size)}; skipped: {skipped}"]
     anew = f", {manifest['encoded_anew']:,} encoded anew" if manifest["encoded_anew"] else ""
     lines.append(f"{manifest['pictures']:,} pictures{anew}; {manifest['captions']:,} captions, {manifest['conversations']:,} conversations")
     lines += [f"left out: {count} of field {name!r}, which JSON cannot hold" for name, count in manifest["lost_fields"].items()]
