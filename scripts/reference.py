@@ -61,6 +61,7 @@ nothing else.
 | `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE` | as in `huggingface_hub`: the token, the cache, no network |
 | `WANDB_API_KEY`, `WANDB_MODE` | the key of Weights & Biases (secrets are read from the environment alone); `disabled`, `offline` |
 | `WANDB_RUN_ID`, `WANDB_SWEEP_ID` | set by a sweep's agent; the run takes its place in the sweep |
+| `MLFLOW_TRACKING_URI` | where MLflow is, for `track.mlflow` without `uri` |
 | `HF_HUB_VERBOSITY` | how much the Hub's client tells; by default its errors alone |
 | `CUDA_VISIBLE_DEVICES` | which GPU is used |
 """

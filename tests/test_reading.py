@@ -20,6 +20,7 @@ LEFT_OUT = (
     "plait.engine.monitoring.wrapping",
     "plait.engine.monitoring.event_files",
     "plait.engine.monitoring.beside.trackers",
+    "plait.engine.monitoring.beside.shown",
     "plait.families.nanodit.monitors",
     "plait.families.molmo.tiny",  # random models of a few layers, in place of the published weights that a run begins with
     "plait.families.theworld.tiny",

@@ -12,6 +12,7 @@ import yaml
 from plait.assembly.configuration import open_config
 from plait.commands.prove import prove, smoke_config
 from plait.commands.prove.prove import Event, Trial
+from plait.config.schema import Track
 from plait.engine.monitoring import signals
 from plait.training import launch
 
@@ -113,6 +114,13 @@ def test_shortening_keeps_the_cut_of_a_batch_and_tells_each_change(tmp_path):
     assert {view.config.checkpoint.every_steps for view in short.stages} == {2}
     assert "train.epochs: 3.0 -> none (projection)" in smoke_config.changes(long, short)
     assert "train.global_batch: 64 -> 16" in smoke_config.changes(long, short)
+
+
+def test_nobody_hears_of_a_shortened_run(tmp_path):
+    told = {"wandb": {"project": "p"}, "mlflow": {"experiment": "e"}, "trackio": {"project": "p"}}
+    short = smoke_config.make_smoke_config(resolve(tmp_path, track=told, alert=["$ALERT_URL"]), 6, tmp_path / "short" / "short.yaml")
+    assert short.config.track.model_dump(exclude={"every_steps"}) == Track(tensorboard=False).model_dump(exclude={"every_steps"})
+    assert not short.config.alert.wanted
 
 
 class Broken:

@@ -11,15 +11,21 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plait import files
 from plait.config.schema import Wandb
+from plait.config.sections.track import Mlflow, Trackio
 from plait.engine.checkpoints.rundir import identity
 from plait.engine.monitoring.beside import process, tracker_process, trackers
-from plait.engine.monitoring.tracking import Tracker
+from plait.engine.monitoring.beside.shown import KeptPictures
+from plait.engine.monitoring.tracking import Tracker, open_tracker
+from plait.engine.state import State
 
 from .. import processes
+from .toy import Net, make_config
 
 ROW = {"step": 3, "loss": 1.5, "samples_per_s": 8.0}
 
@@ -208,7 +214,7 @@ def test_rows_of_a_file_that_grows_come_whole(tmp_path):
 
 
 def test_a_file_that_does_not_grow_is_looked_at_twice_a_second(tmp_path):
-    waits_s, settings = [], {"metrics": str(tmp_path / "metrics.jsonl"), "from": 0}
+    waits_s, settings = [], {"run": str(tmp_path), "from": dict.fromkeys(trackers.FILES, 0)}
     ended = SimpleNamespace(is_set=lambda: len(waits_s) == 3, wait=waits_s.append)
     tracker_process.send(SimpleNamespace(settings=settings, ended=ended), None)
     assert waits_s == [0.5] * 3
@@ -237,3 +243,144 @@ def test_what_a_service_prints_goes_nowhere(tmp_path, stand_in, capfd):
     stand_in("print('x' * 200000, flush=True)")  # more than a pipe holds
     mirror(tmp_path).close()
     assert capfd.readouterr().out.startswith("W&B")
+
+
+PICTURE = np.full((4, 8, 3), 200, np.uint8)
+ANSWERS = [{"id": "a", "question": "What?", "answer": "x|y\nz", "gold": "x", "correct": True}, {"id": "b", "answer": "w", "correct": None}]
+_IMAGE = (
+    "class Image:\n    def __init__(self, path): self.body = open(path, 'rb').read()\n"
+    "    def __repr__(self): return f'Image({len(self.body) > 50})'\n"
+)
+SESSIONS = {
+    "wandb": (
+        f"{_IMAGE}class Table:\n    def __init__(self, columns, data, allow_mixed_types): self.shown = (columns, data)\n"
+        "    def __repr__(self): return f'Table{self.shown}'\n"
+        "class Session:\n    url = 'here'\n    def define_metric(self, *names, **options): pass\n"
+        "    def log(self, values): tell('log', values)\n    def finish(self): tell('end')\n"
+        "def Settings(**asked): return asked\ndef init(**asked):\n    tell('begin', asked['name'], asked['id'])\n    return Session()\n"
+    ),
+    "trackio": (
+        f"{_IMAGE}def Markdown(text): return text\n"
+        "def init(project, name, space_id, config, resume, embed, auto_log_gpu, auto_log_cpu): tell('begin', project, name, resume)\n"
+        "def log(values, step): tell('log', step, values)\ndef finish(): tell('end')\n"
+    ),
+    "mlflow": (
+        "import sys\nfrom types import SimpleNamespace\n"
+        "sys.modules['mlflow.entities'] = SimpleNamespace(Metric=lambda name, value, time, step: (name, value, step))\n"
+        "RUNS = {}\nclass MlflowClient:\n    def __init__(self, uri): tell('open', uri)\n"
+        "    def get_experiment_by_name(self, name): return None\n    def create_experiment(self, name): return '7'\n"
+        "    def search_runs(self, experiments, text, max_results): tell('search', text); return []\n"
+        "    def create_run(self, experiment, tags, run_name):\n        tell('begin', tags, run_name)\n"
+        "        return SimpleNamespace(info=SimpleNamespace(run_id='r1'))\n"
+        "    def log_dict(self, run, value, file): tell('dict', file, value if 'answers' in file else sorted(value))\n"
+        "    def log_batch(self, run, metrics): tell('log', metrics)\n"
+        "    def log_artifact(self, run, path, folder): tell('file', open(path, 'rb').read(4)[1:], folder)\n"
+        "    def set_terminated(self, run): tell('end')\n"
+    ),
+}
+MIRRORS = {
+    "wandb": lambda run: trackers.wandb_mirror(run, Wandb(project="p", name="demo"), {"seed": 0}, "abc123"),
+    "mlflow": lambda run: trackers.mlflow_mirror(run, Mlflow(experiment="e", name="demo", uri="http://$HOST:1"), {"seed": 0}, "abc123"),
+    "trackio": lambda run: trackers.trackio_mirror(run, Trackio(project="p", name="demo"), {"seed": 0}, "abc123"),
+}
+TOLD = {
+    "wandb": [
+        ("begin", "demo", "abc123"),
+        ("log", "{'step': 3, 'loss': 1.5, 'samples_per_s': 8.0}"),
+        ("log", "{'step': 3, 'grid/8x4': Image(True)}"),
+        (
+            "log",
+            "{'step': 3, 'eval/vqa/answers': Table(['id', 'question', 'gold', 'answer', 'correct'], "
+            "[['a', 'What?', 'x', 'x|y\\nz', True], ['b', None, None, 'w', None]])}",
+        ),
+        ("end",),
+    ],
+    "trackio": [
+        ("begin", "p", "demo-abc123", "allow"),
+        ("log", 3, "{'loss': 1.5, 'samples_per_s': 8.0}"),
+        ("log", 3, "{'grid/8x4': Image(True)}"),
+        (
+            "log",
+            3,
+            "{'eval/vqa/answers': '| id | question | gold | answer | correct |\\n| --- | --- | --- | --- | --- |\\n"
+            "| a | What? | x | x\\\\|y z | True |\\n| b | None | None | w | None |'}",
+        ),
+        ("end",),
+    ],
+    "mlflow": [
+        ("open", "http://there:1"),
+        ("search", "tags.`plait.identity` = 'abc123'"),
+        ("begin", "{'plait.identity': 'abc123'}", "demo"),
+        ("dict", "config.json", "['seed']"),
+        ("log", "[('loss', 1.5, 3), ('samples_per_s', 8.0, 3)]"),
+        ("file", "b'PNG'", "grid/8x4/step-00000003"),
+        (
+            "dict",
+            "eval/vqa/answers/step-00000003.json",
+            "{'columns': ['id', 'question', 'gold', 'answer', 'correct'], "
+            "'data': [['a', 'What?', 'x', 'x|y\\nz', True], ['b', None, None, 'w', None]]}",
+        ),
+        ("end",),
+    ],
+}
+
+
+@pytest.mark.parametrize("service", SESSIONS)
+def test_every_service_gets_the_same_rows_pictures_and_answers(tmp_path, monkeypatch, service, capfd):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("HOST", "there")
+    told = tmp_path / "told"
+    body = f"open({str(told)!r}, 'a').write(repr(tuple(w if isinstance(w, str | int) else repr(w) for w in what)) + chr(10))"
+    tell = f"def tell(*what): {body}\n"
+    (tmp_path / f"{service}.py").write_text(tell + SESSIONS[service])
+    run = tmp_path / "run"
+    run.mkdir()
+    tracker = Tracker(run, [KeptPictures(run), MIRRORS[service](run)])
+    tracker.row({**ROW, "ids": "0a"})
+    tracker.pictures(3, {"grid/8x4": PICTURE})
+    files.append_rows(run / "answers.jsonl", [{"step": 3, "bench": "vqa", "answers": ANSWERS}])
+    tracker.close()
+    assert sorted(map(ast.literal_eval, told.read_text().splitlines()), key=str) == sorted(TOLD[service], key=str)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("service", "title"), [("mlflow", "MLflow"), ("trackio", "Trackio")])
+def test_a_service_whose_package_is_absent_names_the_extra(tmp_path, monkeypatch, service, title, capfd):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / f"{service}.py").write_text(f"raise ModuleNotFoundError('No module named {service}')")
+    MIRRORS[service](tmp_path).close()
+    line = f"warning: {title} is off for this run: No module named {service}: pip install 'plait[{service}]'; metrics.jsonl has every row\n"
+    assert capfd.readouterr().err == line
+
+
+def test_pictures_are_kept_for_services_and_cut_where_the_run_goes_back(tmp_path):
+    kept = KeptPictures(tmp_path)
+    for step in (2, 4):
+        kept.pictures(step, {"grid/8x4": PICTURE, "grid 8x4": PICTURE})
+        files.append_rows(tmp_path / "answers.jsonl", [{"step": step, "bench": "vqa", "answers": ANSWERS}])
+    first, second = files.read_rows(tmp_path / "pictures.jsonl")
+    assert first["pictures"] == {"grid/8x4": "pictures/step-00000002/grid-8x4.png", "grid 8x4": "pictures/step-00000002/grid-8x4-1.png"}
+    assert all((tmp_path / path).is_file() for row in (first, second) for path in row["pictures"].values())
+    open_tracker(tmp_path, make_config(track={"tensorboard": False}), "id", State(Net(), step=3, evaluated_step=3)).close()
+    assert files.read_rows(tmp_path / "pictures.jsonl") == [first]
+    assert [row["step"] for row in files.read_rows(tmp_path / "answers.jsonl")] == [2]
+
+
+def test_a_disk_that_takes_no_picture_costs_a_line(tmp_path, caplog):
+    (tmp_path / "pictures").write_text("in the way")
+    KeptPictures(tmp_path).pictures(3, {"grid": PICTURE})
+    (line,) = caplog.messages
+    assert line.startswith("pictures of step 3 do not reach the tracking services: ")
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_tensorboard_has_answers_as_a_text_and_gets_again_what_a_kill_took(tmp_path):
+    state = State(Net(), step=3, evaluated_step=3)
+    KeptPictures(tmp_path).pictures(3, {"grid/8x4": PICTURE})
+    files.append_rows(tmp_path / "answers.jsonl", [{"step": 3, "bench": "vqa", "answers": ANSWERS}])
+    for _ in range(2):
+        open_tracker(tmp_path, make_config(), "id", state).close()
+        reader = EventAccumulator(str(tmp_path / "events"), size_guidance={"tensors": 0, "images": 0}).Reload()
+        assert [(event.step, event.width) for event in reader.Images("grid/8x4")] == [(3, 8)]
+        (event,) = reader.Tensors("eval/vqa/answers/text_summary")
+        assert event.tensor_proto.string_val[0].decode().startswith("| id | question | gold | answer | correct |\n")

@@ -85,6 +85,9 @@ class Mirror:
     def pictures(self, step, pictures):
         self.shown.append((step, pictures))
 
+    def table(self, step, name, table):
+        self.shown.append((step, name, list(table.columns), list(table.rows)))
+
     def close(self):
         self.closed += 1
 
@@ -95,10 +98,12 @@ def test_mirrors_get_every_row_with_its_warnings_every_picture_and_the_end(tmp_p
     tracker.row({"step": 1, "loss": 0.5})
     tracker.row({"step": 2, "loss": 2.0})
     tracker.pictures(2, {"a": 1})
+    tracker.answers(2, "vqa", [{"id": "x", "answer": "red", "correct": True}])
     tracker.close()
+    table = (2, "eval/vqa/answers", ["id", "answer", "correct"], [["x", "red", True]])
     for mirror in mirrors:
         assert mirror.rows == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 2.0, "warnings": ["too high"]}]
-        assert (mirror.shown, mirror.closed) == ([(2, {"a": 1})], 1)
+        assert (mirror.shown, mirror.closed) == ([(2, {"a": 1}), table], 1)
 
 
 def test_a_tracker_without_a_screen_begins_a_stage():

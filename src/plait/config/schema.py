@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from plait.config.sections.alert import Alert
 from plait.config.sections.base import Count, Float, Folder, Int, Natural, Rate, Section, Share, Switch, as_number
 from plait.config.sections.selection import Captions, Filter
+from plait.config.sections.track import Mlflow, Trackio
 
 LENGTH = ("steps", "epochs", "samples")
 """The keys of `train` that set its length: a higher layer that sets one of them removes the others of lower layers."""
@@ -293,6 +294,8 @@ class Track(Section):
     monitor: bool = Field(default=True, description="record where the time of a step goes (`plait why`)")
     tensorboard: bool = Field(default=True, description="write RUN/events for TensorBoard too")
     wandb: Wandb | None = None
+    mlflow: Mlflow | None = None
+    trackio: Trackio | None = None
 
 
 class Distributed(Section):

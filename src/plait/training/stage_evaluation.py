@@ -89,8 +89,9 @@ class StageEvaluation:
         return improved
 
     def _answered(self, bench: str, rows: Sequence[Row]) -> Mapping[str, tuple[float, float]]:
-        """Keep some answers of a bench in the run's directory; return how sure its figures are."""
-        kept_answers.keep(self.context.run, self.state.step, self.state.stage, bench, rows)
+        """Keep some answers of a bench in the run's directory, and show them in trackers; return how sure its figures are."""
+        if answers := kept_answers.keep(self.context.run, self.state.step, self.state.stage, bench, rows):
+            self.context.tracker.answers(self.state.step, bench, answers)
         return intervals.of_small_sample(self.plan.benches[bench], rows)
 
     def _failed(self, bench: str, error: Exception) -> None:

@@ -14,6 +14,11 @@ GLOBAL_BATCH = 16
 HELD_OUT_SAMPLES = 8
 """The largest global batch, and the most samples of an evaluation, of a shortened configuration."""
 _EVALUATE_BATCH = 4
+_QUIET: Mapping[str, Any] = {
+    "track": {"tensorboard": False, "wandb": None, "mlflow": None, "trackio": None},
+    "alert": {"urls": [], "command": None},
+}
+"""Nobody hears of a shortened run, and no service gets its rows."""
 _INTERVALS = 3
 """Checkpoints and evaluations per stage, besides those at its end."""
 
@@ -25,6 +30,7 @@ def make_smoke_config(resolved: Resolved, steps: int, path: Path) -> Resolved:
     result is not valid.
     """
     plain = yaml.safe_load(resolved.yaml)
+    _merge(plain, _QUIET)
     if plain.get("stages"):
         for stage, view in zip(plain["stages"], resolved.stages, strict=True):
             _merge(stage, _shortened(view.config, steps))
@@ -57,7 +63,7 @@ def _shortened(settings: RunConfig, steps: int) -> dict[str, Any]:
             "keep": max(settings.checkpoint.keep, steps),  # all of them: the first that differs is reported
         },
         "evaluate": entries,
-        "track": {"every_steps": 1, "tensorboard": False, "wandb": None},
+        "track": {"every_steps": 1},
     }
 
 

@@ -13,10 +13,14 @@ from typing import IO, Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import masked_crc32c
 from torch.utils.tensorboard import SummaryWriter
+
+from plait import files
+from plait.engine.monitoring.beside.shown import ANSWERS, KINDS, PICTURES, Table, answers_of, markdown, table
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,10 @@ class TensorBoard:
         for name, picture in pictures.items():
             self._attempt(partial(self.writer.add_image, name, picture, step, dataformats="HWC"))
 
+    def table(self, step: int, name: str, table: Table) -> None:
+        """Write a table as a text of `step`."""
+        self._attempt(lambda: self.writer.add_text(name, markdown(table), step))
+
     def close(self) -> None:
         """Write out pending events and close the event file."""
         self._attempt(self.writer.close)
@@ -78,6 +86,25 @@ def pictures(run: Path) -> Iterator[tuple[int, str, bytes]]:
                 for value in event.summary.value:
                     if value.HasField("image"):
                         yield event.step, value.tag, value.image.encoded_image_string
+
+
+def show_again(mirror: TensorBoard, run: Path, there: Collection[Key]) -> None:
+    """Write those answers and pictures that the run directory keeps and the event files lack. `there`: what `cut` returned.
+
+    A picture's file that cannot be read is left out, with a warning.
+    """
+    for row in files.read_rows(run / ANSWERS, KINDS[ANSWERS]):
+        name = answers_of(row["bench"])
+        if _key(row["step"], [f"{name}/text_summary"]) not in there:
+            mirror.table(row["step"], name, table(row["answers"]))
+    for row in files.read_rows(run / PICTURES, KINDS[PICTURES]):
+        for name, path in row["pictures"].items():
+            if _key(row["step"], [name]) not in there:
+                try:
+                    with Image.open(run / path) as picture:
+                        mirror.pictures(row["step"], {name: np.asarray(picture.convert("RGB"))})
+                except OSError as error:
+                    log.warning(f"TensorBoard lacks a picture of step {row['step']}: {error}")
 
 
 def cut(run: Path, done: Callable[[int, bool], bool]) -> set[Key]:

@@ -16,7 +16,9 @@ from plait import files
 from plait.config.schema import RunConfig
 from plait.engine.monitoring import event_files
 from plait.engine.monitoring.alerts import Alerts
-from plait.engine.monitoring.beside.trackers import wandb_mirror
+from plait.engine.monitoring.beside import shown
+from plait.engine.monitoring.beside.shown import KeptPictures, Table
+from plait.engine.monitoring.beside.trackers import mlflow_mirror, trackio_mirror, wandb_mirror
 from plait.engine.monitoring.event_files import TensorBoard
 from plait.engine.monitoring.screen import Screen
 from plait.engine.state import State
@@ -37,6 +39,9 @@ class Mirror(Protocol):
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Show or send pictures (uint8, H x W x 3) by name; must return at once."""
+
+    def table(self, step: int, name: str, table: Table) -> None:
+        """Show or send a table, such as the answers of a bench; must return at once."""
 
     def close(self) -> None:
         """Write out what is pending, within seconds."""
@@ -112,6 +117,11 @@ class Tracker:
         for mirror in self.mirrors:
             mirror.pictures(step, pictures)
 
+    def answers(self, step: int, bench: str, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Pass answers of a bench, each with `id`, `question`, `answer` and more, to the mirrors as a table."""
+        for mirror in self.mirrors:
+            mirror.table(step, shown.answers_of(bench), shown.table(answers))
+
     def _all(self) -> list[Mirror | Screen]:
         return [*self.mirrors, *([self.screen] if self.screen is not None else [])]
 
@@ -139,18 +149,28 @@ def open_tracker(
 
     path = run / "metrics.jsonl"
     files.keep_rows(path, lambda row: done(row["step"], any(name.startswith("eval/") for name in row)), files.STEP_KINDS)
+    for name, kinds in shown.KINDS.items():
+        files.keep_rows(run / name, lambda row: done(row["step"], True), kinds)
     rows = [{name: _number(value) for name, value in row.items()} for row in files.read_rows(path, files.STEP_KINDS)]
     mirrors: list[Mirror] = []
     try:
-        shown = event_files.cut(run, done)
+        there = event_files.cut(run, done)
         if config.track.tensorboard:
             board = TensorBoard(run, state.step)
-            event_files.fill(board, rows, shown)
+            event_files.fill(board, rows, there)
+            event_files.show_again(board, run, there)
             mirrors.append(board)
     except OSError as error:
         log.warning(f"TensorBoard is off for this run: {error}; metrics.jsonl has every row")
-    if config.track.wandb is not None:
-        mirrors.append(wandb_mirror(run, config.track.wandb, config.model_dump(mode="json", by_alias=True), identity))
+    track, written = config.track, config.model_dump(mode="json", by_alias=True)
+    if track.wandb or track.mlflow or track.trackio:
+        mirrors.append(KeptPictures(run))
+    if track.wandb is not None:
+        mirrors.append(wandb_mirror(run, track.wandb, written, identity))
+    if track.mlflow is not None:
+        mirrors.append(mlflow_mirror(run, track.mlflow, written, identity))
+    if track.trackio is not None:
+        mirrors.append(trackio_mirror(run, track.trackio, written, identity))
     tracker = Tracker(run, mirrors, Screen(), monitors, alerts)
     for row in rows:
         tracker.watch(row)

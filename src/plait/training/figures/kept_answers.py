@@ -6,8 +6,9 @@ from typing import Any
 
 from plait import files
 from plait.engine.evaluation import Row
+from plait.engine.monitoring.beside import shown
 
-NAME = "answers.jsonl"
+NAME = shown.ANSWERS
 """The file in a run's directory: a row per evaluation of a bench that answers."""
 _MOST, _LONGEST = 8, 1000
 """Answers kept of an evaluation, the first ones; characters kept of a text."""
@@ -19,11 +20,12 @@ def forget(run: Path, step: int) -> None:
     files.keep_rows(run / NAME, lambda row: row["step"] <= step, files.STEP_KINDS)
 
 
-def keep(run: Path, step: int, stage: int, bench: str, rows: Sequence[Row]) -> None:
-    """Append the first answers among the rows of an evaluation; nothing where it has none. `bench`: its name."""
+def keep(run: Path, step: int, stage: int, bench: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Append the first answers among the rows of an evaluation, and return them; nothing where it has none. `bench`: its name."""
     answers = [_short(row) for row in rows if "answer" in row][:_MOST]
     if answers:
         files.append_rows(run / NAME, [{"step": step, "stage": stage, "bench": bench, "answers": answers}])
+    return answers
 
 
 def _short(row: Mapping[str, Any]) -> dict[str, Any]:

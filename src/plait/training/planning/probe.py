@@ -75,7 +75,8 @@ def _shortened(view: StageView, folder: Path, steps: int) -> dict[str, Any]:
     for component in plain["optim"]["components"].values():
         component |= {"warmup": None, "warmup_steps": None, "warmup_tokens": None}
     plain["checkpoint"] |= {"every_steps": None, "best": None}
-    plain["track"] |= {"every_steps": 1, "tensorboard": False, "wandb": None}
+    plain["track"] |= {"every_steps": 1, "tensorboard": False, "wandb": None, "mlflow": None, "trackio": None}
+    plain["alert"] |= {"urls": [], "command": None}
     return plain
 
 

@@ -44,7 +44,7 @@ class Words:
 
 
 class SideProcess:
-    """Starts `python -m MODULE` with `settings` (JSON values), in a session of its own; it ignores signals that ask a run to stop."""
+    """Starts `python -m MODULE` with `settings` (JSON values), in a session of its own; signals to stop do not end it."""
 
     def __init__(self, module: str, settings: Mapping[str, Any], words: Words, environment: Mapping[str, str]) -> None:
         self.words = words

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from plait.engine.monitoring.beside import shown
 from plait.engine.monitoring.beside.process import Inbox
+from plait.engine.monitoring.beside.shown import Table
 
 _LOOK_EVERY_S = 0.5
 _NOT_FINITE = ("nan", "inf", "-inf")  # as metrics.jsonl writes them
@@ -23,6 +25,12 @@ class Session(Protocol):
 
     def row(self, step: int, numbers: Mapping[str, float]) -> None:
         """Send the numbers of a row."""
+
+    def pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
+        """Send picture files by name."""
+
+    def table(self, step: int, name: str, table: Table) -> None:
+        """Send a table, such as the answers of a bench."""
 
     def finish(self) -> None:
         """Wait until everything is sent."""
@@ -52,12 +60,18 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def send(inbox: Inbox, session: Session) -> None:
-    """Send the rows of `metrics.jsonl` as they come, until the run has ended and the last is sent."""
-    lines = Lines(Path(inbox.settings["metrics"]), inbox.settings["from"])
+    """Send the rows of `metrics.jsonl` and what evaluations showed as they come, until the run has ended and the last is sent."""
+    run, begin = Path(inbox.settings["run"]), inbox.settings["from"]
+    metrics, answers, pictures = (Lines(run / name, begin[name]) for name in ("metrics.jsonl", shown.ANSWERS, shown.PICTURES))
     while True:
         last = inbox.ended.is_set()
-        for row in lines.new():
+        for row in metrics.new():
             session.row(row["step"], numbers(row))
+        for row in answers.new():
+            session.table(row["step"], shown.answers_of(row["bench"]), shown.table(row["answers"]))
+        for row in pictures.new():
+            if there := {name: run / path for name, path in row["pictures"].items() if (run / path).is_file()}:
+                session.pictures(row["step"], there)
         if last:
             return
         inbox.ended.wait(_LOOK_EVERY_S)

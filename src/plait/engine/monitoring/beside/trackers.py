@@ -13,8 +13,12 @@ import numpy as np
 
 from plait import files
 from plait.config.schema import Wandb
+from plait.config.sections.track import Mlflow, Trackio
 from plait.engine.monitoring.beside.process import SideProcess, Words
+from plait.engine.monitoring.beside.shown import ANSWERS, PICTURES, Table
 
+FILES = ("metrics.jsonl", ANSWERS, PICTURES)
+"""The files that the process of a service follows."""
 WANDB_ID = "wandb_id"
 """The file of a run directory that keeps the run's id at W&B where that is not the run's own identity, as in a trial of a sweep."""
 
@@ -26,9 +30,8 @@ class ServiceMirror:
     """
 
     def __init__(self, run: Path, service: str, title: str, start: Mapping[str, Any]) -> None:
-        metrics = run / "metrics.jsonl"
-        begin = metrics.stat().st_size if metrics.exists() else 0
-        settings = {"service": service, "title": title, "start": dict(start), "metrics": str(metrics), "from": begin}
+        begin = {name: path.stat().st_size if (path := run / name).exists() else 0 for name in FILES}
+        settings = {"service": service, "title": title, "start": dict(start), "run": str(run), "from": begin}
         kept = "metrics.jsonl has every row"
         words = Words(f"sends metrics to {title}", kept, f"{title} has not taken the last rows", f"{title} may lack rows of metrics.jsonl")
         self.side = SideProcess("plait.engine.monitoring.beside.tracker_process", settings, words, {"WANDB_SILENT": "true"})
@@ -38,7 +41,10 @@ class ServiceMirror:
         self.side.look()
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Do nothing: pictures stay in TensorBoard and in files of the run, only what is in `metrics.jsonl` is sent."""
+        """Do nothing: the process reads `pictures.jsonl` and the files that it names."""
+
+    def table(self, step: int, name: str, table: Table) -> None:
+        """Do nothing: the process reads `answers.jsonl`."""
 
     def close(self) -> None:
         """Give the process some seconds to send the remaining rows, then kill it."""
@@ -55,6 +61,20 @@ def wandb_mirror(run: Path, settings: Wandb, config: Mapping[str, Any], identity
     start = {"project": settings.project, "entity": settings.entity, "name": settings.name or run.name, "config": dict(config)}
     start |= {"mode": os.environ.get("WANDB_MODE", settings.mode), "id": _wandb_id(run, identity), "resume": "allow", "dir": str(run)}
     return ServiceMirror(run, "wandb", "W&B", start)
+
+
+def mlflow_mirror(run: Path, settings: Mlflow, config: Mapping[str, Any], identity: str) -> ServiceMirror:
+    """Return the mirror to MLflow, where the run is found again by its own id, `identity`. `config`: the run's configuration."""
+    start = {"uri": settings.uri, "experiment": settings.experiment, "name": settings.name or run.name}
+    return ServiceMirror(run, "mlflow", "MLflow", start | {"config": dict(config), "id": identity})
+
+
+def trackio_mirror(run: Path, settings: Trackio, config: Mapping[str, Any], identity: str) -> ServiceMirror:
+    """Return the mirror to Trackio, where a continued run is found by its name, which ends in `identity`."""
+    name = f"{settings.name or run.name}-{identity}"
+    return ServiceMirror(
+        run, "trackio", "Trackio", {"project": settings.project, "name": name, "space_id": settings.space, "config": config}
+    )
 
 
 def _wandb_id(run: Path, identity: str) -> str:

@@ -5,7 +5,10 @@ charts are drawn, and W&B counts rows.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from plait.engine.monitoring.beside.shown import Table
 
 
 class Session:
@@ -14,6 +17,7 @@ class Session:
     def __init__(self, start: Mapping[str, Any]) -> None:
         import wandb
 
+        self.wandb = wandb
         self.run = wandb.init(**start, settings=wandb.Settings(silent=True))
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
@@ -23,6 +27,16 @@ class Session:
     def row(self, step: int, numbers: Mapping[str, float]) -> None:
         """Send the numbers of a row."""
         self.run.log({"step": step, **numbers})
+
+    def pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
+        """Send picture files by name."""
+        self.run.log({"step": step, **{name: self.wandb.Image(str(path)) for name, path in pictures.items()}})
+
+    def table(self, step: int, name: str, table: Table) -> None:
+        """Send a table."""
+        columns: list[str | int] = [*table.columns]
+        rows = [[*row] for row in table.rows]
+        self.run.log({"step": step, name: self.wandb.Table(columns=columns, data=rows, allow_mixed_types=True)})
 
     def finish(self) -> None:
         """Wait until everything is sent."""
