@@ -243,6 +243,15 @@ def test_runs_of_three_families_stand_beside_each_other(runs, tmp_path, monkeypa
     assert all(f"{family} {number(value)}" in page.texts("li") for family, value in last.items())
 
 
+def test_runs_whose_folders_have_one_name_are_told_apart_by_their_paths(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("low", "high"):
+        shutil.copytree(runs["molmo"], tmp_path / folder / "run")
+    report("low/run", "high/run")
+    page = Page(tmp_path / "report.html")
+    assert page.texts("h1") == ["low/run and high/run"] and page.texts("h2") == ["low/run", "high/run"]
+
+
 def test_what_two_runs_set_differently_is_listed(runs, copy, tmp_path):
     text = (copy / "config.yaml").read_text().replace("global_batch: 8", "global_batch: 4")
     (copy / "config.yaml").write_text("".join(text.splitlines(keepends=True)[:-1]))

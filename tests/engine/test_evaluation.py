@@ -384,6 +384,20 @@ def test_the_pictures_of_a_bench_are_shown_with_their_step():
     assert shown == [(12, {"letters/grid": 3, "letters/one": 1})]
 
 
+@pytest.mark.parametrize(
+    ("figure", "counts"),
+    [
+        ("samples", True),
+        ("grid/pictures/32x32", True),
+        ("pictures/64x64", True),
+        ("accuracy/empty_answers", True),
+        ("accuracy/colour", False),
+    ],
+)
+def test_numbers_of_things_are_no_results(figure, counts):
+    assert evaluation.is_count(figure) is counts
+
+
 def test_an_unknown_bench_is_refused_with_the_known_ones():
     evaluation.check([Evaluate(bench="loss"), Evaluate(bench="letters")], {"letters": bench([])})
     message = "evaluate names bench 'words', which is unknown; known: loss, letters, zebra"

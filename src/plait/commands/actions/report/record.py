@@ -30,11 +30,13 @@ Row = Mapping[str, Any]
 class RunRecord:
     """What a run recorded. `rows`: of metrics.jsonl, with numbers that are not finite as floats; `manifests`: the newest of each stage.
 
-    `listed`: the run's line in `plait runs`; `progress`: of each stage that began, by its number; `starts`: rows of migrations.jsonl;
-    `quarantine`, `failures`: unusable samples, benches that failed; `answers`: what training kept of each evaluation; `ledger`: what
-    stages gained and forgot; `measured`: the metrics.json of each `plait eval`; `left_out`: what could not be read, a line each.
+    `name`: what a page calls it; `listed`: the run's line in `plait runs`; `progress`: of each stage that began, by its number; `starts`:
+    rows of migrations.jsonl; `quarantine`, `failures`: unusable samples, benches that failed; `answers`: what training kept of each
+    evaluation; `ledger`: what stages gained and forgot; `measured`: the metrics.json of each `plait eval`; `left_out`: what could not be
+    read, a line each.
     """
 
+    name: str
     path: Path
     resolved: Resolved
     listed: ListedRun
@@ -51,11 +53,6 @@ class RunRecord:
     measured: Sequence[tuple[Path, Row]]
     left_out: Sequence[str]
     _series: dict[str, list[tuple[float, float]]] = field(default_factory=dict, repr=False)
-
-    @property
-    def name(self) -> str:
-        """The last part of the run's path."""
-        return self.path.resolve().name
 
     @property
     def trained(self) -> list[Row]:
@@ -103,6 +100,7 @@ def read(path: Path) -> RunRecord:
     begun = resolved.stages[:number]
     measured = [(folder, row) for folder in sorted(path.glob("eval/*/metrics.json")) if (row := _object(folder, left_out)) is not None]
     return RunRecord(
+        name=path.resolve().name,
         path=path,
         resolved=resolved,
         listed=list_runs.look(path),

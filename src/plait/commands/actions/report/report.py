@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def write(runs: Sequence[Path], out: Path | None = None, *, plan: bool = True) -
     """
     if twice := next((run for number, run in enumerate(runs) if run.resolve() in [other.resolve() for other in runs[:number]]), None):
         raise PlaitError(f"{twice} is given twice: a page shows each run once")
-    records = [record.read(run) for run in runs]
+    records = _apart([record.read(run) for run in runs])
     path = out or (runs[0] / NAME if len(runs) == 1 else Path(NAME))
     if path.is_dir():
         raise PlaitError(f"{path} is a folder: name a file for the page, such as {path / NAME}")
@@ -40,6 +41,12 @@ def write(runs: Sequence[Path], out: Path | None = None, *, plan: bool = True) -
             log.warning(f"{each.path}: {line}")
     log.info(f"written to {path} ({len(html.encode()) / 1e6:.2f} MB)")
     return path
+
+
+def _apart(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return the records, those of runs whose folders have the same name called by their paths."""
+    names = [each.name for each in records]
+    return [replace(each, name=str(each.path)) if names.count(each.name) > 1 else each for each in records]
 
 
 def page(records: Sequence[RunRecord], *, plan: bool) -> str:
