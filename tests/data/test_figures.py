@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from plait.config.schema import SourceEntry
+from plait.data.figures.alike import DISTANCE, Alike
 from plait.data.figures.measure import OTHERS, chosen, measure
 from plait.data.figures.scripts import script_of
 from plait.data.figures.series import Hashes, Series
@@ -164,3 +165,22 @@ def test_pictures_that_look_alike_are_told_from_those_that_are_equal_and_from_ot
     other = measure(open_source(SourceEntry(source="folder", path=str(held)), seed=0), range(3), threads=1)
     assert [(pair.sample, pair.of) for pair in figures.alike.like(other.alike)] == [(0, 1), (2, 1), (3, 1), (5, 1)]
     assert [(pair.sample, pair.of) for pair in other.alike.like(figures.alike)] == [(1, 0)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 255)), max_size=40))
+def test_what_looks_alike_is_what_a_comparison_of_each_with_each_finds(rows):
+    """A hash is near the first original, no near copy itself, with the fewest bits that differ; equal files are no near copies."""
+    alike, expected, originals, files = Alike(), [], [], set()
+    for number, (file, low) in enumerate(rows):
+        seen = (low & 15) | (low >> 4) * 0x0F0F_0F0F_0000
+        identity = file * 1000 + seen % 7
+        alike.add(identity, seen, number)
+        if identity in files:
+            continue
+        files.add(identity)
+        near = [(bin(seen ^ other).count("1"), place, of) for place, (other, of) in enumerate(originals)]
+        if near and min(near)[0] <= DISTANCE:
+            expected.append((number, min(near)[2]))
+        else:
+            originals.append((seen, number))
+    assert [(pair.sample, pair.of) for pair in alike.pairs()] == expected

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,7 @@ from plait.data import image_files
 from plait.data.shard_sets import write
 from plait.data.shard_sets.members import Pictures, pack
 from plait.data.sources.open import open_source
+from tests.data import latent_sets
 from tests.data.packing import labelled, picture
 from tests.data.packing import pack as tar
 
@@ -345,6 +347,17 @@ def test_a_field_that_json_cannot_hold_is_counted(tmp_path):
 
     packed = pack(Source(), 0, "0", Pictures())
     assert json.loads(packed.members[-1][1])["nested"] == {"also": [2]} and packed.lost == {"raw": 1, "nested.also": 1}
+
+
+def test_latents_are_refused_as_they_would_be_lost(tmp_path, capsys):
+    root = latent_sets.make(tmp_path / "set", {"64x64": 3})
+    model = f"{{metadata: {root}, channels: 4, text_dim: 6, image_dim: 5}}"
+    data = f"{{train: [{{source: latents, path: {root}}}]}}"
+    (tmp_path / "c.yaml").write_text(f"family: nanodit\npreset: tiny\nmodel: {model}\ntrain: {{steps: 1}}\ndata: {data}\n")
+    shard(tmp_path / "c.yaml", tmp_path / "out", code=2)
+    assert re.search(
+        r"^plait: none of the 3 samples .*: it holds arrays \(\w.*\), for which plain shards have no place$", capsys.readouterr().err, re.M
+    )
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):

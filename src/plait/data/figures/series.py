@@ -79,10 +79,10 @@ class Series:
 
 
 class Hashes:
-    """Hashes of many things by the number of their sample, to find those that are equal: 12 bytes for each."""
+    """Hashes of many things by the number of their sample, to find those that are equal: 16 bytes for each."""
 
     def __init__(self) -> None:
-        self._hashes, self._owners = array("Q"), array("I")
+        self._hashes, self._owners = array("Q"), array("Q")
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -100,7 +100,7 @@ class Hashes:
         if not len(self):
             return 0, 0, []
         hashes = np.frombuffer(self._hashes, np.uint64)
-        owners = np.frombuffer(self._owners, np.uint32)
+        owners = np.frombuffer(self._owners, np.uint64)
         kinds, earliest, counts = np.unique(hashes, return_index=True, return_counts=True)
         several = np.flatnonzero(counts > 1)
         first = several[np.lexsort((earliest[several], -counts[several]))][:most]

@@ -85,8 +85,10 @@ def pack(source: Source, index: int, key: str, wanted: Pictures) -> Packed:
 
 
 def _pack(source: Source, sample: Sample, index: int, key: str, wanted: Pictures) -> Packed:
-    if not (sample["images"] or sample["messages"]):
+    if not (sample["images"] or sample["messages"] or sample.get("arrays")):
         raise Empty("it has neither a picture nor a text")
+    if sample.get("arrays"):
+        raise BadSample(f"it holds arrays ({', '.join(sample['arrays'])}), for which plain shards have no place")
     whole = source
     while isinstance(whole, Part | Filtered):
         whole = whole.whole
