@@ -229,6 +229,30 @@ def test_an_export_without_its_processor_is_told(folder, tmp_path):
         TheWorld.from_pretrained(tmp_path / "out")
 
 
+def test_a_run_and_a_checkpoint_on_the_hub_are_loaded_by_name(folder, tmp_path, monkeypatch):
+    files = {str(path.relative_to(folder / "run")): path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
+    files = {name: body for name, body in files.items() if not name.startswith(("eval/", "events/"))}
+    step = "stage-1-train/step-00000012/"
+    alone = {name.removeprefix(step): body for name, body in files.items() if name.startswith((step, "assets/"))}
+    with hub_server.serving(monkeypatch, tmp_path) as server:
+        for name, held in (("run", files), ("step", alone), ("bare", {"model.safetensors": b"x"})):
+            server.repositories["models", f"me/{name}"] = Repository(held)
+        monkeypatch.chdir(tmp_path)
+        marks = {"me/run": "run", "me/run@6": "run@6", "me/step": "run"}
+        for name, local in marks.items():
+            answer = TheWorld.from_pretrained(folder / local).generate(photo(1), ASK, max_new_tokens=8)
+            assert TheWorld.from_pretrained(name).generate(photo(1), ASK, max_new_tokens=8) == answer
+        assert not [path for path in server.downloaded() if "metrics" in path or "lineage" in path]
+        lines = {
+            "me/run@7": "me/run@7 cannot be loaded: me/run has no checkpoint at step '7'; it has 6, 12",
+            "me/bare": "me/bare holds neither what plait export --to theworld writes nor a run with a checkpoint",
+        }
+        for name, line in lines.items():
+            with pytest.raises(PlaitError) as told:
+                TheWorld.from_pretrained(name)
+            assert line in str(told.value) and "\n" not in str(told.value)
+
+
 def test_an_export_on_the_hub_is_loaded_by_name_and_revision(folder, tmp_path, monkeypatch):
     with hub_server.serving(monkeypatch, tmp_path) as server:
         files = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}

@@ -6,10 +6,13 @@ in a run the checkpoint of a step, `best` or `latest`. Other files (metrics, oth
 The errors of the Hub client's HTTP library change with its version, so all exceptions of it are caught.
 """
 
+import atexit
 import glob
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +21,13 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from plait.assembly import checkpoint_specs
-from plait.config import hub_errors
+from plait.config import hub_errors, signed
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 
 _STEP = re.compile(r"(stage-(\d+)-[^/]+/step-(\d{8,}))/manifest\.json")
 _ASSETS = re.compile(r"assets/.+|tokenizer\.json")
+_MANIFEST = "manifest.json"
 _BARE = re.compile(r"[^/]+\.safetensors|manifest\.json|plait\.json")
 
 
@@ -179,3 +183,35 @@ def fetch(spec: str, ranks: Ranks) -> Path | None:
     if failures := [line for line in ranks.gather(failure) if line is not None]:
         raise PlaitError(failures[0])
     return _download(contents, files, local_only=True) / contents.checkpoint
+
+
+def local_checkpoint(spec: str) -> Path | None:
+    """Download the checkpoint of the Hub repository that `spec` names, with what its model is built from; return its local folder.
+
+    None if the repository holds neither a run nor a checkpoint with its run's configuration, as an export. Raises PlaitError if neither the
+    Hub nor the local cache gives the repository, or it has no such checkpoint.
+    """
+    named = repository(spec)
+    if named is None:
+        return None
+    contents = look(*named)
+    assets_there = contents.needed(assets=True)
+    if contents.checkpoint:
+        return _download(contents, [*contents.needed(assets=False), *assets_there]) / contents.checkpoint
+    if not {_MANIFEST, signed.COPY} <= set(contents.files):
+        return None
+    top = [file for file in contents.files if "/" not in file]
+    root = _download(contents, [*top, *assets_there])
+    try:
+        step = int(json.loads((root / _MANIFEST).read_bytes())["state"]["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PlaitError(f"from: {contents.name}: its {_MANIFEST} is damaged: push it again") from error
+    run = Path(tempfile.mkdtemp(prefix="plait-"))  # a checkpoint is known by the names of its folders
+    atexit.register(shutil.rmtree, run, ignore_errors=True)
+    folder = run / "stage-1-hub" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    for file in top:
+        (folder / file).symlink_to(root / file)
+    if (root / "assets").is_dir():
+        (run / "assets").symlink_to(root / "assets")
+    return folder

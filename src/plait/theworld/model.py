@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
-from plait.assembly import checkpoint_specs, exported, saved
+from plait.assembly import checkpoint_specs, exported, hub_start, saved
 from plait.assembly.model import ModelBundle, hashes
 from plait.commands.actions.generate import checked_options
 from plait.config import hub_errors
@@ -42,6 +42,10 @@ log = logging.getLogger(__name__)
 FAMILY = TheWorldConfig.model_type
 
 
+class _NoExport(PlaitError):
+    """Raised for a repository that has no configuration of a model, or not of this name: it may hold a run, and the name be of a step."""
+
+
 class TheWorld:
     """A trained model that answers prompts about images and clips.
 
@@ -56,10 +60,11 @@ class TheWorld:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, averaged: bool = True, device: str | torch.device | None = None) -> "TheWorld":
-        """Load an export of a run, a run's checkpoint, or a Hub repository that holds what `plait export --to theworld` writes.
+        """Load an export of a run, a run's checkpoint, or a Hub repository of what `plait export --to theworld` writes, or of a run.
 
-        `name`: a directory, RUN, RUN@STEP, RUN/STAGE@best, or owner/name[@revision]. `averaged`: of a run, use the EMA weights, where it
-        has any. `device`: by default the GPU where there is one. Raises PlaitError where there is no such model.
+        `name`: a directory, RUN, RUN@STEP, RUN/STAGE@best, or owner/name[@revision], of a run also owner/name@STEP or @best. `averaged`:
+        of a run, use the EMA weights, where it has any. `device`: by default the GPU where there is one. Raises PlaitError where there is
+        no such model.
         """
         check_arguments("TheWorld.from_pretrained", name=(name, PLACE), averaged=(averaged, SWITCH))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -69,8 +74,7 @@ class TheWorld:
         elif folder.exists() or not checkpoint_specs.may_be_hub(checkpoint_specs.split(str(name))[0].as_posix()):
             loaded = _of_run(name, averaged, place)
         else:
-            repository, _, revision = str(name).partition("@")
-            loaded = _exported(repository, revision or None)
+            loaded = _of_hub(str(name), averaged, place)
         nn.Module.to(loaded.model, place).train(False)
         return loaded
 
@@ -136,6 +140,25 @@ class TheWorld:
         return exported.settings(folder, bundle, config, set())
 
 
+def _of_hub(name: str, averaged: bool, device: torch.device) -> TheWorld:
+    """Load a repository of the Hub: an export, or where it is none the checkpoint that it holds. Raises PlaitError for anything else."""
+    repository, _, revision = name.partition("@")
+    try:
+        return _exported(repository, revision or None)
+    except PlaitError as error:
+        if not isinstance(error, _NoExport):
+            raise
+        try:
+            folder = hub_start.local_checkpoint(name)
+        except PlaitError as reason:
+            raise PlaitError(f"{name} cannot be loaded: {str(reason).removeprefix('from: ')}") from reason
+        if folder is None and error.__cause__ is None:
+            raise PlaitError(f"{name} holds neither what plait export --to theworld writes nor a run with a checkpoint") from error
+        if folder is None:
+            raise
+        return _of_run(folder, averaged, device)
+
+
 def _exported(name: str, revision: str | None) -> TheWorld:
     """Load a whole export from a directory or the Hub. Raises PlaitError for another model, or none."""
     at: dict[str, Any] = {"revision": revision} if revision else {}
@@ -145,14 +168,16 @@ def _exported(name: str, revision: str | None) -> TheWorld:
             if revision is None and exported.find(name) is not None:
                 return _of_run(name, True, torch.device("cpu"))
             kind = settings.get("model_type")
-            raise PlaitError(f"{name} holds a model of type {kind!r}, not all of a theworld model: export its run with --to theworld")
+            refused = f"{name} holds a model of type {kind!r}, not all of a theworld model: export its run with --to theworld"
+            raise (_NoExport if kind is None else PlaitError)(refused)
         whole = TheWorldForConditionalGeneration.from_pretrained(name, **at, **trust.WEIGHTS)
         processor = TheWorldProcessor.from_pretrained(name, **at, **trust.CONFIG)
         if not processor.sizes:
             raise PlaitError(f"{name} has no processor_config.json, which says how pictures become tokens: export its run again")
         told = cached_file(name, saved.MODEL_SETTINGS, **at, _raise_exceptions_for_missing_entries=False)
     except (OSError, SafetensorError, HFValidationError) as error:
-        raise PlaitError(f"{name} cannot be loaded: {hub_errors.reason(error, name)}") from error
+        kind_of_error = _NoExport if isinstance(error.__cause__, RevisionNotFoundError) else PlaitError
+        raise kind_of_error(f"{name} cannot be loaded: {hub_errors.reason(error, name)}") from error
     precision = json.loads(Path(told).read_bytes()).get("train", {}).get("precision") if told else None
     return TheWorld(whole, processor, precision=precision or "fp32")
 
