@@ -60,7 +60,7 @@ class TheWorld:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, averaged: bool = True, device: str | torch.device | None = None) -> "TheWorld":
-        """Load an export of a run, a run's checkpoint, or a Hub repository of what `plait export --to theworld` writes, or of a run.
+        """Load an export of a run, a checkpoint of a run, or a Hub repository that holds either.
 
         `name`: a directory, RUN, RUN@STEP, RUN/STAGE@best, or owner/name[@revision], of a run also owner/name@STEP or @best. `averaged`:
         of a run, use the EMA weights, where it has any. `device`: by default the GPU where there is one. Raises PlaitError where there is
