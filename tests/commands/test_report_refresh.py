@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,6 +80,37 @@ def test_a_run_that_took_no_step_writes_no_page(recipe, started):
 def test_python_has_the_pages_too(recipe, started):
     plait.train(plait.load_config(str(recipe), run="run", **{"track.report_every_steps": 1}))
     assert len(started[0]) >= 2
+
+
+def test_a_run_that_ends_early_starts_a_last_page_and_does_not_wait_for_it(recipe, monkeypatch):
+    started = []
+    popen = subprocess.Popen
+
+    def start(given, **options):
+        started.append((given, popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"], **options)))
+        return started[-1][1]
+
+    monkeypatch.setattr(refresh.subprocess, "Popen", start)
+    resolved = plait.load_config(str(recipe), run="run", **{"track.report_every_steps": 1000})
+
+    def train():
+        with refresh.refreshed(resolved) as hooks:
+            hooks[0](SimpleNamespace(stage=1, stage_step=1), {})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    ((words, process),) = started
+    assert (words[-2:], process.poll()) == (["run", "--no-plan"], None)
+    process.kill()
+    process.wait()
+
+
+def test_a_fork_takes_the_answers_up_to_its_step(recipe):
+    evaluate = "--evaluate=[{bench: accuracy, every_steps: 2, samples: 4}]"
+    assert cli.main(["train", str(recipe), "--run=run", "--train.steps=4", "--checkpoint.every_steps=2", evaluate]) == 0
+    assert cli.main(["fork", "run@2", "new"]) == 0
+    assert [row["step"] for row in kept_answers.files.read_rows(recipe.parent / "new" / kept_answers.NAME)] == [2]
 
 
 def test_pages_change_no_weight(recipe, started):

@@ -26,7 +26,7 @@ from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import GROUPS
 from plait.errors import PlaitError, command
 from plait.training import changes, start
-from plait.training.figures import forgetting
+from plait.training.figures import forgetting, kept_answers
 from plait.training.stage_plan import plan_stage, wanted_figures
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def _fill(folder: Path, saved: Checkpoint, after: Resolved, lineage: dict[str, A
             shutil.copytree(step, folder / step.relative_to(parent), ignore=without_parents_config)
     if (parent / "assets").is_dir():
         shutil.copytree(parent / "assets", folder / "assets")
-    for name in ("metrics.jsonl", "quarantine.jsonl"):
+    for name in ("metrics.jsonl", "quarantine.jsonl", kept_answers.NAME):
         rows = files.read_rows(parent / name, files.STEP_KINDS)
         files.append_rows(folder / name, [row for row in rows if row["step"] <= saved.step])
     for path in (parent / forgetting.FOLDER).glob("*.json"):

@@ -25,6 +25,10 @@ _LONGEST_S = 600.0
 """Seconds that the last page may take before it is given up."""
 
 
+_left: list[subprocess.Popen[bytes]] = []
+"""Processes that write on after the run has ended, kept here as Python warns of those that are dropped."""
+
+
 class Refresh:
     """A hook of the loop that starts `plait report RUN` every so many steps, unless one is at work still.
 
@@ -51,6 +55,16 @@ class Refresh:
             self._end(_LONGEST_S)
             self._start()
             self._end(_LONGEST_S)
+
+    def leave(self) -> None:
+        """Start a last page and do not wait for it; nothing where no step was taken."""
+        if self.called:
+            self._end(0)
+            self._start("--no-plan")
+            if self._process is not None:
+                _left.append(self._process)
+            if self._errors is not None:
+                self._errors.close()
 
     def _start(self, *options: str) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed when the process has ended
@@ -107,5 +121,7 @@ def refreshed(resolved: Resolved) -> Iterator[tuple[Hook, ...]]:
     page = Refresh(Path(str(resolved.config.run)), every)
     try:
         yield (page,)
-    finally:
-        page.finish()
+    except BaseException:  # such as a signal, after which a launcher allows some seconds
+        page.leave()
+        raise
+    page.finish()
