@@ -14,6 +14,8 @@ from plait import cli
 from plait.assembly.configuration import open_config
 from plait.assembly.data import open_training, open_validation
 from plait.config.schema import SourceEntry
+from plait.data import paths
+from plait.data.formats.open_file import OpenFile
 from plait.data.loading.bucketing import order_of
 from plait.data.order import SampleId
 from plait.data.selection import survey
@@ -157,6 +159,33 @@ def test_a_copy_of_a_list_with_other_pictures_is_measured_by_itself(tmp_path):
     for number in range(COUNT):
         Image.new("RGB", (64, 64)).save(tmp_path / "b" / f"{number}.png")
     assert [len(opened(each, {"min_side": 33})) for each in made] == [10, COUNT]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "shards"])
+def test_what_is_no_matter_of_pictures_is_told_without_reading_them(tmp_path, monkeypatch, kind):
+    made, read = KINDS[kind](tmp_path), []
+    opened(made, {"expr": "lang == 'en'"}, limit=1)
+    for module, name in ((paths, "read_image"), (OpenFile, "read")):
+        before = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, before=before, **more: read.append(before(*given, **more)) or read[-1])
+    source = opened(made, {"expr": "clip_score > 0.28 and lang == 'en'", "caption_tokens": [2, 5]})
+    assert sum(b"PNG" in body or b"JFIF" in body for body in read) <= 1  # the first record, when the source is opened
+    assert numbers(source) == [n for n in range(COUNT) if RULES["expr"][1](n) and RULES["caption_tokens"][1](n)]
+
+
+def test_a_sample_whose_picture_is_broken_is_judged_by_its_columns_in_any_pass(tmp_path):
+    made = as_jsonl(tmp_path)
+    for number in (3, 8, 10):
+        (tmp_path / f"{number}.png").unlink()
+    both = numbers_before(opened(made, {"expr": "lang == 'en'", "min_side": 33}))
+    (tmp_path / "user-cache").rename(tmp_path / "other-cache")
+    assert numbers_before(opened(made, {"expr": "lang == 'en'"})) == {n for n in range(COUNT) if n % 2 == 0}
+    assert numbers_before(opened(made, {"expr": "lang == 'en'", "min_side": 33})) == both
+    assert {8, 10} <= both and 3 not in both
+
+
+def numbers_before(source):
+    return set(source.places(np.arange(len(source))).tolist())
 
 
 def test_a_survey_goes_on_where_a_kill_left_it(tmp_path, monkeypatch):

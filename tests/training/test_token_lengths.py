@@ -7,6 +7,8 @@ import pytest
 
 from plait import cli
 from plait.assembly.configuration import open_config
+from plait.config.schema import SourceEntry
+from plait.data.sources.open import open_source
 from plait.errors import BadSample
 from plait.families import registry
 from tests.data.packing import pack, picture
@@ -100,6 +102,16 @@ def test_lengths_are_those_of_the_encoded_rows(inputs, model, sample):
             length.of(given)
         return
     assert length.of(given) == right
+
+
+def test_a_clip_is_told_of_as_it_is_read(tmp_path):
+    (tmp_path / "clip").mkdir()
+    for frame in range(5):
+        (tmp_path / "clip" / f"{frame}.png").write_bytes(picture(frame, (16, 16)))
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "data.jsonl").write_text(json.dumps({"image": "a.png", "frames": "clip", "caption": "it moves"}) + "\n")
+    source = open_source(SourceEntry(source="jsonl", path=str(tmp_path / "data.jsonl")), seed=0)
+    assert source.peek(0) == source[0] and len(source[0]["frames"]) == 5
 
 
 def test_several_annotations_are_one_row(inputs):

@@ -13,7 +13,7 @@ from plait.config.sections.selection import Filter
 from plait.data.field_names import field_list
 from plait.data.selection import copies_file
 from plait.data.selection.measures import SIDES, TOKENS, UNDECIDED, Measure, condition
-from plait.data.selection.survey import Measured, Samples, Surveyed, measured
+from plait.data.selection.survey import Measured, Samples, Surveyed, measured, text_of
 from plait.errors import BadSample, PlaitError, sample_errors
 
 _PROBES = 20  # samples read, at most, to know the columns
@@ -61,7 +61,7 @@ def _check(source: Samples, parsed: expression.Condition) -> None:
     for i in sorted({k * (len(source) - 1) // max(1, _PROBES - 1) for k in range(_PROBES)}):
         try:
             with sample_errors:
-                record = source.peek(i)["fields"]
+                record = text_of(source)(i)["fields"]
         except BadSample:
             continue
         read, fields = read + 1, fields | dict.fromkeys(map(str, record))

@@ -27,13 +27,15 @@ UNDECIDED = -1.0
 class Measure:
     """What `of` returns of each sample: `columns` numbers. `name`: what is measured and how, which says whether stored numbers fit.
 
-    `dtype`: of the numbers. `of` raises BadSample for a sample that cannot be measured.
+    `dtype`: of the numbers. `of` raises BadSample for a sample that cannot be measured. `pictures`: whether it looks into pictures; if not,
+    it may be given a sample whose pictures are empty.
     """
 
     name: str
     columns: int
     of: Callable[[Sample], Sequence[float]]
     dtype: str = "<f4"
+    pictures: bool = True
 
 
 def caption_tokens(text: str) -> int:
@@ -56,7 +58,7 @@ def _sides(sample: Sample) -> Sequence[float]:
 
 SIDES = Measure("sides", 3, _sides)
 """Least side in pixels, least and greatest width / height of a sample's pictures, upright; infinite for one without pictures."""
-TOKENS = Measure("words 1", 1, lambda sample: [sum(map(caption_tokens, answers(sample)))])
+TOKENS = Measure("words 2", 1, lambda sample: [sum(map(caption_tokens, answers(sample)))], pictures=False)
 """Words and marks of all captions and answers."""
 
 
@@ -69,4 +71,4 @@ def condition(parsed: Condition) -> Measure:
         except Undecided:
             return [UNDECIDED]
 
-    return Measure(f"condition 1 {parsed.text}", 1, holds)
+    return Measure(f"condition 2 {parsed.text}", 1, holds, pictures=False)

@@ -6,11 +6,11 @@ parts, so that the same command goes on after a kill.
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,6 +42,14 @@ class Samples(Protocol):
 
     def peek(self, index: int) -> Sample:
         """Return sample `index`, a dict. Raises BadSample if it is broken."""
+
+
+@runtime_checkable
+class TextSamples(Protocol):
+    """A source that can tell of a sample without reading its pictures."""
+
+    def peek_text(self, index: int) -> Sample:
+        """Return sample `index` with empty pictures. Raises BadSample if it is broken."""
 
 
 @dataclass(frozen=True)
@@ -153,18 +161,32 @@ def _array(measure: Measure, rows: Iterable[Sequence[float]]) -> np.ndarray:
 
 
 def _row(source: Samples, i: int, measures: Sequence[Measure]) -> list[Sequence[float]]:
-    """Return the numbers of one sample, for each measure; those that cannot be had are NaN, or 0 where they are whole numbers."""
-    try:
-        with sample_errors:
-            sample: Sample | None = source.peek(i)
-    except BadSample:
-        sample = None
+    """Return the numbers of one sample, for each measure; those that cannot be had are NaN, or 0 where they are whole numbers.
+
+    A measure that looks into no picture is taken although the pictures cannot be read.
+    """
+    whole = _peeked(source.peek, i) if any(measure.pictures for measure in measures) else None
+    text = whole or _peeked(text_of(source), i)
     values = []
     for measure in measures:
         unread = [0 if np.dtype(measure.dtype).kind in "ui" else np.nan] * measure.columns
+        sample = whole if measure.pictures else text
         try:
             with sample_errors:
                 values.append(unread if sample is None else measure.of(sample))
         except BadSample:
             values.append(unread)
     return values
+
+
+def text_of(source: Samples) -> Callable[[int], Sample]:
+    """Return what gives a sample of `source` by its index, with empty pictures where the source can do without reading them."""
+    return source.peek_text if isinstance(source, TextSamples) else source.peek
+
+
+def _peeked(peek: Callable[[int], Sample], i: int) -> Sample | None:
+    try:
+        with sample_errors:
+            return peek(i)
+    except BadSample:
+        return None

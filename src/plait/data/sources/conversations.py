@@ -6,7 +6,7 @@ from its `annotations` where these are conversations, or else from its own text.
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import xxhash
 
@@ -22,6 +22,14 @@ from plait.data.sources.kind import title
 from plait.errors import BadSample, PlaitError, sample_errors
 
 _PROBES = 20  # records tried, at most, to check columns and template before the run
+
+
+@runtime_checkable
+class TextReader(Protocol):
+    """A reader that can read a record without its pictures, which are empty bytes then."""
+
+    def read_text(self, index: int, /) -> Record:
+        """Return record `index` (from 0) with empty pictures. Raises BadSample if it is broken."""
 
 
 class Conversations(Source):
@@ -66,9 +74,14 @@ class Conversations(Source):
         """Return record `index` for what is measured of it, without messages where they are unfit. Raises BadSample if it is broken."""
         return self.peeked(self.reader.read(index))
 
+    def peek_text(self, index: int) -> Sample:
+        """Return what `peek` does, with empty pictures where the reader can do without reading them."""
+        return self.peeked(self.reader.read_text(index) if isinstance(self.reader, TextReader) else self.reader.read(index))
+
     def peeked(self, record: Record) -> Sample:
         """Return a record for what is measured of it."""
         sample: Sample = {"id": record.id, "images": record.images, "messages": [], "fields": record.fields}
+        sample |= {"frames": record.frames} if record.frames else {}
         with contextlib.suppress(BadSample):
             sample |= self._conversations(record, None)
         return sample | {"fields": record.fields}

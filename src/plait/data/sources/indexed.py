@@ -116,6 +116,12 @@ class IndexedRecords:
         name = fields.get("id")
         return Record(self._name(i) if name is None else str(name), fields, images, frames)
 
+    def read_text(self, i: int) -> Record:
+        """Return record `i` with empty bytes in place of its images, whose files are not read. Raises BadSample if it is broken."""
+        fields = self.fields(i)
+        name = fields.get("id")
+        return Record(self._name(i) if name is None else str(name), fields, [b""] * len(self.image_values(fields)), [])
+
     def fields(self, i: int) -> dict[str, Any]:
         """Return the fields of record `i`, renamed by `columns`. Raises BadSample if it is broken or a column is missing."""
         return rename(self.layout.fields(self._bytes(i), self._name(i), self.head.facts), self.columns)

@@ -75,7 +75,15 @@ class Shards:
 
     def read(self, i: int) -> Record:
         """Return sample `i` as a record. Raises BadSample if one of its files cannot be parsed, PlaitError if its shard cannot be read."""
-        name, members = self.members(i)
+        return self._record(*self.members(i))
+
+    def read_text(self, i: int) -> Record:
+        """Return sample `i` with empty bytes in place of its images, which are not read. Raises as `read` does."""
+        number = bisect_right(self.ends, i)
+        stem, members = self._map(number).texts(i - (self.ends[number - 1] if number else 0))
+        return self._record(f"{self.stems[number]}/{stem}", members)
+
+    def _record(self, name: str, members: list[tuple[str, bytes]]) -> Record:
         try:
             record = from_members(name, members)
             return record._replace(fields=rename(record.fields, self.columns)) if self.columns else record
@@ -188,6 +196,10 @@ class StreamedSamples(Conversations):
     def peek(self, index: int) -> Sample:
         """Return sample `index` for what is measured of it, from its whole shard: all samples are, in turn."""
         return self.peeked(self.shards.read_in_order(index))
+
+    def peek_text(self, index: int) -> Sample:
+        """Return what `peek` does: the shard is downloaded whole in any case."""
+        return self.peek(index)
 
 
 def _open(entry: SourceEntry, opening: Opening) -> Source:

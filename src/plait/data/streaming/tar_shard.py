@@ -14,6 +14,7 @@ import numpy as np
 from plait.data import addresses
 from plait.data.formats import index, tar
 from plait.data.formats.open_file import OpenFile
+from plait.data.records import IMAGE_KINDS
 from plait.data.remote import RemoteFile, Unavailable
 from plait.errors import PlaitError
 from plait.files import write_whole
@@ -141,6 +142,19 @@ class MappedShard:
         return self.names[start:end].tobytes().decode("utf-8", "surrogateescape"), [
             (self.extensions[k], body) for k, body in zip(self.kind[first:last].tolist(), bodies, strict=True)
         ]
+
+    def texts(self, i: int) -> tuple[str, list[tuple[str, bytes]]]:
+        """Return what `members` does, with empty bytes in place of images, which are not read."""
+        first, last = self.first[i : i + 2].tolist()
+        start, end = self.name_end[i : i + 2].tolist()
+        kinds = [self.extensions[k] for k in self.kind[first:last].tolist()]
+        wanted = [place for place, kind in enumerate(kinds) if kind.rpartition(".")[2].lower() not in IMAGE_KINDS]
+        bodies = [b""] * len(kinds)
+        if wanted:
+            offsets, sizes = ([int(array[first + place]) for place in wanted] for array in (self.offset, self.size))
+            for place, body in zip(wanted, self.read(offsets, sizes), strict=True):
+                bodies[place] = body
+        return self.names[start:end].tobytes().decode("utf-8", "surrogateescape"), list(zip(kinds, bodies, strict=True))
 
 
 def _local_reader(shard: Shard) -> Callable[[list[int], list[int]], list[bytes]]:
