@@ -4,8 +4,8 @@
 
 Equal work: one tiny model, one start, fused AdamW without decay on vectors, gradient clipping, a cosine schedule, float32, one process on
 the CPU, batches of 16. All but the bare loop record their figures every 10 steps, as they do by default, in TensorBoard files (plait in
-metrics.jsonl too); plait also checks every step for numbers that are not finite. Measured twice: with ready batches, which is the loop
-alone (and then all must end at the same weights), and each with its own loader, 0 workers, over the same samples in memory.
+metrics.jsonl too); plait also checks every step for numbers that are not finite or stand out. Measured twice: with ready batches, which is
+the loop alone (and then all must end at the same weights), and each with its own loader, 0 workers, over the same samples in memory.
 The first steps are not counted. Rounds are interleaved, in another order each, and the median is told: wall time, and processor time, which
 other programs on the machine disturb less. The table goes to the screen, the figures to benchmarks/results/overhead.json.
 """
@@ -43,6 +43,7 @@ from plait.engine.guards import Quarantine
 from plait.engine.loop import Hook, Loop, Row
 from plait.engine.loss import Loss
 from plait.engine.monitoring.signals import Signals
+from plait.engine.monitoring.spikes import SpikeWatch
 from plait.engine.monitoring.tracking import Tracker, open_tracker
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
@@ -227,7 +228,7 @@ def plait(net: Net, batches: Ready | None, samples: Samples, clock: Clock, folde
             mark=lambda part: None,
             sources=["memory"],
             skipped=frozenset(),
-            spikes=None,
+            spikes=SpikeWatch(state, config.guard, ranks, folder, "train", lambda what, row, batch: ""),
             meter=Meter(ranks.device, config.train.precision),
         )
         if batches is not None:

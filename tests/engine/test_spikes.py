@@ -160,6 +160,34 @@ def test_more_spikes_than_may_be_passed_over_stop_the_run(made, tmp_path, monkey
         toy_family.train(recipe, tmp_path / "run", *SETTINGS, "guard.spikes=rewind", "guard.non_finite_steps=1", allow_inexact=True)
 
 
+def test_weights_that_an_update_has_damaged_are_at_fault_and_no_sample(made, tmp_path, monkeypatch):
+    """After 60 steps at a sound rate, the run goes on at one that is 5,000 times as large."""
+    _, recipe, _ = made
+    toy_family_at(monkeypatch)
+    toy_family.train(recipe, tmp_path, *SETTINGS, "train.steps=60")
+    toy_family.train(recipe, tmp_path, *SETTINGS, "train.steps=64", "optim.lr=50.0", allow_inexact=True)
+    line = warned(tmp_path)[0]["warnings"][0]
+    assert "; the weights: the samples of the step before now have a loss of " in line
+    assert "before the last update (lower optim.lr or train.grad_clip); spikes/step-" in line
+
+
+def test_a_replay_that_does_not_fit_in_memory_costs_the_cause_alone(made, tmp_path, monkeypatch):
+    folder, recipe, sample = made
+    toy_family_at(monkeypatch)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("plait.training.spikes.passes.norms_by_module", full)  # after the passes, which have left gradients
+    toy_family.train(recipe, tmp_path, *SETTINGS)
+    ((line,),) = (row["warnings"] for row in warned(tmp_path))
+    assert "; not known, as the replay failed: OutOfMemoryError: no room; spikes/step-" in line
+    told = json.loads((tmp_path / "spikes" / f"step-{STEP:08d}" / "spike.json").read_text())
+    assert told["figures"]["loss"] > 1000 and len(told["before"]["loss"]) == 25
+    assert sample in [row["sample"] for row in told["samples"]]
+    assert toy_family.same(group(tmp_path, "weights"), group(folder / "ignore", "weights"))
+
+
 def alarms(values):
     recent = {}
     return [step for step, value in enumerate(values) if spikes.compare(recent, "loss", float(value))]

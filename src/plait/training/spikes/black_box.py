@@ -108,8 +108,7 @@ class BlackBox:
         except Exception as error:
             if self.ranks.size > 1 and not isinstance(error, PlaitError):
                 raise  # of one rank alone, while the others wait for it
-            finding = Finding(f"not known, as the replay failed: {reason_of(error)}", self._content(what, row))
-            log.info(f"step {self.state.step + 1}: the replay failed: {reason_of(error)}")
+            finding = Finding(f"not known, as the replay failed: {reason_of(error)}", self._content(what, row) | {"samples": self._ids()})
         finally:
             self.state.model.train()
         on_every_rank(self.ranks, lambda: self._keep(finding) if self.ranks.first else None)
@@ -119,6 +118,11 @@ class BlackBox:
         state = self.state
         place = {"step": state.step + 1, "stage": self.plan.view.name, "stage_step": state.stage_step}
         return {**place, "what": what, "figures": dict(row), "before": {name: list(values) for name, values in state.recent.items()}}
+
+    def _ids(self) -> list[dict[str, Any]]:
+        """Return the names of the step's samples, before bad ones were replaced."""
+        ids = self.plan.order.ids(self.state.stage_step)
+        return [{"sample": self._name(sample), **sample._asdict()} for sample in ids]
 
     def _find(self, what: str, row: Mapping[str, Any]) -> Finding:
         """Compute the figures of the step's samples, and of those of the step before, with the present weights."""
@@ -228,8 +232,8 @@ class BlackBox:
 
 
 def size_of(row: Mapping[str, Any]) -> float:
-    """Return the norm of a sample's part of the gradient, or else its loss; infinite for what is not finite."""
-    value = float(row.get("gradient_norm", row["loss"]))
+    """Return the norm of a sample's part of the gradient, or else its loss, if any; infinite for what is not finite."""
+    value = float(row.get("gradient_norm", row.get("loss", 0.0)))
     return value if math.isfinite(value) else math.inf
 
 

@@ -95,7 +95,7 @@ def replay(run: Path, step: int, out: Path | None) -> None:
     told = json.loads(found.read_text(encoding="utf-8"))
     samples = sorted(told.get("samples", []), key=size_of, reverse=True)
     lines = [f"step {step}: {told['cause']}", f"  {again.compared()}"]
-    for row in samples[:_SAMPLES_TOLD]:
+    for row in [row for row in samples if "loss" in row][:_SAMPLES_TOLD]:
         norm = f", gradient norm {float(row['gradient_norm']):.4g}" if "gradient_norm" in row else ""
         lines.append(f"  {row['sample']}: loss {float(row['loss']):.4g}{norm}")
     log.info("\n".join([*lines, f"all of it: {found.parent}"]))
