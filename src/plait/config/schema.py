@@ -332,10 +332,7 @@ class Guard(Section):
         description="a loss or gradient that is not finite. skip: no update; rewind: back to the newest checkpoint, then past that step",
     )
     non_finite_steps: Count = Field(default=10, description="steps of a run that skip and rewind may pass over before it stops")
-    spikes: Literal["ignore", "tell", "skip", "rewind"] = Field(
-        default="tell",
-        description="a loss or gradient norm that is finite and far above the steps before; tell: train on; skip, rewind: as of non_finite",
-    )
+    spikes: Literal["ignore", "tell", "skip", "rewind"] = Field(default="tell", description="a finite loss or norm far above those before")
     spike_boxes: Natural = Field(default=5, description="spikes of a run that are looked into, at most: samples, modules, a replay")
     bench_failure: Literal["continue", "stop"] = Field(
         default="continue", description="a bench that fails during the run: save, report it and go on, or end the run"
