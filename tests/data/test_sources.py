@@ -263,7 +263,7 @@ def test_wrong_entries_each_give_one_clear_line(tmp_path):
             "data source shards:a.tar: template.assistant wants the field 'labl'; the records have label",
         ),
         (entry("shards", tar, columns={"x": "y"}), "none of the first 2 samples can be read: no field 'y' (columns); the record has label"),
-        (entry("shards", tar, options={"image": "x"}), "no option 'image'; it takes stream, block, cache_gb, counts"),
+        (entry("shards", tar, options={"image": "x"}), "no option 'image'; it takes stream, block, machines, cache_gb, counts"),
         (entry("jsonl", tmp_path / "empty.jsonl", options={"image": "x"}), "no option 'image'; did you mean 'images'?"),
         (entry("jsonl", tmp_path / "empty.jsonl"), "empty.jsonl holds no records"),
         (entry("jsonl", "https://x/a.jsonl"), "is remote, which only the sources shards and datasets can be"),

@@ -83,9 +83,10 @@ def plain_order(lengths, block, epoch):
     return taken
 
 
-@pytest.mark.parametrize(
-    ("lengths", "block"), [([3, 1, 4, 1, 5, 9, 2, 6], 3), ([5], 2), ([0, 7, 0, 0, 2, 3], 2), ([2] * 9, 1), ([4, 4], 9)]
-)
+LENGTHS = [([3, 1, 4, 1, 5, 9, 2, 6], 3), ([5], 2), ([0, 7, 0, 0, 2, 3], 2), ([2] * 9, 1), ([4, 4], 9)]
+
+
+@pytest.mark.parametrize(("lengths", "block"), LENGTHS)
 def test_a_stream_takes_blocks_of_shards_and_shuffles_each(lengths, block):
     stream, epoch = Stream(lengths, block), (7, "order", 0, 3)
     taken = stream.permute(np.arange(sum(lengths)), epoch)
@@ -236,6 +237,59 @@ def indices(order, start, stop):
     return [[one.index for one in order.ids(step)] for step in range(start, stop)]
 
 
+def lanes_by_hand(lengths, block, lanes, epoch):
+    """The sequence of a stream in equal parts, taken by turns."""
+    whole, count = plain_order(lengths, block, epoch), sum(lengths)
+    sizes = [len(range(lane, count, lanes)) for lane in range(lanes)]
+    starts = [0, *accumulate(sizes)]
+    parts = [whole[starts[lane] : starts[lane + 1]] for lane in range(lanes)]
+    return [parts[place % lanes][place // lanes] for place in range(count)]
+
+
+@pytest.mark.parametrize(("lengths", "block"), LENGTHS)
+@pytest.mark.parametrize("lanes", [2, 3, 7])
+def test_lanes_take_equal_parts_of_the_sequence_by_turns(lengths, block, lanes):
+    taken = Stream(lengths, block, lanes=lanes).permute(np.arange(sum(lengths)), (7, "order", 0, 3)).tolist()
+    assert taken == lanes_by_hand(lengths, block, lanes, (7, "order", 0, 3))
+    assert sorted(taken) == list(range(sum(lengths)))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_machines_each_download_shards_of_their_own(tmp_path, mixed):
+    sizes, machines, stop = [4] * 36, 3, 16 if mixed else 12
+    packed(tmp_path / "other", [5])
+    with serving(packed(tmp_path / "data", sizes)) as server:
+        shards, taken = [], []
+        for rank in range(machines):
+            source = opened(f"{server.url}/{{000..035}}.tar", tmp_path / f"cache-{rank}", machines=machines)
+            sources = [source, opened(tmp_path / "other", tmp_path / "cache", stream=False)] if mixed else [source]
+            order = order_of(sources, [3.0, 1.0][: len(sources)], 5, 12)
+            server.asked.clear()
+            taken += [label for step in walked(sources, order, 0, stop, workers=2, rank=rank, world_size=machines) for label in step]
+            shards.append({path for path, span in server.asked if span != "bytes=0-0"})
+        ids = [one.index for step in range(stop) for one in order.ids(step) if one.source == 0]
+    assert sorted(ids) == list(range(144))
+    assert set.union(*shards) == {f"/{number:03d}.tar" for number in range(36)}
+    assert max(map(len, shards)) <= 12 + (10 if mixed else 2)
+    assert mixed or sorted(taken) == list(range(144))
+
+
+def test_lanes_change_the_fingerprint_and_one_of_them_changes_nothing(tmp_path):
+    packed(tmp_path / "data", [3, 4])
+    plain, one, two = (opened(tmp_path / "data", tmp_path / "cache", **options) for options in ({}, {"machines": 1}, {"machines": 2}))
+    assert plain.fingerprint == one.fingerprint != two.fingerprint
+    assert two.stream.text() == "streamed, 2 shards in blocks of 2, for 2 machines"
+
+
+def test_held_out_shards_that_say_so_are_read_by_range_and_in_no_order_of_their_own(tmp_path):
+    with serving(packed(tmp_path / "data", [40, 40])) as server:
+        entry = SourceEntry(source="shards", path=f"{server.url}/{{000..001}}.tar", template=TEMPLATE, options={"stream": True})
+        held = open_source(entry, seed=0, cache=tmp_path / "cache", split="validation")
+        assert held.stream is None
+        assert [held.draw(i, 0)["fields"]["label"] for i in (0, 39, 40, 79)] == [0, 39, 40, 79]
+    assert not list((tmp_path / "cache").glob("streamed/*.tar"))
+
+
 def test_the_next_block_is_fetched_ahead_and_nothing_after_the_last_step(tmp_path):
     sizes = [4] * 12
     with serving(packed(tmp_path / "data", sizes)) as server:
@@ -335,16 +389,16 @@ def test_a_killed_download_leaves_nothing_that_is_taken_for_a_shard(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_leaves_no_part(tmp_path, monkeypatch):
-    def write(descriptor, body):
+    def write(descriptor, body, start):
         raise OSError(28, "No space left on device")
 
     with serving(packed(tmp_path / "data", [4, 4])) as server:
         source = opened(f"{server.url}/{{000..001}}.tar", tmp_path / "cache")
-        monkeypatch.setattr(shard_cache.os, "write", write)
+        monkeypatch.setattr(shard_cache.os, "pwrite", write)
         with pytest.raises(shard_cache.CacheFull, match=r"No space left on device; free space there, lower options.cache_gb") as caught:
             walked([source], order_of([source], [1.0], 5, 4), 0, 1, workers=1)
     assert caught.value.exit_code == 1
-    assert [path.name for path in (tmp_path / "cache" / "streamed").iterdir()] == [".room"]
+    wait_until(lambda: [path.name for path in (tmp_path / "cache" / "streamed").iterdir()] == [".room"])
 
 
 # --- Shards that cannot be had.
@@ -498,6 +552,7 @@ REFUSED = {
     "stream: 1": "stream must be true, false or auto, got 1",
     "stream: yes please": "options.stream must be true, false or auto, got 'yes please'",
     "block: 0": "options.block is the number of shards whose samples are mixed, 1 or more, got 0",
+    "machines: 0": "options.machines is how many machines share out the shards, 1 or more, got 0",
     "block: true": "options.block is the number of shards whose samples are mixed, 1 or more, got True",
     "cache_gb: -1": "options.cache_gb is what downloaded shards may take on the disk, in 1e9 bytes, got -1",
     "counts: 3": "options.counts names a file with the number of samples of each shard, got 3",

@@ -14,7 +14,7 @@ from plait.data.order import SampleId
 from plait.data.streaming.block_shuffle import EpochKey
 from plait.errors import PlaitError
 
-_DOWNLOADS = 4  # at once, of one process
+_DOWNLOADS = 2  # shards at once, of one process
 
 
 class PrefetchingWorkers:
@@ -25,10 +25,10 @@ class PrefetchingWorkers:
     """
 
     def __init__(self, workers: Workers, builder: MicroBatchBuilder, steps: range) -> None:
-        self._workers, self.lookahead, self._order, self._seed = workers, workers.lookahead, builder.order, builder.seed
+        self._workers, self.lookahead, self._builder, self._seed = workers, workers.lookahead, builder, builder.seed
         streams = {number: source.stream for number, source in enumerate(builder.sources) if source.stream is not None}
         self._streams = {number: stream for number, stream in streams.items() if stream.fetch is not None}
-        self._last = self._blocks(self._order.ids(steps[-1]) if steps else [])
+        self._last = self._blocks(self._own(steps[-1]) if steps else [])
         self._asked: dict[int, list[tuple[int, int, int]]] = {number: [] for number in self._streams}
         self._queue: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
         self._closing = threading.Event()
@@ -37,7 +37,7 @@ class PrefetchingWorkers:
 
     def submit(self, step: int) -> PendingStep:
         """Begin the downloads for step number `step` and what follows, and submit it to the workers. Returns and raises as they do."""
-        self._ask_for(self._order.ids(step))
+        self._ask_for(self._own(step))
         return self._workers.submit(step)
 
     def close(self) -> None:
@@ -47,17 +47,20 @@ class PrefetchingWorkers:
             self._queue.put(None)
         self._workers.close()
 
+    def _own(self, step: int) -> list[SampleId]:
+        """Return the samples of a step that this rank takes."""
+        return [one for ids, padding in self._builder.slices(step) if not padding for one in ids]
+
     def _ask_for(self, ids: Sequence[SampleId]) -> None:
-        """Queue the shards of these samples' blocks and of the next block."""
+        """Queue the shards of these samples' blocks and of those that follow them."""
         blocks = self._blocks(ids)
         for source, stream in self._streams.items():
             if not (places := blocks[source]):
                 continue
-            epoch, block = max(places)
-            places.add((epoch, block + 1) if block + 1 < stream.blocks() else (epoch + 1, 0))
+            following = {(epoch, block + 1) if block + 1 < stream.blocks() else (epoch + 1, 0) for epoch, block in places}
             wanted = [
                 (*place, shard)
-                for place in sorted(places)
+                for place in [*sorted(places), *sorted(following - places)]
                 if not self._last[source] or place <= max(self._last[source])
                 for shard in stream.shards_of(place[1], self._key(source, place[0]))
                 if stream.lengths[shard]

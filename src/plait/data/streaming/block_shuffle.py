@@ -34,23 +34,33 @@ class Stream:
     """How a source is read shard by shard. `lengths`: samples of each shard, in the order of the source's indices; some may be 0.
 
     `block`: shards whose samples are mixed. `fetch(number, abandoned)`: brings a shard onto this machine, or gives up once
-    `abandoned()` is True; None for shards that lie on a disk.
+    `abandoned()` is True; None for shards that lie on a disk. `lanes`: parts of an epoch's sequence that are read side by side, so that as
+    many machines each read shards of their own.
     """
 
-    def __init__(self, lengths: Sequence[int], block: int, fetch: Fetch | None = None) -> None:
-        assert lengths and block >= 1
-        self.block, self.fetch = block, fetch
+    def __init__(self, lengths: Sequence[int], block: int, fetch: Fetch | None = None, *, lanes: int = 1) -> None:
+        assert lengths and block >= 1 and lanes >= 1
+        self.block, self.fetch, self.lanes = block, fetch, lanes
         self.lengths = np.asarray(lengths, np.int64)
         self._starts = np.cumsum(self.lengths) - self.lengths
         self._epochs: dict[EpochKey, _Epoch] = {}  # the latest; replaced as a whole, as several threads may ask
 
     def text(self) -> str:
         """Return in words how the source is read: "streamed, 1,000 shards in blocks of 2"."""
-        return f"streamed, {len(self.lengths):,} shard{'s' * (len(self.lengths) > 1)} in blocks of {self.block}"
+        lanes = f", for {self.lanes} machines" if self.lanes > 1 else ""
+        return f"streamed, {len(self.lengths):,} shard{'s' * (len(self.lengths) > 1)} in blocks of {self.block}{lanes}"
 
     def permute(self, position: np.ndarray, epoch: EpochKey) -> np.ndarray:
-        """Return the samples at these positions of an epoch: each index once, those of one block next to each other."""
+        """Return the samples at these positions of an epoch: each index once.
+
+        Those of one block are next to each other in their lane. Positions go round the lanes, whose parts of the sequence are equal to one
+        sample.
+        """
         sequence = self._epoch(epoch)
+        if self.lanes > 1:
+            turn, lane = np.divmod(position, self.lanes)
+            smaller, larger = divmod(int(sequence.ends[-1]), self.lanes)  # the first `larger` lanes have one sample more
+            position = lane * smaller + np.minimum(lane, larger) + turn
         block_ends = self._block_ends(sequence)
         block = np.searchsorted(block_ends, position, side="right")
         index = np.empty_like(position)
@@ -70,8 +80,13 @@ class Stream:
 
     def blocks_of(self, indices: Sequence[int], epoch: EpochKey) -> set[int]:
         """Return the numbers of the blocks, in the sequence of an epoch, that these samples are in."""
+        return {*self.block_numbers(indices, epoch).tolist()}
+
+    def block_numbers(self, indices: Sequence[int], epoch: EpochKey) -> np.ndarray:
+        """Return for each of these samples the number of its block."""
         shards = np.searchsorted(self._starts, np.asarray(indices, np.int64), side="right") - 1
-        return {*(self._epoch(epoch).slots[shards] // self.block).tolist()}
+        numbers: np.ndarray = self._epoch(epoch).slots[shards] // self.block
+        return numbers
 
     def blocks(self) -> int:
         """Return the number of blocks in an epoch."""
@@ -102,7 +117,7 @@ class Stream:
     def part(self, kept: Callable[[np.ndarray], np.ndarray]) -> "Stream":
         """Return the stream of a part of the source. `kept(indices)`: how many samples before each of these indices belong to it."""
         ends = kept(np.cumsum([0, *self.lengths]))
-        return Stream(np.diff(ends).tolist(), self.block, self.fetch)
+        return Stream(np.diff(ends).tolist(), self.block, self.fetch, lanes=self.lanes)
 
     def _epoch(self, epoch: EpochKey) -> _Epoch:
         known = self._epochs.get(epoch)

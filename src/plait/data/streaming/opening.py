@@ -27,11 +27,13 @@ _OPENERS = 8  # threads that look at shards at the start; what they wait for is 
 class StreamOptions:
     """The options of a source of shards that say how it is streamed.
 
-    `block`: shards whose samples are mixed; `cache_gb`: 1e9 bytes of downloaded shards that are kept; `counts`: a list of their counts.
+    `block`: shards whose samples are mixed; `machines`: how many share out the shards; `cache_gb`: 1e9 bytes of downloaded shards that are
+    kept; `counts`: a list of their counts.
     """
 
     stream: bool | Literal["auto"] = "auto"
     block: int = 2
+    machines: int = 1
     cache_gb: float = 50.0
     counts: str | None = None
 
@@ -43,16 +45,18 @@ class StreamOptions:
         return cls(**{name: value for name, value in options.items() if value is not None})
 
 
-OPTIONS = ("stream", "block", "cache_gb", "counts")
+OPTIONS = ("stream", "block", "machines", "cache_gb", "counts")
 
 
 def check_options(options: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return (name, what is wrong) of the first invalid option of a source of shards; None if all are valid."""
-    stream, block, gigabytes, named = (options.get(name) for name in OPTIONS)
+    stream, block, machines, gigabytes, named = (options.get(name) for name in OPTIONS)
     if stream not in (None, True, False, "auto") or isinstance(stream, int) is not isinstance(stream, bool):
         return "stream", f"must be true, false or auto, got {stream!r}"
     if block is not None and (type(block) is not int or block < 1):
         return "block", f"is the number of shards whose samples are mixed, 1 or more, got {block!r}"
+    if machines is not None and (type(machines) is not int or machines < 1):
+        return "machines", f"is how many machines share out the shards, 1 or more, got {machines!r}"
     if gigabytes is not None and (type(gigabytes) not in (int, float) or not 0 < gigabytes < 1e9):
         return "cache_gb", f"is what downloaded shards may take on the disk, in 1e9 bytes, got {gigabytes!r}"
     if named is not None and (not isinstance(named, str) or not named):
@@ -75,7 +79,9 @@ def open_streamed(
         return None
     lengths = [listed[path].samples for path in shards] if listed is not None else _counted(shards, cache)
     cache_bytes = int(options.cache_gb * 1e9)
-    return StreamedShards(shards, lengths, block=options.block, columns=columns, cache=cache, cache_bytes=cache_bytes)
+    return StreamedShards(
+        shards, lengths, block=options.block, lanes=options.machines, columns=columns, cache=cache, cache_bytes=cache_bytes
+    )
 
 
 def _bytes(shards: Sequence[str], listed: Mapping[str, counts.ShardCount] | None) -> int:

@@ -8,8 +8,27 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from plait.data.buckets import BucketOrder
-from plait.data.order import BatchChanges, Order
+from plait.data.order import BatchChanges, Order, SampleId
 from plait.data.streaming.block_shuffle import Stream
+
+
+def in_lanes(ids: list[SampleId], streams: Mapping[int, Stream], seed: int) -> list[SampleId]:
+    """Return a step's samples with those of a streamed source in the sequence of its lanes.
+
+    They keep to the slots that the source has. So ranks, which take consecutive parts of a step, read the lanes of their machine. A source
+    of one lane is left as it is.
+    """
+    for source, stream in streams.items():
+        slots = [slot for slot, one in enumerate(ids) if one.source == source] if stream.lanes > 1 else []
+        own = [ids[slot] for slot in slots]
+        placed = []
+        for epoch in sorted({one.epoch for one in own}):
+            of_epoch = [one for one in own if one.epoch == epoch]
+            blocks = stream.block_numbers([one.index for one in of_epoch], (seed, "order", source, epoch))
+            placed += [of_epoch[number] for number in np.argsort(blocks, kind="stable")]
+        for slot, one in zip(slots, placed, strict=True):
+            ids[slot] = one
+    return ids
 
 
 class StreamedOrder(Order):
@@ -26,6 +45,10 @@ class StreamedOrder(Order):
     ) -> None:
         super().__init__(sizes, sampling_weights, seed, global_batch, changes)
         self.streams = dict(streams)
+
+    def ids(self, step: int) -> list[SampleId]:
+        """Return the global batch of `step` (from 0), the samples of each lane of a stream next to each other."""
+        return in_lanes(super().ids(step), self.streams, self.seed)
 
     def shuffled(self, offset: np.ndarray, source: int, epoch: int) -> np.ndarray:
         """Return the samples of a source at these places of its epoch."""
@@ -49,6 +72,10 @@ class StreamedBucketOrder(BucketOrder):
         assert all(len(groups[source]) == 1 for source in streams)
         self.streams = dict(streams)
         super().__init__(groups, sampling_weights, seed, global_batch, changes)
+
+    def ids(self, step: int) -> list[SampleId]:
+        """Return the global batch of `step` (from 0), the samples of each lane of a stream next to each other."""
+        return in_lanes(list(super().ids(step)), self.streams, self.seed)
 
     def mixed_batches(self, place: np.ndarray, count: int, source: int, epoch: int) -> np.ndarray:
         """Return which of a source's batches come at these places: those of a streamed one in their own sequence."""

@@ -48,8 +48,8 @@ class WrongCount(PlaitError):
 class StreamedShards:
     """The records of a list of shards. `shard_paths`: paths or addresses; `lengths`: samples of each; `block`: shards that are mixed.
 
-    `columns`: new field name -> old. `cache`: folder of indices and downloaded shards (None: the user's), `cache_bytes`: what those may
-    take together.
+    `lanes`: parts of the sequence that are read side by side. `columns`: new field name -> old. `cache`: folder of indices and downloaded
+    shards (None: the user's), `cache_bytes`: what those may take together.
     """
 
     def __init__(
@@ -58,18 +58,20 @@ class StreamedShards:
         lengths: Sequence[int],
         *,
         block: int,
+        lanes: int,
         columns: Mapping[str, str],
         cache: str | Path | None,
         cache_bytes: int,
     ) -> None:
-        self.paths, self.lengths, self.block = list(shard_paths), list(lengths), block
+        self.paths, self.lengths, self.block, self.lanes = list(shard_paths), list(lengths), block, lanes
         self.columns, self.cache = dict(columns), cache
         self.ends = np.cumsum(self.lengths)
         self.remote = any(map(addresses.is_remote, self.paths))
         self.names = [addresses.name_of(path) if addresses.is_remote(path) else Path(path).name for path in self.paths]
         self.left_out: Mapping[str, int] = {}
-        self.digest = xxhash.xxh3_64(json.dumps(["stream", block, list(zip(self.names, self.lengths, strict=True))]).encode()).hexdigest()
-        self.store = ShardCache(cache, cache_bytes, AHEAD * block)
+        content = ["stream", block, *([lanes] if lanes > 1 else []), list(zip(self.names, self.lengths, strict=True))]
+        self.digest = xxhash.xxh3_64(json.dumps(content).encode()).hexdigest()
+        self.store = ShardCache(cache, cache_bytes, AHEAD * block * lanes)
         self._start_unmapped()
 
     def _start_unmapped(self) -> None:
@@ -92,7 +94,7 @@ class StreamedShards:
     def stream(self, samples: int) -> Stream:
         """Return how the first `samples` samples are read in training."""
         ends = np.minimum([0, *self.ends], samples)
-        return Stream(np.diff(ends).tolist(), self.block, self.fetch if self.remote else None)
+        return Stream(np.diff(ends).tolist(), self.block, self.fetch if self.remote else None, lanes=self.lanes)
 
     def read(self, i: int) -> Record:
         """Return sample `i` as a record, by range where its shard is not on this machine.
@@ -212,7 +214,11 @@ class StreamedShards:
     def _copy(self, number: int, abandoned: Callable[[], bool]) -> Shard:
         """Return a remote shard as a whole file on this machine."""
         remote = self._remote(number)
-        return open_remote(remote, self.cache, copy=self.store.obtain(remote, abandoned))
+
+        def indexed(copy: Path) -> Shard:
+            return open_remote(remote, self.cache, copy=copy)
+
+        return indexed(self.store.obtain(remote, indexed, abandoned))
 
     def _remote(self, number: int) -> RemoteFile:
         """Return a shard at its address, whose size and version are asked for once in a while."""

@@ -19,12 +19,13 @@ from pathlib import Path
 
 from plait.data import addresses
 from plait.data.formats import index
-from plait.data.remote import BLOCK_BYTES, RemoteFile
+from plait.data.remote import RemoteFile
 from plait.errors import PlaitError
 from plait.keys import key
 
 log = logging.getLogger(__name__)
 
+_PIECE_BYTES, _PIECES_AT_ONCE = 8 << 20, 4  # of one shard
 _POLL_S = 0.05  # between looks at a shard that another process downloads
 
 
@@ -64,8 +65,10 @@ class ShardCache:
             return path
         return None
 
-    def obtain(self, remote: RemoteFile, abandoned: Callable[[], bool] = lambda: False) -> Path:
+    def obtain(self, remote: RemoteFile, prepare: Callable[[Path], object], abandoned: Callable[[], bool]) -> Path:
         """Return the path of a shard, downloaded first if it is not here. `abandoned()`: True once nobody waits for it any more.
+
+        `prepare(path)`: called once with the shard before others see it, to index it; where it raises, the shard is not kept.
 
         Raises PlaitError if it cannot be read, CacheFull if it cannot be written, Abandoned if it is given up.
         """
@@ -77,7 +80,13 @@ class ShardCache:
                     if descriptor is None:
                         time.sleep(_POLL_S)
                     elif self.find(remote) is None:
-                        self._download(remote, descriptor, beside, abandoned)
+                        try:
+                            self._download(remote, descriptor, beside, abandoned)
+                            prepare(beside)
+                            beside.replace(path)
+                        except BaseException:
+                            beside.unlink(missing_ok=True)  # while it is locked: afterwards the name may be another's
+                            raise
                 if abandoned():
                     raise Abandoned(f"{addresses.shown(remote.address)} is wanted no more")
         except OSError as error:
@@ -86,22 +95,21 @@ class ShardCache:
         return here
 
     def _download(self, remote: RemoteFile, descriptor: int, beside: Path, abandoned: Callable[[], bool]) -> None:
-        """Write a shard to the locked file `beside`, and rename it once it is whole."""
-        try:
-            with _locked(self.folder / ".room", wait=True):
-                self._make_room(remote, beside)
-                os.ftruncate(descriptor, remote.size)  # the bytes that others count as taken
-            for start in range(0, remote.size, BLOCK_BYTES):
-                if abandoned():
-                    raise Abandoned(f"{addresses.shown(remote.address)} is wanted no more")
-                body = memoryview(remote.read(start, min(BLOCK_BYTES, remote.size - start)))
-                while body:
-                    body = body[os.write(descriptor, body) :]
-            os.fsync(descriptor)
-            beside.replace(self.path_of(remote))
-        except BaseException:
-            beside.unlink(missing_ok=True)  # while it is locked: afterwards the name may be another's
-            raise
+        """Write a shard to the locked file `beside`."""
+        with _locked(self.folder / ".room", wait=True):
+            self._make_room(remote, beside)
+            os.ftruncate(descriptor, remote.size)  # the bytes that others count as taken
+
+        def copy(start: int) -> None:
+            if abandoned():
+                raise Abandoned(f"{addresses.shown(remote.address)} is wanted no more")
+            body = memoryview(remote.read(start, min(_PIECE_BYTES, remote.size - start)))
+            while body:
+                written = os.pwrite(descriptor, body, start)
+                start, body = start + written, body[written:]
+
+        _side_by_side(copy, range(0, remote.size, _PIECE_BYTES))
+        os.fsync(descriptor)
 
     def _make_room(self, remote: RemoteFile, beside: Path) -> None:
         """Delete shards, the longest unwanted first, until there is room for one more, and what killed downloads have left."""
@@ -135,6 +143,33 @@ def _is_left(path: Path) -> bool:
     """Return whether the process that downloaded a shard to `path` has ended without finishing it."""
     with _locked(path, create=False) as (descriptor, _):
         return descriptor is not None
+
+
+def _side_by_side(work: Callable[[int], None], items: range) -> None:
+    """Call `work` with each item, in a few threads, and wait for them. Raises what the first call that failed has raised.
+
+    The threads are daemons: a server that is silent does not delay the end of the process.
+    """
+    left, lock, errors = iter(items), threading.Lock(), list[BaseException]()
+
+    def run() -> None:
+        while not errors:
+            with lock:
+                item = next(left, None)
+            if item is None:
+                return
+            try:
+                work(item)
+            except BaseException as error:  # noqa: BLE001  # raised by the caller
+                errors.append(error)
+
+    threads = [threading.Thread(target=run, name="plait-download", daemon=True) for _ in range(min(_PIECES_AT_ONCE, len(items)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from plait.errors import PlaitError
 from plait.files import write_whole
 
 _SCAN_BYTES = 4 << 20  # read at once when a remote shard is indexed
+_WINDOW_BYTES = 256 << 10  # and of one on disk: each read lets go of Python's lock, and a thread that computes keeps it for 5 ms
 _GAP_BYTES = 4096  # members of one remote sample this close are fetched as one range
 
 
@@ -62,7 +63,7 @@ def _walk_local(path: Path, shown: str) -> tuple[dict[str, Any], dict[str, np.nd
     size = file.size
     if size == 0:
         raise PlaitError(f"{shown} is empty (0 bytes)")
-    return tar.index(tar.walk(file.read, size, shown), shown)
+    return tar.index(tar.walk(_in_windows(file.read, size, _WINDOW_BYTES), size, shown), shown)
 
 
 def cached_index(path: str, cache: str | Path | None) -> Path:
@@ -109,18 +110,23 @@ def _published_index(path: str, remote: RemoteFile, cached: Path) -> tuple[dict[
 
 
 def _walk_remote(path: str, remote: RemoteFile) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    window: tuple[int, bytes] = (0, b"")  # start and bytes of what was read last: headers lie close together
-
-    def read(offset: int, length: int) -> bytes:
-        nonlocal window
-        if not window[0] <= offset <= offset + length <= window[0] + len(window[1]):
-            window = (offset, remote.read(offset, min(max(length, _SCAN_BYTES), remote.size - offset)))
-        return window[1][offset - window[0] :][:length]
-
     name = addresses.shown(path)
     if remote.size == 0:
         raise PlaitError(f"{name} is empty (0 bytes)")
-    return tar.index(tar.walk(read, remote.size, name), name)
+    return tar.index(tar.walk(_in_windows(remote.read, remote.size, _SCAN_BYTES), remote.size, name), name)
+
+
+def _in_windows(read: tar.Read, size: int, window_bytes: int) -> tar.Read:
+    """Return a reader of a file of `size` bytes that reads so much at once, as headers lie close together."""
+    window: tuple[int, bytes] = (0, b"")  # start and bytes of what was read last
+
+    def read_in_window(offset: int, length: int) -> bytes:
+        nonlocal window
+        if not window[0] <= offset <= offset + length <= window[0] + len(window[1]):
+            window = (offset, read(offset, min(max(length, window_bytes), size - offset)))
+        return window[1][offset - window[0] : offset - window[0] + length]
+
+    return read_in_window
 
 
 class MappedShard:

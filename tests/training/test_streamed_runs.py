@@ -1,0 +1,129 @@
+"""`plait train` on shards that a server has and a run reads one after the other: killed, stopped, on another machine, on other ranks."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+
+from plait import cli
+from plait.data import remote
+from plait.data.streaming import counts
+from plait.engine.checkpoints import checkpoint
+from tests import processes
+from tests.data.faulty_server import serving, wait_until
+from tests.data.packing import labelled
+from tests.training.test_run import CONFIG, assert_same, metrics
+
+RECIPE = (
+    CONFIG[: CONFIG.index("data:")]
+    + """
+data:
+  train:
+    - {source: shards, path: "URL/{00..11}.tar", options: {stream: true, block: 2}, template: {user: "What?", assistant: "{label}"}}
+  validation: VALIDATION
+  cache: CACHE
+  workers: 2
+trainable: [projector]
+train: {steps: 24, global_batch: 4}
+optim: {lr: 1.0e-3, schedule: {warmup_steps: 1}}
+checkpoint: {every_steps: 4, keep: 9}
+evaluate: []
+track: {every_steps: 1, tensorboard: false}
+guard: {max_bad_fraction: 0.5, forgetting: null}
+"""
+)
+"""96 samples, 24 steps: one epoch."""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    paths = [labelled(folder / f"{number:02d}.tar", 8 * number, 8) for number in range(12)]
+    counts.write(folder / counts.NAME, [(path.name, 8, path.stat().st_size) for path in paths])
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def write(folder, url, cache, validation="[]"):
+    folder.mkdir(parents=True, exist_ok=True)
+    text = RECIPE.replace("URL", url).replace("CACHE", str(cache)).replace("VALIDATION", validation)
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+
+
+def plait(folder, name, settings):
+    """`plait train`; its exit code is in NAME.code."""
+    os.chdir(folder)
+    remote._WAITS_S = (0.0,) * 4
+    log = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    with open(1, "w", closefd=False) as sys.stdout, open(2, "w", closefd=False) as sys.stderr:
+        code = cli.main(["train", "recipe.yaml", f"--run={name}", *(f"--{item}" for item in settings)])
+    (folder / f"{name}.code").write_text(str(code))
+
+
+def trained(folder, name="run", *settings, ranks=1):
+    """Train to the end; return what the log says."""
+    started = processes.start(ranks, plait, folder, name, settings) if ranks > 1 else [processes.forked(plait, folder, name, settings)]
+    assert processes.codes(started) == [0] * ranks, (folder / f"{name}.log").read_text()
+    log = (folder / f"{name}.log").read_text()
+    assert (folder / f"{name}.code").read_text() == "0", log
+    return log
+
+
+@pytest.fixture(scope="module")
+def straight(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    with serving(shards) as server:
+        write(folder, server.url, folder / "cache")
+        log = trained(folder)
+        asked = [path for path, span in server.asked if path.endswith(".tar") and span != "bytes=0-0"]
+    assert "streamed, 12 shards in blocks of 2" in log
+    assert sorted({*asked}) == [f"/{number:02d}.tar" for number in range(12)]
+    return folder / "run"
+
+
+def test_a_killed_run_goes_on_at_the_straight_runs_bits_on_a_machine_without_its_cache(shards, straight, tmp_path):
+    with serving(shards) as server:
+        write(tmp_path, server.url, tmp_path / "cache")
+        process = processes.forked(plait, tmp_path, "run", ())
+        path = tmp_path / "run" / "metrics.jsonl"
+        wait_until(lambda: (path.is_file() and '"step": 14,' in path.read_text()) or not process.is_alive())
+        process.kill()
+        process.join()
+        shutil.rmtree(tmp_path / "cache")
+        server.asked.clear()
+        saved = max(checkpoint.read(folder).manifest["state"]["step"] for folder in checkpoint.published(tmp_path / "run"))
+        trained(tmp_path)
+        read = [path for path, span in server.asked if path.endswith(".tar") and span != "bytes=0-0"]
+    assert_same(tmp_path / "run", straight)
+    left = -(-(24 - saved) // 4)  # blocks of 16 samples, 4 steps
+    assert len({*read} - {"/00.tar"}) <= 2 * left
+
+
+def test_a_run_that_goes_on_with_two_ranks_takes_the_straight_runs_samples(shards, straight, tmp_path):
+    with serving(shards) as server:
+        write(tmp_path, server.url, tmp_path / "cache")
+        trained(tmp_path, "run", "train.steps=9")
+        trained(tmp_path, "run", "train.steps=24", ranks=2)
+    taken, wanted = ({row["step"]: row["ids"] for row in metrics(run) if "loss" in row} for run in (tmp_path / "run", straight))
+    assert taken == wanted
+    assert len(taken) == 24
+
+
+def test_a_lost_shard_is_counted_in_the_quarantine_and_the_run_goes_on(shards, tmp_path):
+    with serving({name: body for name, body in shards.items() if name != "07.tar"}) as server:
+        write(tmp_path, server.url, tmp_path / "cache")
+        trained(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert len(rows) == 8
+    assert all("there is no file" in row["reason"] and "07.tar" in row["reason"] for row in rows)
+
+
+def test_a_held_out_share_of_a_stream_is_not_trained_on_and_downloads_nothing_whole(shards, tmp_path):
+    with serving(shards) as server:
+        write(tmp_path, server.url, tmp_path / "cache", "10%")
+        log = trained(tmp_path, "run", "evaluate=[{bench: loss, every_steps: 12, batch: 4}]", "train.steps=12")
+    assert "held-out samples" not in log
+    assert any("eval/loss" in row for row in metrics(tmp_path / "run"))
