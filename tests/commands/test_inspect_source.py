@@ -13,7 +13,7 @@ from plait.config import reading
 from plait.data.figures import measure
 from plait.nn.tokenizer import train_tokenizer
 from tests.data.faulty_server import serving
-from tests.data.packing import labelled
+from tests.data.packing import labelled, pack, picture
 from tests.data.test_figures import encoded
 
 
@@ -193,15 +193,18 @@ def test_a_configurations_sources_are_measured_beside_what_the_model_sees(tmp_pa
 
 
 def test_shards_at_an_address_are_inspected_and_packed_and_nothing_shows_their_signature(tmp_path, capsys, monkeypatch):
-    path = labelled(tmp_path / "a.tar", 0, 20)
+    members = [(f"{k}.{kind}", body) for k in range(20) for kind, body in (("png", picture(k)), ("json", b'{"label": 1}'), ("npy", b"x"))]
+    path = pack(tmp_path / "a.tar", members)
     monkeypatch.setenv("SIGNATURE", "X-Amz-Signature=secret")
     with serving({"a.tar": path.read_bytes()}) as server:
         address = f"{server.url}/a.tar?${{SIGNATURE}}"
         said = inspected(capsys, address, tmp_path / "out", "--template.assistant=number {label}")
         assert re.search(r"^  samples +20, all measured$", said, re.MULTILINE) and re.search(r"^  answers +2 words", said, re.MULTILINE)
         assert cli.main(["data", "shard", address, str(tmp_path / "far"), "--plain"]) == 0
+        assert cli.main(["data", "shard", address, str(tmp_path / "streamed"), "--plain", "--options.stream=true"]) == 0
         said += "".join(capsys.readouterr())
     assert cli.main(["data", "shard", str(path), str(tmp_path / "near"), "--plain"]) == 0
-    assert (tmp_path / "far/000000.tar").read_bytes() == (tmp_path / "near/000000.tar").read_bytes()
+    bodies = [(tmp_path / folder / "000000.tar").read_bytes() for folder in ("far", "streamed", "near")]
+    assert bodies[0] == bodies[1] == bodies[2], "also the members that no sample is made of"
     files = [file for folder in ("out", "far") for file in (tmp_path / folder).iterdir()]
     assert "secret" not in said and not any(b"secret" in file.read_bytes() for file in files)

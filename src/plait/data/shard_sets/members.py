@@ -23,6 +23,7 @@ from plait.data.sources.conversations import Conversations
 from plait.data.sources.filtered import Filtered
 from plait.data.sources.part import Part
 from plait.data.sources.shards import Shards
+from plait.data.streaming.reader import StreamedShards
 from plait.errors import BadSample
 
 Member = tuple[str, bytes]
@@ -76,24 +77,32 @@ class Packed:
 
 def pack(source: Source, index: int, key: str, wanted: Pictures) -> Packed:
     """Return the files of sample `index` of a source, named by `key`. Raises BadSample for a sample that cannot be used."""
+    shards, others = _members(source, index)
     sample = read(source, index)
     try:
-        return _pack(source, sample, index, key, wanted)
+        return _pack(source, sample, shards, others, key, wanted)
     except BadSample as error:
         error.sample = error.sample or str(sample["id"])
         raise
 
 
-def _pack(source: Source, sample: Sample, index: int, key: str, wanted: Pictures) -> Packed:
+def _members(source: Source, index: int) -> tuple[Shards | StreamedShards | None, list[Member]]:
+    """Return the reader of the tar shards that a source reads, and the files of sample `index` in them; (None, []) for any other source."""
+    whole = source
+    while isinstance(whole, Part | Filtered):
+        whole = whole.whole
+    if not (isinstance(whole, Conversations) and isinstance(whole.reader, Shards | StreamedShards)):
+        return None, []
+    return whole.reader, whole.reader.members(int(source.places(np.array([index]))[0]))[1]
+
+
+def _pack(
+    source: Source, sample: Sample, shards: Shards | StreamedShards | None, others: list[Member], key: str, wanted: Pictures
+) -> Packed:
     if not (sample["images"] or sample["messages"] or sample.get("arrays")):
         raise Empty("it has neither a picture nor a text")
     if sample.get("arrays"):
         raise BadSample(f"it holds arrays ({', '.join(sample['arrays'])}), for which plain shards have no place")
-    whole = source
-    while isinstance(whole, Part | Filtered):
-        whole = whole.whole
-    shards = whole.reader if isinstance(whole, Conversations) and isinstance(whole.reader, Shards) else None
-    others = [] if shards is None else shards.members(int(source.places(np.array([index]))[0]))[1]
     packed = Packed([], answers=_answers(sample))
     pictures = [_picture(body, wanted, packed) for body in sample["images"]]
     frames = [_picture(body, wanted, packed) for body in sample.get("frames", ())]

@@ -110,6 +110,15 @@ class StreamedShards:
         """Return sample `i` as a record, from its whole shard, which is downloaded first. Raises as `read` does."""
         return self._record(*self._place(i), whole=True)
 
+    def members(self, i: int) -> tuple[str, list[tuple[str, bytes]]]:
+        """Return the raw files of sample `i` from its whole shard, which is downloaded first: ("shard/stem", [(extension, bytes)]).
+
+        Raises PlaitError if the shard cannot be read.
+        """
+        number, inside = self._place(i)
+        stem, members = self._tried(number, lambda: self._map(number, whole=True)).members(inside)
+        return f"{Path(self.names[number]).stem}/{stem}", members
+
     def fetch(self, number: int, abandoned: Callable[[], bool] = lambda: False) -> None:
         """Download shard `number` if it is at an address and not here. `abandoned()`: True once nobody waits for it any more.
 
