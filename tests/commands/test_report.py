@@ -15,6 +15,7 @@ from PIL import Image
 from plait import cli
 from plait.commands.actions.report import against_plan, record, slow
 from plait.commands.pages.axes import number
+from plait.engine.monitoring.beside.shown import KeptPictures
 from plait.engine.monitoring.event_files import TensorBoard
 from plait.errors import PlaitError
 from plait.training.monitor.causes import Cause
@@ -109,6 +110,16 @@ def test_a_bench_s_pictures_are_shown_at_the_first_the_last_and_some_steps_betwe
     sources = [given["src"] for tag, given, _ in page.elements if tag == "img"]
     pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("RGB")) for source in sources]
     assert [int(picture[0, 0, 0]) for picture in pixels] == [1, 5, 9, 12, 16, 20]
+
+
+def test_pictures_that_were_kept_for_trackers_are_shown_without_event_files(copy, tmp_path):
+    (tmp_path / "other.png").write_bytes(b"not of the run")
+    picture = np.full((8, 8, 3), 7, np.uint8)
+    KeptPictures(copy).pictures(20, {"grid/8x8": picture})
+    with (copy / "pictures.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 40, "pictures": {"grid/8x8": "../other.png", "gone": "pictures/none.png"}}) + "\n")
+    page = page_of(copy)
+    assert [text for text in page.texts("h4") if ", step " in text] == ["grid/8x8, step 20"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

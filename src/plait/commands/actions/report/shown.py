@@ -4,16 +4,19 @@ import io
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from plait import files
 from plait.commands.actions.evaluation.answers import kind_of
 from plait.commands.actions.report.record import RunRecord
 from plait.commands.pages.page import page_pictures
 from plait.commands.pages.report import Block, Shot
 from plait.engine.monitoring import event_files
+from plait.engine.monitoring.beside import shown as beside
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +76,7 @@ def _question(bench: str, name: str, by_step: Mapping[int, Sequence[Mapping[str,
 def pictures(record: RunRecord) -> Block:
     """Return the block of pictures that benches drew, each over the steps; empty where the run has none in its event files."""
     by_name: dict[str, dict[int, bytes]] = {}
-    for step, name, body in event_files.pictures(record.path):
+    for step, name, body in (*_kept(record.path), *event_files.pictures(record.path)):
         by_name.setdefault(name, {})[step] = body
     shots, spent = list[Shot](), 0
     for name, by_step in [*by_name.items()][:_PICTURE_NAMES]:
@@ -90,6 +93,15 @@ def pictures(record: RunRecord) -> Block:
             shots.append(Shot(f"{name}, step {step:,}", shown, []))
     more = len(by_name) - _PICTURE_NAMES
     return Block("Pictures", "pictures", f"{more} more are in the event files." if more > 0 else "", shots=shots)
+
+
+def _kept(run: Path) -> Iterator[tuple[int, str, bytes]]:
+    """Yield (step, name, encoded picture) of those that were kept for tracking services, in RUN/pictures.jsonl."""
+    for row in files.read_rows(run / beside.PICTURES, beside.KINDS[beside.PICTURES]):
+        for name, below in row["pictures"].items():
+            path = (run / str(below)).resolve()
+            if path.is_relative_to(run.resolve()) and path.is_file():
+                yield row["step"], name, path.read_bytes()
 
 
 def _decoded(body: bytes) -> np.ndarray:

@@ -287,6 +287,8 @@ def details(record: RunRecord) -> list[tuple[str, str]]:
         known = manifest.get("versions", {})
         rows += [("versions", ", ".join(f"{name} {known[name]}" for name in _VERSIONS if name in known))]
         rows += [("ranks", f"{manifest['ranks']}")]
+    told: Mapping[str, Any] = next((row["spent"] for row in reversed(record.trained) if isinstance(row.get("spent"), Mapping)), {})
+    rows += [("device", str(told["device"]))] if "device" in told else []
     rows.append(("seed", f"{config.seed}"))
     if record.lineage is not None:
         kind = "a fork of" if record.lineage.get("kind") == "fork" else "began from"
