@@ -374,4 +374,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, monkeypa
     line = f"plait: cannot write in {tmp_path / 'out'}: No space left on device; free space there, and the same command goes on\n"
     assert capsys.readouterr().err.endswith(line)
     monkeypatch.undo()
+    part = opened("shards", tmp_path / "out")
+    assert (len(part), part.left_out) == (2, {"sets that are not packed to their end: the same `plait data shard` goes on": 1})
     assert shard(folder, tmp_path / "out", "--per-shard=2")["samples"] == 6
+    assert opened("shards", tmp_path / "out").left_out == {}

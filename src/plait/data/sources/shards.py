@@ -175,10 +175,15 @@ def open_shards(entry: SourceEntry, opening: Opening) -> Shards:
 
 
 def _under_way(files: Sequence[str]) -> dict[str, int]:
-    """Return {description: count} of the shards of a download that was stopped, beside shards on disk."""
+    """Return {description: count} of what was stopped, beside shards on disk: of a download its shards, and sets being packed."""
     folders = {Path(file).parent for file in files if not addresses.is_remote(file)}
     count = sum(1 for folder in folders for _ in (folder / ".download").glob("*.journal"))
-    return {"shards of a download that is not finished: the same `plait data download` goes on": count} if count else {}
+    packing = sum((folder / ".packing").is_dir() for folder in folders)
+    found = {
+        "shards of a download that is not finished: the same `plait data download` goes on": count,
+        "sets that are not packed to their end: the same `plait data shard` goes on": packing,
+    }
+    return {reason: number for reason, number in found.items() if number}
 
 
 class StreamedSamples(Conversations):
