@@ -154,6 +154,8 @@ TESTS: dict[str, str] = {
     "training/figures/intervals.py": "training/test_intervals.py",
     "training/launch.py": "training/test_launch.py training/test_processes.py",
     "training/monitor/causes.py": "training/monitor/test_why.py",
+    "training/monitor/learning.py": "training/monitor/test_learning.py",
+    "training/monitor/rules.py": "training/monitor/test_learning.py",
     "training/monitor/modules.py": "training/monitor/test_modules.py training/monitor/test_why.py",
     "training/monitor/stage_monitor.py": "training/monitor/test_why.py",
     "training/monitor/window.py": "training/monitor/test_why.py",

@@ -291,7 +291,7 @@ class Track(Section):
     report_every_steps: Count | None = Field(
         default=None, description="steps between pages of the run (RUN/report.html), and one at its end; None: `plait report` alone"
     )
-    monitor: bool = Field(default=True, description="record where the time of a step goes (`plait why`)")
+    monitor: bool = Field(default=True, description="record where the time of a step goes (`plait why`) and how components learn")
     tensorboard: bool = Field(default=True, description="write RUN/events for TensorBoard too")
     wandb: Wandb | None = None
     mlflow: Mlflow | None = None

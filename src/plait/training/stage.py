@@ -104,7 +104,7 @@ class StageRun:
         self.features = stage_features.of_stage(config, bundle, plan.loss, ranks, amounts) if cached else None
         self.gradients = GradientWatch(list(plan.trained), stop=config.guard.no_gradient == "stop")
         watched = (context.resolved, plan.view, plan.components, plan.data.names(), plan.loss, state, ranks, context.heartbeat)
-        self.monitor = StageMonitor(Watched(*watched, counters.meter)) if config.track.monitor else None
+        self.monitor = StageMonitor(Watched(*watched, counters.meter, context.tracker)) if config.track.monitor else None
         self.loop = Loop(
             stage=plan.view.name,
             state=state,

@@ -80,6 +80,12 @@ class Tracker:
         if self.screen is not None:
             self.screen.begin(stage, step, stop)
 
+    def attach(self, monitor: Monitor) -> None:
+        """Give every row from now on to one more monitor, which first reads those that are recorded already and repeats no warning."""
+        for row in files.read_rows(self.path, files.STEP_KINDS) if self.path is not None else ():
+            monitor({name: _number(value) for name, value in row.items()})
+        self.monitors = [*self.monitors, monitor]
+
     def advance(self, row: Mapping[str, Any]) -> None:
         """Show the row of a step on the screen, whether or not it is recorded too, and to the alerts."""
         if self.screen is not None:

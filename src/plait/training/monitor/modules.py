@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 Watch = Callable[[str, Tensor], None]
-"""Called with the name of a component and what one of its modules put out, a floating-point tensor, once per pass."""
+"""Called with the name of a component and what the last of its modules put out, a floating-point tensor, once per pass."""
 
 
 def modules_of(model: nn.Module, components: Mapping[str, Sequence[str]]) -> dict[str, list[nn.Module]]:
@@ -47,13 +47,13 @@ class ForwardWatch:
         self._took: list[tuple[str, Any, Any]] = []
 
     def begin(self, watch: Watch | None = None) -> None:
-        """Watch the forward passes from now on; `watch` is given what the modules put out."""
+        """Watch the forward passes from now on; `watch` is given what the last module of each component puts out."""
         self.end()
         self._began, self._took = [], []
         for component, modules in self.modules.items():
             for module in modules:
                 self._hooks.append(module.register_forward_pre_hook(lambda _, __: self._begin()))
-                self._hooks.append(module.register_forward_hook(self._hook(component, watch)))
+                self._hooks.append(module.register_forward_hook(self._hook(component, watch if module is modules[-1] else None)))
 
     def end(self) -> None:
         """Remove all hooks; a second call does nothing."""

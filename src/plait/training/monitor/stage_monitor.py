@@ -14,15 +14,18 @@ import torch
 
 from plait.config.resolved import Resolved, StageView
 from plait.data.loading.loader import StepBatch
-from plait.engine import blocks
+from plait.engine import blocks, optim
 from plait.engine.flops import Meter
 from plait.engine.loop import Row
 from plait.engine.loss import Loss
 from plait.engine.monitoring.heartbeat import Heartbeat
+from plait.engine.monitoring.tracking import Tracker
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.training.monitor import causes
+from plait.training.monitor.learning import Learning
 from plait.training.monitor.modules import ForwardWatch, modules_of
+from plait.training.monitor.rules import Rules
 from plait.training.monitor.window import PARTS, Spent, part_of, window_of
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class Watched:
     ranks: Ranks
     heartbeat: Heartbeat
     meter: Meter
+    tracker: Tracker
 
 
 class StageMonitor:
@@ -56,6 +60,8 @@ class StageMonitor:
     def __init__(self, watched: Watched) -> None:
         self.watched, self.state, self.ranks = watched, watched.state, watched.ranks
         self.forward = ForwardWatch(modules_of(self.state.model, watched.components), self.ranks.device)
+        self.learning: Learning | None = None
+        """On rank 0, from the first step on."""
         self.rows: deque[Row] = deque(maxlen=_KEPT)
         """What was recorded in this start, for the look while it runs."""
         self.look, self.told, self.begun = _FIRST_LOOK, False, False
@@ -74,6 +80,7 @@ class StageMonitor:
         if not self.begun:
             self.begun = True
             self._clear()  # what came before the first step is none of it
+            self.learning = self._learning() if self.ranks.first else None
         positions = self.watched.loss.positions
         for micro in batch.micro:
             self.collate_s += micro.collate_s
@@ -85,10 +92,12 @@ class StageMonitor:
                 self.positions += micro.batch[positions].numel() if positions is not None else 0
         self.micro_batches = (len(batch.micro), max((len(micro.ids) for micro in batch.micro), default=0))
         if (self.state.stage_step + 1) % self.watched.view.config.track.every_steps == 0:
-            self.forward.begin()
+            if self.learning is not None:
+                self.learning.begin()
+            self.forward.begin(self.learning.output if self.learning is not None else None)
 
     def figures(self, row: Row) -> dict[str, Any]:
-        """Return {"spent": where the time went since the row before} for the row of the step that has just been done. All ranks call it."""
+        """Return what the row of the step that has just been done gets: `spent`, and how components learn. All ranks call it."""
         self.forward.end()
         now = self.watched.heartbeat.spent_s
         parts = dict.fromkeys(PARTS, 0.0)
@@ -114,7 +123,18 @@ class StageMonitor:
         }
         self._clear()
         self._look({**row, "spent": spent})
-        return {"spent": spent}
+        learned = self.learning.figures() if self.learning is not None else {}
+        return {**({} if row.get("skipped") else learned), "spent": spent}
+
+    def _learning(self) -> Learning:
+        """Begin to watch how components learn, with warnings in the rows of the stage."""
+        assert self.state.optimizer is not None and self.watched.tracker.path is not None
+        view, trained = self.watched.view, optim.by_component(self.state.optimizer)
+        ever = self.state.ever_trained
+        frozen = [name for name, names in self.watched.components.items() if name not in trained and not ever.intersection(names)]
+        self.watched.tracker.attach(Rules(self.watched.resolved, view, [*trained], frozen))
+        path = self.watched.tracker.path.parent / "learning" / f"stage-{view.index}-{view.name}.safetensors"
+        return Learning(trained, path)
 
     def _of_ranks(self, parts: dict[str, float]) -> dict[str, list[float]]:
         """Return what each rank measured, {name: numbers in rank order}; {} of one rank alone."""

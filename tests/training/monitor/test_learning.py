@@ -1,0 +1,214 @@
+"""The learning monitor: faults that were planted are named within 50 steps, and runs that learn are left alone."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from plait import files
+from plait.engine.checkpoints import checkpoint
+from plait.families import registry
+from plait.training.monitor import learning
+from plait.training.monitor.learning import Learning, measure, sample
+from plait.training.monitor.rules import Rules
+from tests import toy_family as toy
+
+PLAIN = (
+    "stages=[]",
+    "trainable=[projector,vision,language]",
+    "checkpoint.every_steps=null",
+    "checkpoint.best=null",
+    "evaluate=[]",
+    "optim.ema=null",
+    "train.global_batch=16",
+    "guard.no_gradient=continue",
+    "model.width=8",
+)
+STEPS = 50
+
+
+@pytest.fixture
+def recipe(monkeypatch, tmp_path):
+    return toy.install(monkeypatch, tmp_path)
+
+
+def warned(recipe, run, *settings):
+    """The warnings in the rows of a run of 50 steps."""
+    toy.train(recipe, run, *PLAIN, f"train.steps={STEPS}", *settings)
+    return [line for row in files.read_rows(run / "metrics.jsonl") for line in row.get("warnings", [])]
+
+
+def put(monkeypatch, net=toy.Net, **members):
+    changed = replace(toy.FAMILY, **{"build": lambda section, directory, *, seed: net(section.width, seed), **members})
+    monkeypatch.setattr(registry, "load", lambda name: changed)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_run_that_learns_is_left_alone(recipe, tmp_path, seed):
+    settings = (f"seed={seed}", "evaluate=[{bench: loss, every_steps: 10}]", f"optim.lr={(1e-2, 1e-3, 3e-4)[seed % 3]}")
+    assert warned(recipe, tmp_path / "run", *settings, f"track.every_steps={1 + seed % 4}") == []
+
+
+def test_a_connector_without_a_rate_is_named_with_a_better_one(recipe, tmp_path):
+    (line,) = warned(recipe, tmp_path / "run", "optim.components.projector.lr=1e-10")
+    assert line.startswith("step 20: projector does not learn: an update moves it by ")
+    assert (
+        line.endswith("e-09 of its size, at a rate of 1e-10; --optim.components.projector.lr=0.01")
+        or "--optim.components.projector.lr=0.01" in line
+    )
+
+
+def test_a_connector_that_is_frozen_by_mistake_is_named(recipe, tmp_path):
+    (line,) = warned(recipe, tmp_path / "run", "trainable=[vision,language]")
+    cure = '--trainable=["projector", "vision", "language"]'
+    assert line == f"step 1: projector is frozen as it was drawn at random, and no stage before has trained it; {cure}"
+
+
+def test_a_connector_that_an_earlier_stage_has_trained_may_be_frozen(recipe, tmp_path):
+    stages = "stages=[{name: a, trainable: [projector]}, {name: b, trainable: [language]}]"
+    toy.train(recipe, tmp_path / "run", *PLAIN, "train.steps=10", stages)
+    assert not any("warnings" in row for row in files.read_rows(tmp_path / "run/metrics.jsonl"))
+
+
+def test_a_component_that_is_torn_about_is_named(recipe, tmp_path):
+    lines = warned(recipe, tmp_path / "run", "optim.components.language={lr: 1.0, weight_decay: 0.9}")
+    assert any(
+        "language is torn about: each update moves it by " in line and "--optim.components.language.lr=0.1" in line for line in lines
+    )
+
+
+def test_a_part_that_drifts_faster_than_its_connector_is_named(recipe, tmp_path):
+    rates = ("optim.components.projector.lr=1e-5", "optim.components.language.lr=1e-3", "optim.components.vision.lr=1e-5")
+    (line,) = warned(recipe, tmp_path / "run", *rates)
+    assert "language moves " in line and " times as fast as projector, which leads to it (" in line and "has 100 times its rate" in line
+
+
+class Cut(toy.Net):
+    """The toy, whose answer does not depend on its tower."""
+
+    def forward(self, batch):
+        return self.language(torch.tanh(self.projector(0.0 * torch.tanh(self.vision(batch["x"])))))[:, 0]
+
+
+def test_a_component_without_a_gradient_is_named(recipe, tmp_path, monkeypatch):
+    put(monkeypatch, Cut)
+    lines = warned(recipe, tmp_path / "run")
+    assert any("vision gets no gradient: its norm is 0.0e+00 of " in line for line in lines)
+
+
+class Dead(toy.Net):
+    """The toy with a tower whose units are all off."""
+
+    def __init__(self, width, seed):
+        super().__init__(width, seed)
+        self.vision = nn.Sequential(nn.Linear(4, width), nn.ReLU())
+        nn.init.constant_(self.vision[0].bias, -100.0)
+
+
+def test_dead_units_are_named(recipe, tmp_path, monkeypatch):
+    put(monkeypatch, Dead)
+    lines = warned(recipe, tmp_path / "run")
+    assert any("100% of the units that vision puts out are constant, whatever its input; " in line for line in lines)
+
+
+def test_outputs_that_grow_without_end_are_named(recipe, tmp_path, monkeypatch):
+    class Growing(nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x) * 1.3**self.calls
+
+    class Net(toy.Net):
+        def __init__(self, width, seed):
+            super().__init__(width, seed)
+            self.projector = Growing(width, width)
+
+    put(monkeypatch, Net)
+    lines = warned(recipe, tmp_path / "run")
+    assert any("what projector puts out has grown to " in line and "what reads it saturates" in line for line in lines)
+
+
+def test_a_gradient_that_is_almost_all_clipped_is_named(recipe, tmp_path, monkeypatch):
+    class Loud(toy.Loss):
+        def __init__(self, section):
+            self.coefficients = {"error": 1e6}
+
+    put(monkeypatch, Loss=Loud)
+    lines = warned(recipe, tmp_path / "run", "optim.lr=1e-5")
+    assert any("of which train.grad_clip leaves 0.0%: is the loss of the right scale? --optim.lr=3.3e-06" in line for line in lines)
+
+
+def test_samples_that_are_learned_by_heart_are_named(recipe, tmp_path):
+    few = f"data.train=[{{source: jsonl, path: {tmp_path}/train.jsonl, limit: 4}}]"
+    settings = (few, "train.global_batch=4", "model.width=256", "evaluate=[{bench: loss, every_steps: 5}]", "optim.lr=3e-2")
+    lines = warned(recipe, tmp_path / "run", *settings, "train.grad_clip=null")
+    assert any("the model learns its samples by heart: their loss is " in line and "--checkpoint.best=loss" in line for line in lines)
+
+
+def test_figures_are_norms_of_updates_over_norms_of_weights(tmp_path):
+    weight = torch.arange(1.0, 7.0).view(2, 3)
+    watched = Learning({"part": [weight, torch.full((2,), 2.0)]}, tmp_path / "start.safetensors")
+    start = torch.cat([weight.flatten(), torch.full((2,), 2.0)])
+    watched.begin()
+    weight += 1.0
+    watched.output("part", torch.tensor([[1.0, 3.0]] * 8 + [[3.0, 3.0]] * 8))
+    figures = watched.figures()
+    assert figures["update/part"] == pytest.approx(math.sqrt(6) / float(start.norm()))
+    assert figures["moved/part"] == figures["update/part"]
+    assert (figures["activation/part"], figures["dead/part"]) == (pytest.approx(math.sqrt((5 + 9) / 2)), 0.5)
+    watched.begin()
+    weight += 1.0
+    figures = watched.figures()
+    assert figures["moved/part"] == pytest.approx(math.sqrt(24) / float(start.norm()))
+    assert figures["update/part"] < figures["moved/part"] and "dead/part" not in figures
+    assert watched.figures() == {}, "no step was watched since"
+    again = Learning({"part": [weight, torch.full((2,), 2.0)]}, tmp_path / "start.safetensors")
+    again.begin()
+    assert again.figures() == {"update/part": 0.0, "moved/part": figures["moved/part"]}
+
+
+def test_a_start_that_does_not_fit_or_cannot_be_read_is_noted_anew(tmp_path):
+    path = tmp_path / "learning/start.safetensors"
+    for wrong in (b"nonsense", None):
+        if wrong is not None:
+            path.parent.mkdir(parents=True)
+            path.write_bytes(wrong)
+        watched = Learning({"part": [torch.ones(3 if wrong else 4)]}, path)
+        watched.begin()
+        assert watched.figures() == {"update/part": 0.0, "moved/part": 0.0}
+    assert load_file(path)["part"].tolist() == [1.0] * 4
+
+
+def test_a_sample_of_weights_is_evenly_spread_and_no_larger_than_it_needs_to_be(monkeypatch):
+    monkeypatch.setattr(learning, "SAMPLED", 8)
+    assert sample([torch.arange(16.0).view(4, 4), torch.arange(8.0)]).tolist() == [0, 3, 6, 9, 12, 15, 0, 3, 6]
+    turned = torch.arange(6.0).view(2, 3).T
+    assert sorted(sample([turned]).tolist()) == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_output_of_pictures_has_its_units_second_and_few_positions_say_nothing():
+    pictures = torch.zeros(2, 3, 4, 4)
+    pictures[:, 1] = torch.arange(32.0).view(2, 4, 4)
+    assert measure(pictures)[1] == pytest.approx(2 / 3)
+    assert measure(torch.ones(7, 3)) is None and measure(torch.ones(())) is None
+
+
+def test_a_killed_run_has_the_figures_of_one_that_was_not_and_repeats_no_warning(recipe, tmp_path):
+    settings = (*PLAIN, "trainable=[vision,language]", "checkpoint.every_steps=7", "train.steps=20")
+    straight = toy.train(recipe, tmp_path / "straight", *settings)
+    killed = toy.train(recipe, tmp_path / "killed", *settings, "train.steps=14")
+    toy.train(recipe, killed, *settings)
+    assert len(checkpoint.published(killed)) == len(checkpoint.published(straight)) == 3
+    assert toy.figures(killed) == toy.figures(straight)
+    assert sum("warnings" in row for row in toy.figures(killed)) == 1
+
+
+def test_rules_ignore_other_stages_and_rows_without_figures():
+    view = SimpleNamespace(index=2)
+    rules = Rules(None, view, ["projector"], [])
+    assert rules({"stage": 1, "step": 3, "lr/projector": 1.0, "loss": 1.0}) == rules({"stage": 2, "step": 3, "blind/own": 1.0}) == []
