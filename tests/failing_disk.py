@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from plait.data.formats import open_file
-from plait.engine.checkpoints import sharded_files
+from plait.engine.checkpoints import stored_files
 
 
 class FailingFile(io.FileIO):
@@ -78,7 +78,7 @@ def failing(folder, share, seed, wanted=lambda path: True):
             patch.setattr(module, "open", opens)
         patch.setattr(open_file, "_WAITS_S", ())  # a read that is tried again would succeed
         for name in ("safe_open", "load_file"):  # they read below Python
-            patch.setattr(sharded_files, name, fails_before(getattr(sharded_files, name)))
+            patch.setattr(stored_files, name, fails_before(getattr(stored_files, name)))
         yield disk
 
 

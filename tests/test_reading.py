@@ -40,7 +40,7 @@ stages:
   - {name: second, train: {steps: 2}}
 train: {global_batch: 4}
 optim: {lr: 1.0e-3, ema: null, schedule: {name: constant, warmup_steps: 0}}
-checkpoint: {every_steps: 2}
+checkpoint: {every_steps: 2, reference: false}
 evaluate: []
 track: {every_steps: 1, tensorboard: false, monitor: false}
 guard: {hang_timeout_s: null, spikes: ignore}

@@ -11,7 +11,8 @@ import pytest
 
 from plait.commands import command_line
 from plait.commands.command import actions
-from plait.config.schema import Guard, RunConfig
+from plait.config.schema import RunConfig
+from plait.config.sections.guard import Guard
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts/reference.py"

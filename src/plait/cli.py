@@ -45,8 +45,8 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         reporter.install(*plugins.packages())
         parsed = command_line.parse(arguments)
-        reporter.for_programs(getattr(parsed, "json", False))
-        parsed.command.run(parsed)
+        with reporter.for_programs(getattr(parsed, "json", False)):
+            parsed.command.run(parsed)
     except PlaitError as error:
         rank = os.environ.get("RANK", "0")
         reporter.write(sys.stderr, printable(secrets.shown(f"plait: {error}" if rank == "0" else f"plait: rank {rank}: {error}")))

@@ -1,6 +1,7 @@
 """`--json` of every verb that has it: standard output is one JSON object with the keys that the help names, and nothing else."""
 
 import json
+import logging
 import shlex
 
 import pytest
@@ -24,6 +25,7 @@ LINES = {
     ("ckpt", "diff"): "ckpt diff first second",
     ("ckpt", "prune"): "ckpt prune first",
     ("doctor",): "doctor",
+    ("upgrade-check",): "upgrade-check first",
     ("data", "step"): "data step first 2",
     ("data", "inspect"): "data inspect small.yaml --samples=2 --figures=20",
 }
@@ -86,6 +88,8 @@ def test_the_next_verb_writes_to_standard_output_again(folder, monkeypatch, caps
     monkeypatch.chdir(folder)
     assert cli.main(["stages", "first", "--json"]) == 0
     capsys.readouterr()
+    logging.getLogger("plait").info("of a program that goes on")
+    assert capsys.readouterr().out == "of a program that goes on\n"
     assert cli.main(["stages", "first"]) == 0
     out, err = capsys.readouterr()
     assert (out.startswith("stage 1 train: done"), err) == (True, "")

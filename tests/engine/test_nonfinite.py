@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from plait.commands.actions import fork
-from plait.config.schema import Guard
+from plait.config.sections.guard import Guard
 from plait.engine import nonfinite, nonfinite_report
 from plait.engine.checkpoints import checkpoint
 from plait.errors import Stopped, first_names

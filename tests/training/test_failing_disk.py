@@ -11,7 +11,7 @@ import pytest
 from plait import cli, files
 from plait.config.schema import SourceEntry
 from plait.data.sources.open import open_source
-from plait.engine.checkpoints import checkpoint, integrity, sharded_files
+from plait.engine.checkpoints import checkpoint, integrity, stored_files
 from plait.errors import BadSample, PlaitError, sample_errors
 from tests import toy_family
 from tests.data.packing import labelled
@@ -86,7 +86,7 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over_and_set_aside(half, tmp
 def test_a_checkpoint_whose_tensors_cannot_be_read_after_its_hashes_matched_is_passed_over(half, tmp_path, capfd, monkeypatch, function):
     """`safe_open` fails when the header is checked, `load_file` when the tensors are taken over."""
     recipe, killed, figures = half
-    run, read = shutil.copytree(killed, tmp_path / "run"), getattr(sharded_files, function)
+    run, read = shutil.copytree(killed, tmp_path / "run"), getattr(stored_files, function)
     newest = run / "stage-1-train" / "step-00000006"
 
     def fails(path, *arguments):
@@ -94,7 +94,7 @@ def test_a_checkpoint_whose_tensors_cannot_be_read_after_its_hashes_matched_is_p
             raise OSError(errno.EIO, "Input/output error")
         return read(path, *arguments)
 
-    monkeypatch.setattr(sharded_files, function, fails)
+    monkeypatch.setattr(stored_files, function, fails)
     capfd.readouterr()
     assert train(recipe, run) == 0
     said = capfd.readouterr().out

@@ -22,7 +22,7 @@ from plait.engine.checkpoints import checkpoint, integrity, rundir
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.state import GROUPS
 from plait.errors import PlaitError, Stopped
-from plait.families import registry
+from plait.families import offers
 from plait.training import changes, from_weights, start
 from tests import toy_family as toy
 
@@ -218,12 +218,12 @@ def test_bare_weights_are_named_as_the_family_publishes_them(made, tmp_path, mon
     weights = toy.at(made[1], 18).tensors("weights")
     save_file({f"module.{name}": value for name, value in weights.items()}, tmp_path / "model.safetensors")
     publisher = SimpleNamespace(imported=lambda given, model: {name.removeprefix("module."): value for name, value in given.items()})
-    monkeypatch.setattr(registry, "publisher", lambda family: publisher)
+    monkeypatch.setattr(offers, "publisher", lambda family: publisher)
     frozen = ("stages=[]", "trainable=[projector]", "train.steps=1")
     run = toy.train(made[0], tmp_path / "new", f"from={tmp_path}", *frozen)
     assert all(torch.equal(value, weights[name]) for name, value in part(run, 1, "language").items()) and part(run, 1, "language")
     save_file(weights, tmp_path / "model.safetensors")
-    monkeypatch.setattr(registry, "publisher", lambda family: None)
+    monkeypatch.setattr(offers, "publisher", lambda family: None)
     assert (
         part(toy.train(made[0], tmp_path / "other", f"from={tmp_path}", *frozen), 1, "language").keys() == part(run, 1, "language").keys()
     )

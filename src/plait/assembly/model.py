@@ -39,6 +39,9 @@ _TOKENIZER_SAMPLES = 2_000
 """How many samples of each training source are read, at most, to train a tokenizer."""
 
 
+NO_NAMES: Mapping[str, str] = {}
+
+
 @dataclass(frozen=True)
 class ModelBundle:
     """A family (kind of model), its validated `model:` section, and the model built from it; all ranks have the same."""
@@ -87,9 +90,13 @@ class ModelBundle:
         inputs = self.family.Inputs(self.section, self.assets, max_tokens=config.data.max_tokens, pad=pad or config.data.pad, train=train)
         return inputs if config.data.truncate == "cut" else truncation.inputs_of(inputs, config.data, train=train)
 
-    def frozen_xxh3(self, trained: set[str]) -> str:
-        """Return one hash of all weights as built, except those named in `trained`; a resumed run compares it with its checkpoint's."""
-        lines = "".join(f"{name}={value}\n" for name, value in sorted(self.base_hashes.items()) if name not in trained)
+    def frozen_xxh3(self, trained: set[str], former: Mapping[str, str] = NO_NAMES) -> str:
+        """Return one hash of all weights as built, except those named in `trained`; a resumed run compares it with its checkpoint's.
+
+        `former`: {name of a parameter now: its name then}, of those that were renamed, under which they are hashed.
+        """
+        hashed = {former.get(name, name): value for name, value in self.base_hashes.items() if name not in trained}
+        lines = "".join(f"{name}={value}\n" for name, value in sorted(hashed.items()))
         return xxhash.xxh3_64_hexdigest(lines.encode())
 
 

@@ -13,7 +13,7 @@ from plait.assembly.run_configuration import open_of_checkpoint
 from plait.config import signed
 from plait.config.resolved import Resolved
 from plait.config.schema import RunConfig
-from plait.engine.checkpoints import checkpoint, post_hoc_ema
+from plait.engine.checkpoints import checkpoint, post_hoc_ema, renames
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import load_weights
@@ -54,11 +54,14 @@ def open_checkpoint(saved: SavedModel, ranks: Ranks, *, averaged: bool = True, l
     """
     located, run = saved.checkpoint, checkpoint.run_of(saved.checkpoint.folder)
     bundle = build_model(saved.resolved.config, run, ranks, lambda: overwritten.shapes_of(located))
-    load_weights(bundle.model, located.tensors("weights"))
+    former = renames.of_checkpoint(bundle.section.renames, located.manifest, bundle.base_hashes)
+    groups = {"weights": located.tensors("weights")}
     if length is not None:
-        load_weights(bundle.model, post_hoc_ema.of_length(run, length, located.step).tensors)
+        groups["averages"] = post_hoc_ema.of_length(run, length, located.step).tensors
     elif averaged:
-        load_weights(bundle.model, located.tensors("ema"))
+        groups["averages"] = located.tensors("ema")
+    for tensors in renames.mapped(groups, former).values():
+        load_weights(bundle.model, tensors)
     bundle.model.to(ranks.device).eval()
     return bundle
 

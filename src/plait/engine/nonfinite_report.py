@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from plait import files
-from plait.config.schema import Guard
+from plait.config.sections.guard import Guard
 from plait.engine.nonfinite import KINDS, SKIPPED, Rewind
 from plait.engine.parallel.distributed import Ranks, local
 from plait.errors import Recurring, first_names

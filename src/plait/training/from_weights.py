@@ -15,7 +15,7 @@ from plait.assembly import checkpoint_specs, hub_start, weight_files
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import StageView
 from plait.engine import averages
-from plait.engine.checkpoints import checkpoint, integrity
+from plait.engine.checkpoints import checkpoint, integrity, renames
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import GROUPS, State
 from plait.errors import PlaitError
@@ -50,11 +50,13 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
     if tensors["ema"] and view.config.optim.ema is None:
         tensors = {**tensors, **{group: {} for group in ("ema", *averages.KEPT)}}
         log.info("averages are left behind: optim.ema is off here")
+    former = renames.of_checkpoint(bundle.section.renames, manifest, bundle.base_hashes) if manifest else {}
+    tensors = renames.mapped(tensors, former)
     _check_names(spec, set(tensors["weights"]), bundle)
-    trained = set(manifest["state"]["trained"]) if manifest else set(tensors["weights"])
+    trained = {former.get(name, name) for name in manifest["state"]["trained"]} if manifest else set(tensors["weights"])
     rows = start.migration_table(tensors, trained, view.config, bundle)
     notes = []
-    if manifest and bundle.frozen_xxh3(trained) != manifest["frozen_xxh3"]:
+    if manifest and bundle.frozen_xxh3(trained, {now: then for then, now in former.items()}) != manifest["frozen_xxh3"]:
         notes.append(f"base weights: frozen there {manifest['base']}, here {bundle.family.base(bundle.section)}")
     if ranks.first:
         log.info(f"starting from {folder}")

@@ -17,7 +17,7 @@ from plait.config.resolved import keeps_ledger
 from plait.data.loading.loader import Loader, StepBatch
 from plait.data.order import digest
 from plait.engine import nonfinite, optim, source_shares
-from plait.engine.checkpoints import checkpoint, disk_errors, failed_writes
+from plait.engine.checkpoints import checkpoint, disk_errors, failed_writes, reference
 from plait.engine.checkpoints.saver import Saver
 from plait.engine.guards import GradientWatch, Quarantine
 from plait.engine.loop import Loop, Row
@@ -213,11 +213,17 @@ class StageRun:
         self.context.heartbeat.phase("save", state.step)
         self._require_run()
         folder = checkpoint.folder_of(self.context.run, plan.view.index, plan.view.name, state.step)
-        state.probe = self.probe.measure()
+        kept: dict[str, Any] = {}
+        if plan.config.checkpoint.reference:
+            heard = reference.named(bundle.model, [] if plan.config.distributed.compile else bundle.blocks)
+            state.probe, kept["reference"] = reference.measure(self.probe.measure, self.probe.batches, heard)
+            kept["reference"]["frozen"] = reference.frozen(bundle.component_names, bundle.base_hashes, state.ever_trained)
+        else:
+            state.probe = self.probe.measure()
         self._require_finite(state.probe, self.updated)
-        frozen = {"base": bundle.family.base(bundle.section), "frozen_xxh3": bundle.frozen_xxh3(state.ever_trained)}
+        kept |= {"base": bundle.family.base(bundle.section), "frozen_xxh3": bundle.frozen_xxh3(state.ever_trained)}
         spared = state.best["step"] if state.best else None
-        manifest = {**self.manifest, **frozen, "state": state.metadata()}
+        manifest = {**self.manifest, **kept, "state": state.metadata()}
         keep, config = plan.config.checkpoint.keep, self.context.resolved.yaml
         self.saver.save(folder, state.tensors(), manifest, keep=keep, spared=spared, config=config)
 

@@ -97,11 +97,11 @@ class StagePlan:
             "data": self.data.fingerprints(),
             "order": self.order_digest,
             "ranks": ranks,
-            "versions": {"plait": __version__, **_versions(), "torch": torch_version},
+            "versions": {"plait": __version__, **installed_versions(), "torch": torch_version},
         }
 
 
-def _versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Return the versions of Python and of the installed libraries that plait needs, optional ones included."""
     versions = {"python": platform.python_version()}
     for requirement in importlib.metadata.requires("plait") or []:

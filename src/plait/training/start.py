@@ -12,13 +12,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from plait import files
-from plait.assembly.model import ModelBundle
+from plait.assembly.model import NO_NAMES, ModelBundle
 from plait.assembly.run_configuration import open_accepted
 from plait.config import signed
 from plait.config.resolved import Resolved, StageView, difference
 from plait.config.schema import RunConfig
 from plait.engine import averages, optim
-from plait.engine.checkpoints import checkpoint, integrity, migrate, post_hoc_ema, rundir
+from plait.engine.checkpoints import checkpoint, integrity, migrate, post_hoc_ema, renames, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks, StoredTensor
 from plait.engine.state import GROUPS, State
@@ -45,7 +45,10 @@ def resume(
         return None
     saved = newest.manifest["state"]
     check_stage(newest, views)
-    check_frozen(newest, bundle, views[0].config.seed)
+    former = renames.of_checkpoint(bundle.section.renames, newest.manifest, bundle.base_hashes)
+    check_frozen(newest, bundle, views[0].config.seed, former)
+    saved = {**saved, "trained": [former.get(name, name) for name in saved["trained"]]}
+    tensors = renames.mapped(tensors, former)
     view = views[saved["stage"] - 1]
     rows = migration_table(tensors, set(saved["trained"]), view.config, bundle)
     accept(rows, [], run=run, origin=f"{newest.folder}", ranks=ranks, allow_inexact=allow_inexact)
@@ -110,9 +113,13 @@ def check_stage(saved: Checkpoint, views: Sequence[StageView]) -> None:
         raise PlaitError(f"{saved.folder} is of stage {stage}, but the configuration has {len(views)} stages; give them back")
 
 
-def check_frozen(saved: Checkpoint, bundle: ModelBundle, seed: int) -> None:
-    """Raise PlaitError if the model's frozen weights, as built with `seed`, are not those that the checkpoint was trained with."""
-    if bundle.frozen_xxh3(set(saved.manifest["state"]["trained"])) != saved.manifest["frozen_xxh3"]:
+def check_frozen(saved: Checkpoint, bundle: ModelBundle, seed: int, former: Mapping[str, str] = NO_NAMES) -> None:
+    """Raise PlaitError if the model's frozen weights, as built with `seed`, are not those that the checkpoint was trained with.
+
+    `former`: {name of a parameter in the checkpoint: its name now}, of those that were renamed.
+    """
+    trained = {former.get(name, name) for name in saved.manifest["state"]["trained"]}
+    if bundle.frozen_xxh3(trained, {now: then for then, now in former.items()}) != saved.manifest["frozen_xxh3"]:
         seeded = f"{saved.manifest['base']}, or another seed than {seed}, from which random ones are drawn"
         raise PlaitError(f"the frozen weights are not those that {saved.folder} was trained against: {seeded}")
 

@@ -22,7 +22,7 @@ from plait.assembly import saved as saved_models
 from plait.assembly.model import build_model
 from plait.assembly.run_configuration import open_of_checkpoint
 from plait.config.resolved import difference
-from plait.engine.checkpoints import checkpoint, integrity, post_hoc_ema, sharded_files
+from plait.engine.checkpoints import checkpoint, integrity, post_hoc_ema, stored_files
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.folders import new_folder
 from plait.engine.monitoring.json_output import show_json
@@ -94,7 +94,7 @@ def _read(folder: Path) -> Checkpoint:
 def _sizes(saved: Checkpoint) -> dict[str, int]:
     """Return the number of elements of each weight by name. Raises PlaitError where a file's header cannot be read."""
     try:
-        return sharded_files.sizes(saved.folder, "weights", list(saved.manifest["files"]))
+        return stored_files.sizes(saved.folder, "weights", list(saved.manifest["files"]))
     except (OSError, SafetensorError) as error:
         raise PlaitError(f"the weights of {saved.folder} cannot be read: {error}; {_look(saved.folder)}") from error
 

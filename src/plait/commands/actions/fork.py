@@ -18,7 +18,7 @@ from plait.assembly.model import build_model
 from plait.assembly.run_configuration import file_of_checkpoint, open_file
 from plait.config import signed
 from plait.config.resolved import Resolved, difference
-from plait.engine.checkpoints import checkpoint, migrate, rundir
+from plait.engine.checkpoints import checkpoint, migrate, renames, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.folders import new_folder
 from plait.engine.checkpoints.rundir import within
@@ -114,8 +114,9 @@ def _losses(folder: Path, saved: Checkpoint, after: Resolved, differences: Seque
     if not any(within(key, section) for key, _, _ in differences for section in _PLANNED):
         return []
     bundle = build_model(after.config, folder, _HERE, lambda: overwritten.shapes_of(saved))
-    start.check_frozen(saved, bundle, after.config.seed)
+    former = renames.of_checkpoint(bundle.section.renames, saved.manifest, bundle.base_hashes)
+    start.check_frozen(saved, bundle, after.config.seed, former)
     for view in ahead:
         plan_stage(view, bundle)
-    tensors = {group: saved.stored(group) for group in GROUPS}
+    tensors = renames.mapped({group: saved.stored(group) for group in GROUPS}, former)
     return migrate.inexact(start.migration_table(tensors, set(state["trained"]), ahead[0].config, bundle))

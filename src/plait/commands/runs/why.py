@@ -1,6 +1,6 @@
 """The command `plait why`: say where the time of a run's steps goes, and what makes them slow. `declare` adds the arguments of `run`."""
 
-from plait.commands.arguments import path, positive
+from plait.commands.arguments import add_json, path, positive
 from plait.commands.command import Arguments, Command, Parser
 
 
@@ -9,7 +9,7 @@ def declare(parser: Parser) -> None:
     parser.add_argument("run", type=path, help="a run directory; the run may be training")
     parser.add_argument("--stage", help="this stage; without it the one that has trained last")
     parser.add_argument("--profile", type=positive, metavar="N", help="train N steps again, in a folder that is removed, and write a trace")
-    parser.add_argument("--json", action="store_true", help="as one JSON object: run, stage, seconds_per_step, window, causes, trace")
+    add_json(parser, "run, stage, seconds_per_step, window, causes, trace")
 
 
 def run(arguments: Arguments) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from plait import files
 from plait.config import signed
-from plait.engine.checkpoints import disk_errors, sharded_files
+from plait.engine.checkpoints import disk_errors, stored_files
 from plait.engine.checkpoints.sharded_files import Groups, RankFiles
 from plait.engine.parallel.distributed import StoredTensor, full_tensor
 from plait.errors import PlaitError
@@ -64,7 +64,7 @@ class Checkpoint:
 
     def stored(self, group: str) -> dict[str, StoredTensor]:
         """Return a group's tensors by name, memory-mapped; those in several ranks' files are LazyShardedTensors, read by rows on demand."""
-        return sharded_files.read(self.folder, group, list(self.manifest["files"]))
+        return stored_files.read(self.folder, group, list(self.manifest["files"]))
 
 
 def folder_of(run: Path, stage: int, stage_name: str, step: int) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from plait import files
-from plait.engine.checkpoints import sharded_files
+from plait.engine.checkpoints import stored_files
 from plait.engine.checkpoints.checkpoint import Checkpoint, is_step, published, read, run_of, size_fault, step_of
 from plait.errors import PlaitError, command
 
@@ -38,7 +38,7 @@ def _content_fault(path: Path, listed: Mapping[str, Any]) -> str | None:
         xxh3 = files.xxh3(path)
         if xxh3 != listed["xxh3"]:
             return f"{path} is damaged: xxh3 {xxh3}, the manifest says {listed['xxh3']}"
-        sharded_files.check_header(path)
+        stored_files.check_header(path)
     except (OSError, SafetensorError) as error:
         return f"{path} cannot be read: {error}"
     return None

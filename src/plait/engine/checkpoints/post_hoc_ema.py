@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plait.engine import averages
 from plait.engine.averages import Profile, SavedAverage
-from plait.engine.checkpoints import checkpoint, integrity, sharded_files
+from plait.engine.checkpoints import checkpoint, integrity, stored_files
 from plait.errors import PlaitError
 
 
@@ -64,7 +64,7 @@ def _saved(folder: Path) -> list[SavedAverage]:
     listed = list(located.manifest["files"])
 
     def average(group: str, length: float) -> SavedAverage:
-        names = frozenset(sharded_files.sizes(folder, group, listed))
+        names = frozenset(stored_files.sizes(folder, group, listed))
         return SavedAverage(Profile(located.step, averages.exponent(length)), names, lambda: located.tensors(group))
 
     found = [average(group, length) for group, length in averages.KEPT.items()]

@@ -4,30 +4,27 @@
 
 The files are those of `torch.distributed.checkpoint` (HuggingFaceStorageWriter): plain safetensors whose header says at which row of the
 full tensor each part begins, so that torch's readers and consolidation work on a group's folder. Written here and not there because every
-file is hashed, the manifest comes last, and an error on one rank must reach all.
+file is hashed, the manifest comes last, and an error on one rank must reach all. They are read by stored_files.py.
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from plait.engine.parallel.distributed import LazyShardedTensor, Ranks, StoredTensor, local_row_range
-from plait.errors import PlaitError
+from plait.engine.parallel.distributed import Ranks, local_row_range
 from plait.files import follow_umask
 
 Result = TypeVar("Result")
 Groups = Mapping[str, Mapping[str, Tensor]]
 """Tensors by group (weights, ema, moments, ...) and name."""
-_OFFSETS = "DCP_SHARDING_INFO"  # torch's key in the header: {tensor: {"saved_offsets": [first row, 0, ...]}}
+OFFSETS = "DCP_SHARDING_INFO"  # torch's key in the header: {tensor: {"saved_offsets": [first row, 0, ...]}}
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class RankFiles:
         if self.ranks > 1:
             rows = self.first_rows[group]
             offsets = {name: {"saved_offsets": [rows[name], *[0] * (value.ndim - 1)][: value.ndim]} for name, value in tensors.items()}
-            header |= {"DCP_VERSION": "1.0", _OFFSETS: json.dumps(offsets)}
+            header |= {"DCP_VERSION": "1.0", OFFSETS: json.dumps(offsets)}
         save_file(dict(tensors), path, metadata=header)
         follow_umask(path)
 
@@ -106,45 +103,3 @@ def _rows(value: DTensor) -> tuple[int, Tensor | None]:
     *copies, _ = mesh.get_coordinate() or ()
     assert value.placements[-1] == Shard(0), f"sharded along another dimension than rows: {value.placements}"
     return local_row_range(value.shape[0], mesh)[0], None if any(copies) or not part.shape[0] else part
-
-
-def read(folder: Path, group: str, listed: Sequence[str]) -> dict[str, StoredTensor]:
-    """Return a group's tensors by name, memory-mapped, from the manifest's file names `listed`. Raises PlaitError if rows are missing."""
-    if f"{group}.safetensors" in listed:
-        return dict(load_file(folder / f"{group}.safetensors"))
-    parts: dict[str, list[tuple[int, Tensor]]] = {}
-    for name in sorted(name for name in listed if name.startswith(f"{group}/")):
-        with safe_open(folder / name, "pt") as file:
-            offsets = json.loads(file.metadata()[_OFFSETS])
-            for key in file.keys():  # noqa: SIM118  safe_open is no mapping
-                parts.setdefault(key, []).append((sum(offsets[key]["saved_offsets"]), file.get_tensor(key)))
-    return {name: _join(folder, name, sorted(of_tensor, key=lambda part: part[0])) for name, of_tensor in sorted(parts.items())}
-
-
-def check_header(path: Path) -> None:
-    """Raise SafetensorError where a file's safetensors header cannot be parsed, or does not fit the file's size."""
-    with safe_open(path, "pt") as file:
-        file.keys()
-
-
-def sizes(folder: Path, group: str, listed: Sequence[str]) -> dict[str, int]:
-    """Return {name: number of elements} of a group's full tensors in the checkpoint `folder`, from headers of its files.
-
-    `listed`: the names of all files in its manifest, of which those of other groups are ignored.
-    """
-    counts: dict[str, int] = {}
-    for name in sorted(name for name in listed if name.partition("/")[0].removesuffix(".safetensors") == group):
-        with safe_open(folder / name, "pt") as file:
-            for key in file.keys():  # noqa: SIM118  safe_open is no mapping
-                counts[key] = counts.get(key, 0) + math.prod(file.get_slice(key).get_shape())
-    return dict(sorted(counts.items()))
-
-
-def _join(folder: Path, name: str, parts: Sequence[tuple[int, Tensor]]) -> StoredTensor:
-    """Join (first row, rows) parts, sorted by first row. Raises PlaitError for a gap between two."""
-    rows = 0
-    for first, part in parts:
-        if first != rows:
-            raise PlaitError(f"{folder}: of {name!r} the rows from {rows} to {first} are in no file")
-        rows += part.shape[0] if part.ndim else 0
-    return parts[0][1] if len(parts) == 1 else LazyShardedTensor(tuple(part for _, part in parts))

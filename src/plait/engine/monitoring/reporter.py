@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from typing import TextIO
 
 from plait.config.secrets import shown
@@ -85,9 +86,14 @@ def settle_output() -> OSError | None:
     return first
 
 
-def for_programs(only_whole: bool) -> None:
-    """Keep standard output for lines with `extra=WHOLE`, as a verb's `--json` wants it; False: for all lines up to INFO again."""
+@contextlib.contextmanager
+def for_programs(only_whole: bool) -> Iterator[None]:
+    """Keep standard output for lines with `extra=WHOLE` while the block lasts, as a verb's `--json` wants it; False: change nothing."""
     Reporter.only_whole = only_whole
+    try:
+        yield
+    finally:
+        Reporter.only_whole = False
 
 
 def install(*packages: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plait.config.schema import Guard
+from plait.config.sections.guard import Guard
 from plait.engine import nonfinite_report
 from plait.engine.loss import StepBatch
 from plait.engine.nonfinite_report import Report

@@ -93,6 +93,12 @@ class Config(ModelSection):
         "theworld-with-encoder": "the same with the world encoder's weights",
     }
 
+    renames: ClassVar[Mapping[str, str]] = {  # how older releases of transformers named the parts of Gemma 3
+        r"^gemma\.language_model\.model\.": "gemma.model.language_model.",
+        r"^gemma\.(vision_tower|multi_modal_projector)\.": r"gemma.model.\1.",
+        r"\.vision_tower\.vision_model\.": ".vision_tower.",
+    }
+
     base: str = Field("google/gemma-3-4b-it", description="Hub name or local directory of a Gemma3ForConditionalGeneration, or `tiny`")
     base_revision: str | None = Field(default=None, description="commit or tag of a Hub base")
     world: WorldEncoderConfig | None = Field(default=WorldEncoderConfig(), description="false or off: plain Gemma 3")

@@ -23,6 +23,8 @@ _FLOAT32 = 4
 _DTYPE = {2: "BF16", 4: "F32"}
 _MANIFEST = 3_000
 """Bytes of what a manifest.json holds besides the names of parameters: versions, totals, hashes, fingerprints of the data."""
+_BLOCK = 70
+"""Bytes of what it holds of each block's output."""
 _ALIGNMENT = 8  # of a safetensors header, which is filled up with blanks
 
 
@@ -59,7 +61,8 @@ def of_stages(resolved: Resolved, bundle: ModelBundle) -> list[StageCheckpoints]
         moments = _file(parameters, with_moments, [".exp_avg", ".exp_avg_sq"], trained, ".step")
         kept, deleted = _kept(view)
         left = 0 if settings.ema is None or not settings.ema.post_hoc else deleted * (averages - average)
-        beside = _manifest(parameters, ever) + len(resolved.yaml.encode())
+        blocks = bundle.blocks if view.config.checkpoint.reference and not view.config.distributed.compile else []
+        beside = _manifest(parameters, ever) + _BLOCK * len(blocks) + len(resolved.yaml.encode())
         stages.append(StageCheckpoints(kept, _file(parameters, ever, [""], trained) + moments + averages + beside, left))
     return stages
 
