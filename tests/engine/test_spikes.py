@@ -10,6 +10,7 @@ import torch
 from plait.assembly.configuration import open_config
 from plait.assembly.data import open_training
 from plait.engine.monitoring import spikes
+from plait.engine.state import GROUPS, State
 from plait.errors import Stopped
 from plait.keys import rng
 from tests import processes, toy_family
@@ -186,6 +187,31 @@ def test_a_replay_that_does_not_fit_in_memory_costs_the_cause_alone(made, tmp_pa
     assert told["figures"]["loss"] > 1000 and len(told["before"]["loss"]) == 25
     assert sample in [row["sample"] for row in told["samples"]]
     assert toy_family.same(group(tmp_path, "weights"), group(folder / "ignore", "weights"))
+
+
+def test_a_box_that_cannot_be_written_costs_nothing_else(made, tmp_path, monkeypatch):
+    folder, recipe, sample = made
+    toy_family_at(monkeypatch)
+    toy_family.train(recipe, tmp_path, *SETTINGS, "train.steps=60")
+    (tmp_path / "spikes").write_text("a file")
+    toy_family.train(recipe, tmp_path, *SETTINGS, allow_inexact=True)
+    ((line,),) = (row["warnings"] for row in warned(tmp_path))
+    assert f"; sample {sample} (loss " in line
+    assert f"; spikes/step-{STEP:08d} cannot be written: Not a directory" in line
+    assert toy_family.same(group(tmp_path, "weights"), group(folder / "ignore", "weights"))
+
+
+def test_a_stage_is_compared_with_its_own_steps_and_an_older_checkpoint_begins_anew(made, tmp_path, monkeypatch):
+    _, recipe, _ = made
+    toy_family_at(monkeypatch)
+    toy_family.train(recipe, tmp_path, "evaluate=[]", "checkpoint.best=null")
+    last = toy_family.at(tmp_path, 16)
+    assert [len(last.manifest["state"]["recent"][name]) for name in spikes.WATCHED] == [4, 4]
+    state = State(toy_family.Net(4, 0))
+    old = {name: value for name, value in last.manifest["state"].items() if name != "recent"}
+    state.recent = {"loss": [1.0]}
+    state.restore(old, {name: last.stored(name) for name in GROUPS})
+    assert state.recent == {}
 
 
 def alarms(values):

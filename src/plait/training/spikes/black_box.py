@@ -96,10 +96,10 @@ class BlackBox:
         others = [path for path in folder.parent.glob("step-*") if path != folder]
         return bool(self.ranks.agree(len(others) < self.plan.config.guard.spike_boxes))
 
-    def write(self, what: str, row: Mapping[str, Any]) -> str:
-        """Look into the present step, before its update, and write its folder; returns the cause. All ranks call this.
+    def write(self, what: str, row: Mapping[str, Any]) -> tuple[str, str]:
+        """Look into the present step, before its update, and write its folder; returns the cause, and why it is not written, or "".
 
-        `what`: what stands out; `row`: the step's metrics. What fails is part of what is written: it never costs the training.
+        All ranks call this. `what`: what stands out; `row`: the step's metrics. What fails is told as the cause.
         """
         try:
             finding = self._find(what, row)
@@ -111,8 +111,8 @@ class BlackBox:
             finding = Finding(f"not known, as the replay failed: {reason_of(error)}", self._content(what, row) | {"samples": self._ids()})
         finally:
             self.state.model.train()
-        on_every_rank(self.ranks, lambda: self._keep(finding) if self.ranks.first else None)
-        return finding.cause
+        fault = on_every_rank(self.ranks, lambda: self._keep(finding) if self.ranks.first else "")[0]
+        return finding.cause, fault
 
     def _content(self, what: str, row: Mapping[str, Any]) -> dict[str, Any]:
         state = self.state
@@ -199,10 +199,17 @@ class BlackBox:
     def _name(self, sample: Any) -> str:
         return f"{self.plan.data.names()[sample.source]}:{sample.index}"
 
-    def _keep(self, finding: Finding) -> None:
-        """Write the folder whole; one of the same step, from before the run was continued, makes room."""
+    def _keep(self, finding: Finding) -> str:
+        """Write the folder whole; one of the same step, from before the run was continued, makes room. Returns why it cannot, or ""."""
         target = self.folder_of(int(finding.content["step"]))
-        files.remove(target)
+        try:
+            files.remove(target)
+            self._fill(target, finding)
+        except (OSError, PlaitError) as error:
+            return (error.strerror if isinstance(error, OSError) else None) or reason_of(error)
+        return ""
+
+    def _fill(self, target: Path, finding: Finding) -> None:
         with new_folder(target) as folder:
             rows = finding.content.get("samples", [])
             ordered = sorted(rows, key=size_of, reverse=True)
@@ -256,7 +263,9 @@ class Look:
         """Return the cause and where it is kept, as text. `what`: what stands out; `row`: the step's metrics; `batch`: its samples."""
         box, state = self.box, self.box.state
         if box.has_room():
-            where = f"{box.write(what, row)}; spikes/step-{state.step + 1:08d} has all"
+            cause, fault = box.write(what, row)
+            folder = f"{FOLDER}/step-{state.step + 1:08d}"
+            where = f"{cause}; {folder} cannot be written: {fault}" if fault else f"{cause}; {folder} has all"
         else:
             names = [f"{box.plan.data.names()[i.source]}:{i.index}" for micro in batch.micro if not micro.padding for i in micro.ids]
             shown = " ".join(name for part in box.ranks.gather(names) for name in part)

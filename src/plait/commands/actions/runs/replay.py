@@ -190,7 +190,9 @@ class _Again:
                 return None
             what, row = self._reached(plan, bundle, state, counters, micro_batch)
             box = BlackBox(plan, bundle, state, self.ranks, folder=target, mark=lambda part: None)
-            box.write(what, row)
+            _, fault = box.write(what, row)
+            if fault:
+                raise PlaitError(f"{box.folder_of(step)} cannot be written: {fault}")
             return box.folder_of(step) / FILE
 
     def _reached(self, plan: StagePlan, bundle: ModelBundle, state: State, counters: Counters, micro_batch: int) -> tuple[str, Row]:
