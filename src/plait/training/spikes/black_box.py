@@ -97,9 +97,9 @@ class BlackBox:
         return bool(self.ranks.agree(len(others) < self.plan.config.guard.spike_boxes))
 
     def write(self, what: str, row: Mapping[str, Any]) -> tuple[str, str]:
-        """Look into the present step, before its update, and write its folder; returns the cause, and why it is not written, or "".
+        """Look into the present step, before its update, and write its folder; returns (the cause, why it is not written or "").
 
-        All ranks call this. `what`: what stands out; `row`: the step's metrics. What fails is told as the cause.
+        All ranks call this. `what`: what stands out; `row`: the step's metrics. What fails in the look is told as the cause.
         """
         try:
             finding = self._find(what, row)
