@@ -12,6 +12,7 @@ from plait import cli
 from plait.config.schema import SourceEntry
 from plait.config.sections.selection import Filter
 from plait.data import remote, web
+from plait.data.figures.measure import chosen
 from plait.data.loading.bucketing import order_of
 from plait.data.loading.loader import Loader
 from plait.data.order import permute
@@ -279,6 +280,21 @@ def test_lanes_change_the_fingerprint_and_one_of_them_changes_nothing(tmp_path):
     plain, one, two = (opened(tmp_path / "data", tmp_path / "cache", **options) for options in ({}, {"machines": 1}, {"machines": 2}))
     assert plain.fingerprint == one.fingerprint != two.fingerprint
     assert two.stream.text() == "streamed, 2 shards in blocks of 2, for 2 machines"
+
+
+def test_figures_of_a_stream_are_of_a_few_shards(tmp_path):
+    with serving(packed(tmp_path / "data", [4] * 30)) as server:
+        source = opened(f"{server.url}/{{000..029}}.tar", tmp_path / "cache")
+        indices = chosen(source, 8)
+        assert len({*indices.tolist()}) == 8
+        assert len({index // 4 for index in indices.tolist()}) == 2
+        assert chosen(source, 500).tolist() == list(range(120))
+
+
+def test_the_digest_of_an_order_tells_streams_apart(tmp_path):
+    packed(tmp_path / "data", [3, 4, 5])
+    sources = [opened(tmp_path / "data", tmp_path / "cache", **options) for options in ({}, {"block": 1}, {"machines": 2})]
+    assert len({order_of([source], [1.0], 5, 4).arranged for source in sources}) == 3
 
 
 def test_held_out_shards_that_say_so_are_read_by_range_and_in_no_order_of_their_own(tmp_path):

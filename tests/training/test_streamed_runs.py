@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import sys
 
 import pytest
 
 from plait import cli
-from plait.data import remote
+from plait.data import remote, web
 from plait.data.streaming import counts
 from plait.engine.checkpoints import checkpoint
 from tests import processes
@@ -54,7 +55,7 @@ def write(folder, url, cache, validation="[]"):
 def plait(folder, name, settings):
     """`plait train`; its exit code is in NAME.code."""
     os.chdir(folder)
-    remote._WAITS_S = (0.0,) * 4
+    web.SILENCE_S, remote._WAITS_S = 3600.0, (0.0,) * 4
     log = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -110,6 +111,31 @@ def test_a_run_that_goes_on_with_two_ranks_takes_the_straight_runs_samples(shard
     taken, wanted = ({row["step"]: row["ids"] for row in metrics(run) if "loss" in row} for run in (tmp_path / "run", straight))
     assert taken == wanted
     assert len(taken) == 24
+
+
+@pytest.mark.parametrize("settings", [("data.workers=0",), ("data.workers=1", "data.worker_kind=processes")])
+def test_a_stop_waits_for_no_download_that_stalls_and_the_run_goes_on_as_if_it_had_not(shards, straight, tmp_path, settings):
+    with serving(shards) as server:
+        write(tmp_path, server.url, tmp_path / "cache")
+        path, stalled = tmp_path / "run" / "metrics.jsonl", []
+
+        def stall(name, span):
+            if name.endswith(".tar") and path.is_file() and '"step": 2,' in path.read_text():
+                stalled.append(name)
+                return "stall"
+            return ""
+
+        server.fault = stall
+        process = processes.forked(plait, tmp_path, "run", settings)
+        wait_until(lambda: stalled or not process.is_alive())
+        os.kill(process.pid, signal.SIGTERM)
+        assert processes.codes([process]) == [0]
+        log = (tmp_path / "run.log").read_text()
+        assert (tmp_path / "run.code").read_text() == "75", log
+        assert "stopped by SIGTERM after step" in log
+        server.fault = lambda name, span: ""
+        trained(tmp_path, "run", *settings)
+    assert_same(tmp_path / "run", straight)
 
 
 def test_a_lost_shard_is_counted_in_the_quarantine_and_the_run_goes_on(shards, tmp_path):

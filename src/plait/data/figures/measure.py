@@ -158,11 +158,13 @@ class Figures:
 def chosen(source: Source, most: int | None) -> np.ndarray:
     """Return the indices of the samples to measure, in order: all, or `most` at random, always the same ones.
 
-    None: as many as STORED or OTHERS says.
+    None: as many as STORED or OTHERS says. Of a streamed source they are those of a few shards drawn at random, so that no more are read.
     """
     limit = most if most is not None else STORED if source.stored else OTHERS
     if len(source) <= limit:
         return np.arange(len(source))
+    if source.stream is not None:
+        return np.sort(source.stream.first(limit, (0, "figures", 0, 0)))
     drawn = permute(np.arange(limit), len(source), 0, "figures")
     assert isinstance(drawn, np.ndarray)
     return np.sort(drawn)

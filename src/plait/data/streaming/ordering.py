@@ -31,6 +31,11 @@ def in_lanes(ids: list[SampleId], streams: Mapping[int, Stream], seed: int) -> l
     return ids
 
 
+def arrangement(streams: Mapping[int, Stream]) -> str:
+    """Return what tells an order with these streams from others of the same sizes."""
+    return f"streams {[(source, stream.block, stream.lanes) for source, stream in sorted(streams.items())]}"
+
+
 class StreamedOrder(Order):
     """An order in which the sources `streams`, by number, go through each epoch shard by shard. The rest as of `Order`."""
 
@@ -44,7 +49,7 @@ class StreamedOrder(Order):
         streams: Mapping[int, Stream],
     ) -> None:
         super().__init__(sizes, sampling_weights, seed, global_batch, changes)
-        self.streams = dict(streams)
+        self.streams, self.arranged = dict(streams), arrangement(streams)
 
     def ids(self, step: int) -> list[SampleId]:
         """Return the global batch of `step` (from 0), the samples of each lane of a stream next to each other."""
@@ -72,6 +77,7 @@ class StreamedBucketOrder(BucketOrder):
         assert all(len(groups[source]) == 1 for source in streams)
         self.streams = dict(streams)
         super().__init__(groups, sampling_weights, seed, global_batch, changes)
+        self.arranged = arrangement(streams)
 
     def ids(self, step: int) -> list[SampleId]:
         """Return the global batch of `step` (from 0), the samples of each lane of a stream next to each other."""

@@ -23,7 +23,8 @@ _TEXT = 80  # characters of a repeated text in a line
 
 def details(figures: Figures, source: Source) -> list[tuple[str, str]]:
     """Return what was measured of a source as (name, text), without zeros."""
-    looked = "all" if figures.read == figures.samples else f"{figures.read:,} of them, drawn at random,"
+    drawn = "drawn at random" if source.stream is None else "of a few shards drawn at random"
+    looked = "all" if figures.read == figures.samples else f"{figures.read:,} of them, {drawn},"
     how = "; of pictures only the headers were read" if figures.headers_only else ""
     rows = [("samples", f"{figures.samples:,}, {looked} measured{how}")]
     if figures.pictures:
