@@ -80,6 +80,18 @@ def test_copies_are_those_of_a_comparison_of_all_pairs(distance, same_text):
     assert copies(rows, distance, same_text=same_text) == found and found
 
 
+def test_many_pictures_with_one_hash_cost_no_more_than_their_number():
+    """All pairs of 200,000 rows would be 2e10."""
+    count = 200_000
+    rows = np.zeros((count, 5), np.uint64)
+    rows[:, 0], rows[:, 1], rows[:, 3] = READ | HASHED, np.arange(1, count + 1), 0b1011
+    rows[7, 3] = 0b1010
+    found = copies(rows, 4, same_text=False)
+    assert len(found) == count - 1
+    assert {copy.of for copy in found} == {0}
+    assert [copy.distance for copy in found if copy.row in (6, 7)] == [0, 1]
+
+
 def test_the_copy_of_a_copy_is_one_of_the_sample_that_is_kept():
     rows = np.array([[3, 1, 0, 0b0, 0], [3, 2, 0, 0b1, 0], [3, 2, 0, 0b1, 0], [1, 2, 0, 0, 1], [0, 2, 0, 0, 0]], np.uint64)
     assert copies(rows, 1, same_text=False) == [Copy(1, 0, 1), Copy(2, 0, 1), Copy(3, 0, 1)]

@@ -80,14 +80,19 @@ def copies(rows: np.ndarray, distance: int, *, same_text: bool) -> list[Copy]:
     found = [Copy(int(row), int(of), None) for row, of in zip(read, original, strict=True) if row != of]
     kept = read[read == original]
     kept = kept[(rows[kept, 0] & HASHED).astype(bool)]
-    near = _near(rows[kept, 3], text[kept], distance)
+    _, first, which = np.unique(np.column_stack([rows[kept, 3], text[kept]]), axis=0, return_index=True, return_inverse=True)
+    same = first[which.ravel()]  # the first of those with equal hashes, which are near to the same others: it stands for them
+    distinct = np.sort(first)
+    near = _near(rows[kept[distinct], 3], text[kept[distinct]], distance)
     copied: dict[int, int] = {}
-    for one in range(len(kept)):
+    for one in range(len(distinct)):
         if one not in copied:
             for other in near.get(one, ()):
                 copied.setdefault(other, one)
+    of_distinct = {int(distinct[row]): int(distinct[of]) for row, of in copied.items()}
     bits = rows[:, 3]
-    again = {int(kept[row]): int(kept[of]) for row, of in copied.items()}
+    originals = {row: of_distinct.get(int(of), int(of)) for row, of in enumerate(same)}
+    again = {int(kept[row]): int(kept[of]) for row, of in originals.items() if row != of}
     found = [Copy(copy.row, again.get(copy.of, copy.of), _differ(bits, copy.of, again.get(copy.of))) for copy in found]
     found += [Copy(row, of, _differ(bits, row, of)) for row, of in again.items()]
     return sorted(found, key=lambda copy: copy.row)
