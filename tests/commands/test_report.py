@@ -176,6 +176,14 @@ def test_the_style_of_this_page_alone_changes_nothing_of_other_pages_and_is_not_
     assert names[0] & names[1] <= {"scroll", "details", "grid", "long", "note", "pairs", "interval"}
 
 
+def test_what_is_measured_as_components_learn_has_its_section(copy):
+    append(copy, *({"step": 41 + i, "stage": 2, "loss": 1.0, "update/vision": 1e-3, "dead/language": 0.25} for i in range(3)))
+    page = page_of(copy)
+    assert "Learning" in page.texts("h3")
+    assert {"vision 0.001", "language 0.25"} <= set(page.texts("li"))
+    assert "share of units that are constant" in page.texts("h4")
+
+
 def test_stages_have_a_row_each_with_what_trained(runs):
     cells = page_of(runs["theworld"]).texts("td")
     assert cells.count("20 of 20") == 2

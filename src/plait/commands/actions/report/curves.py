@@ -21,11 +21,17 @@ _TITLES = {
     "grad_norm": "gradient norm by component",
     "lr": "learning rate",
     "blind": "loss with own and with other pictures",
+    "update": "norm of a step's update over that of the weights",
+    "moved": "distance from the stage's start, over the norm there",
+    "activation": "scale of what each component puts out",
+    "dead": "share of units that are constant",
     "ema_decay": "decay of the average",
     "recompiles": "graphs compiled again",
     "features_read": "features read from the cache",
 }
-_SHARES = {_TITLES["ema_decay"], _TITLES["features_read"]}
+_LEARNING = ("update/", "moved/", "activation/", "dead/")
+"""Beginnings of the names of what is measured of each component as it learns."""
+_SHARES = {_TITLES["dead"], _TITLES["ema_decay"], _TITLES["features_read"]}
 """Titles of charts whose values are from 0 to 1."""
 _MOST_LINES = 8
 
@@ -65,6 +71,7 @@ def sections(record: RunRecord) -> list[Section]:
         Section("Loss", "loss", terms, loss if loss.lines else None, f"Always 0: {', '.join(unused)}." if unused else ""),
         Section("Held out", "held-out", [*_held_out(record, names), *_looks(record)]),
         Section("Optimisation", "optimisation", list(_optimisation(record, names))),
+        Section("Learning", "learning", list(_grouped(record, [name for name in names if name.startswith(_LEARNING)]))),
         Section("Throughput", "throughput", list(_throughput(record, names))),
         Section("Sources", "sources", list(_grouped(record, [name for name in names if name.startswith("share/")]))),
         Section("More figures", "more", list(_grouped(record, _others(names)))),
@@ -188,7 +195,7 @@ def _throughput(record: RunRecord, names: Sequence[str]) -> Iterator[Chart]:
 def _others(names: Sequence[str]) -> list[str]:
     """Return the names of figures that no other chart has."""
     prefixes = ("loss/", "weight/", "eval/", "lr/", "grad_norm", "share/", "blind/")
-    return [name for name in names if name not in _APART and name not in _SPEED and not name.startswith(prefixes)]
+    return [name for name in names if name not in _APART and name not in _SPEED and not name.startswith((*prefixes, *_LEARNING))]
 
 
 def _grouped(record: RunRecord, names: Sequence[str]) -> Iterator[Chart]:
