@@ -48,7 +48,8 @@ def stand_in(tmp_path, monkeypatch):
             f"    def finish(self): open({str(logged)!r}, 'a').write(repr('finished') + chr(10))\n"
             f"    def define_metric(self, *names, **options): open({str(logged)!r}, 'a').write(repr((names, options)) + chr(10))"
         )
-        starts = f"def Settings(**asked): return asked\ndef init(**asked):\n    import time\n    {body}\n    return Session()"
+        ends = f"def teardown(): open({str(logged)!r}, 'a').write(repr('torn down') + chr(10))"
+        starts = f"{ends}\ndef Settings(**asked): return asked\ndef init(**asked):\n    import time\n    {body}\n    return Session()"
         (tmp_path / "wandb.py").write_text(f"class Session:\n{session}\n{starts}\n")
         return logged
 
@@ -227,6 +228,17 @@ def test_the_run_says_where_it_is_seen(tmp_path, stand_in, capfd, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     mirror(tmp_path).close()
     assert capfd.readouterr().out == "W&B: https://wandb.test/r\nW&B (offline): wandb sync /there/offline-run\n"
+
+
+def test_a_wandb_that_cannot_be_reached_keeps_the_rows_on_the_disk_to_be_sent_later(tmp_path, stand_in, capfd, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    fails = 'exec(\'class CommError(Exception): pass\\nif asked["mode"] == "online": raise CommError(1)\')'
+    logged = stand_in(f"{fails}; Session.url = None")
+    tracker = Tracker(tmp_path, [mirror(tmp_path)])
+    tracker.row(ROW)
+    tracker.close()
+    assert logged.read_text().splitlines()[0] == "'torn down'" and repr(ROW) in logged.read_text()
+    assert capfd.readouterr().out == "W&B (not reached, so kept on the disk): wandb sync /there/offline-run\n"
 
 
 def test_a_trial_of_a_sweep_is_the_run_that_its_agent_waits_for_and_stays_it(tmp_path, stand_in, monkeypatch):

@@ -17,12 +17,24 @@ class Session:
     def __init__(self, start: Mapping[str, Any]) -> None:
         import wandb
 
-        self.wandb = wandb
-        self.run = wandb.init(**start, settings=wandb.Settings(silent=True))
+        self.wandb, self.why = wandb, "offline"
+        self.run = self._opened(start)
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
         offline = self.run.url is None
-        self.where = f"W&B (offline): wandb sync {self.run.settings.sync_dir}" if offline else f"W&B: {self.run.url}"
+        self.where = f"W&B ({self.why}): wandb sync {self.run.settings.sync_dir}" if offline else f"W&B: {self.run.url}"
+
+    def _opened(self, start: Mapping[str, Any]) -> Any:
+        """Open the run at W&B, or, where W&B cannot be reached, on the disk alone, to be sent later."""
+        silent = self.wandb.Settings(silent=True)
+        try:
+            return self.wandb.init(**start, settings=silent)
+        except Exception as error:
+            if type(error).__name__ != "CommError":
+                raise
+            self.why = "not reached, so kept on the disk"
+            self.wandb.teardown()  # the service that waits for the network holds the run's id
+            return self.wandb.init(**{**start, "mode": "offline"}, settings=silent)
 
     def row(self, step: int, numbers: Mapping[str, float]) -> None:
         """Send the numbers of a row."""
