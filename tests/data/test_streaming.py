@@ -1,9 +1,11 @@
 """Sources that are read shard by shard: the order, its coverage on any layout, what a step reads, and what is kept on the disk."""
 
 import collections
+import contextlib
 import json
 import random
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from plait.data.sources.part import Part
 from plait.data.streaming import counts, opening, reader, shard_cache
 from plait.data.streaming.block_shuffle import Stream
 from plait.errors import PlaitError
+from tests import hub_server
 from tests.data.faulty_server import serving, wait_until
 from tests.data.packing import labelled
 from tests.processes import FORK
@@ -338,6 +341,13 @@ def test_each_shard_is_downloaded_once_by_all_ranks_of_a_machine(tmp_path):
     assert whole == {f"/{number:03d}.tar": 1 for number in range(6)}
 
 
+def links_of_files():
+    """Where the open files of this process are."""
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            yield str(link.readlink())
+
+
 def test_the_cache_keeps_to_its_bound_and_clears_what_killed_downloads_left(tmp_path, caplog):
     sizes = [4] * 12
     bodies = packed(tmp_path / "data", sizes)
@@ -348,10 +358,13 @@ def test_the_cache_keeps_to_its_bound_and_clears_what_killed_downloads_left(tmp_
     with serving(bodies) as server:
         source = opened(f"{server.url}/{{000..011}}.tar", tmp_path / "cache", block=1, cache_gb=size * 4 / 1e9)
         order, held = order_of([source], [1.0], 5, 4), []
+        deleted = []
         with Loader([source], order, Labels(), seed=5, workers=1, stop_step=12) as loader:
             for _ in loader:
                 held.append(sum(1 for path in folder.iterdir() if path.suffix == ".tar"))
+                deleted.append(sum(1 for link in links_of_files() if link.startswith(str(folder)) and link.endswith("(deleted)")))
     assert max(held) <= 4
+    assert max(deleted) <= 3  # which take their place until they are closed
     assert not list(folder.glob(".*.tmp"))
     assert "cache_gb" not in caplog.text
 
@@ -477,6 +490,24 @@ def test_shards_without_a_list_are_read_through_once_or_have_an_index_beside_the
     assert listed.fingerprint == source.fingerprint
 
 
+def counted(url, cache):
+    assert len(opened(f"{url}/{{000..005}}.tar", cache)) == 24
+
+
+def test_processes_that_start_together_count_shards_once(tmp_path):
+    bodies = packed(tmp_path / "data", [4] * 6)
+    del bodies[counts.NAME]
+    with serving(bodies) as server:
+        started = [FORK.Process(target=counted, args=(server.url, tmp_path / "cache")) for _ in range(3)]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+        read = collections.Counter(path for path, span in server.asked if path.endswith(".tar") and span != "bytes=0-0")
+    assert [process.exitcode for process in started] == [0, 0, 0]
+    assert {path: count for path, count in read.items() if path != "/000.tar"} == {f"/{number:03d}.tar": 1 for number in range(1, 6)}
+
+
 def test_the_command_that_indexes_writes_the_list_of_counts(tmp_path, caplog):
     caplog.set_level("INFO", "plait")
     packed(tmp_path / "data", [3, 4])
@@ -582,3 +613,15 @@ def test_a_wrong_option_is_refused_before_anything_is_opened(tmp_path, options, 
     path.write_text(f"{{family: theworld, preset: tiny, train: {{steps: 1}}, data: {{train: [{entry}]}}}}", encoding="utf-8")
     assert cli.main(["config", str(path)]) == 2
     assert REFUSED[options] in capsys.readouterr().err
+
+
+def test_tar_shards_of_a_hub_dataset_are_streamed(tmp_path, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    bodies = packed(tmp_path / "data", [3, 4])
+    with hub_server.serving(monkeypatch, tmp_path) as hub:
+        fsspec.get_filesystem_class("hf").clear_instance_cache()
+        hub.repositories["datasets", "owner/name"] = hub_server.Repository(bodies)
+        source = opened("hf://datasets/owner/name/{000..001}.tar", tmp_path / "cache")
+        taken = [label for step in walked([source], order_of([source], [1.0], 5, 7), 0, 1, workers=1) for label in step]
+        fsspec.get_filesystem_class("hf").clear_instance_cache()
+    assert sorted(taken) == list(range(7))

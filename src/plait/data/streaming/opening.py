@@ -11,10 +11,12 @@ from typing import Any, Literal
 from plait.data import addresses
 from plait.data.formats import index
 from plait.data.remote import RemoteFile
+from plait.data.remote_files import one_at_a_time
 from plait.data.streaming import counts
 from plait.data.streaming.reader import StreamedShards
 from plait.data.streaming.tar_shard import cached_index, open_remote, open_shard
 from plait.errors import PlaitError
+from plait.keys import key
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,22 @@ def _bytes(shards: Sequence[str], listed: Mapping[str, counts.ShardCount] | None
 
 def _counted(shards: Sequence[str], cache: str | Path | None) -> list[int]:
     """Return the number of samples of each shard, from its index. Shards without one are read through, once."""
-    lengths = [_indexed(path, cache) for path in shards]
+    known = [_indexed(path, cache) for path in shards]
+    if not any(addresses.is_remote(path) and length is None for path, length in zip(shards, known, strict=True)):
+        return _completed(shards, known, cache)
+    lock = index.cache_folder(cache) / "streamed" / f"counts-{key(*map(addresses.identity, shards)):016x}"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(lock, f"{addresses.shown(shards[0])}: another process is counting its samples, which is waited for"):
+            return _completed(shards, [_indexed(path, cache) for path in shards], cache)
+    except OSError as error:
+        cure = "free space there, or set data.cache to a folder that can be written"
+        raise PlaitError(f"cannot write {lock.parent}: {error.strerror}; {cure}") from error
+
+
+def _completed(shards: Sequence[str], known: Sequence[int | None], cache: str | Path | None) -> list[int]:
+    """Return the counts `known`, and for None that of the shard's index, which is made first."""
+    lengths = list(known)
     unknown = [number for number, length in enumerate(lengths) if length is None]
     if unknown and any(addresses.is_remote(shards[number]) for number in unknown):
         log.info(

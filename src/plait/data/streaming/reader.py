@@ -30,7 +30,7 @@ from plait.errors import BadSample, PlaitError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_OPEN_MAX = 128  # shards open at once, with their indices mapped
+_OPEN_MAX = 128  # shards open at once on a disk, with their indices mapped
 _AGAIN_S = 300.0  # until a shard that could not be read is tried again: each of its samples would wait for the retries
 _OPENINGS = 5  # attempts at a shard that is deleted to make room between its download and its opening
 _HEAD_SAMPLES = 32  # of the first shard, that may be read from its beginning
@@ -71,6 +71,8 @@ class StreamedShards:
         self.left_out: Mapping[str, int] = {}
         content = ["stream", block, *([lanes] if lanes > 1 else []), list(zip(self.names, self.lengths, strict=True))]
         self.digest = xxhash.xxh3_64(json.dumps(content).encode()).hexdigest()
+        self._open_max = min(_OPEN_MAX, AHEAD * block * lanes) if self.remote else _OPEN_MAX
+        """Shards open at once: one that is deleted takes its place on the disk until it is closed."""
         self.store = ShardCache(cache, cache_bytes, AHEAD * block * lanes)
         self._start_unmapped()
 
@@ -187,7 +189,7 @@ class StreamedShards:
         mapped, local = self._opened(number, whole=whole)
         with self._lock:
             self._mapped[number, local] = mapped
-            if len(self._mapped) > _OPEN_MAX:
+            if len(self._mapped) > self._open_max:
                 self._mapped.popitem(last=False)  # closed when the last thread that reads it is done
         return mapped
 
