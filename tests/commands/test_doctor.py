@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from plait import cli
 from plait.assembly.configuration import open_config
-from plait.commands.actions import doctor, findings
+from plait.commands.actions import doctor, findings, run_needs
 from plait.config import reading
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
@@ -167,6 +167,19 @@ def test_data_that_does_not_open_is_told_with_its_own_words(tmp_path, monkeypatc
     (tmp_path / "train.jsonl").unlink()
     assert cli.main(["doctor", str(recipe), f"--run={tmp_path}"]) == 1
     assert "train.jsonl" in capsys.readouterr().out
+
+
+def test_alerts_and_trackers_that_a_run_could_not_use_are_told(tmp_path, monkeypatch, capsys):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    told = ["--alert=[$NOT_THERE]", "--track.mlflow={experiment: e}"]
+    monkeypatch.setattr(run_needs.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["doctor", str(recipe), f"--run={tmp_path}", *told]) == 1
+    out = capsys.readouterr().out
+    assert "MEND  alerts     alert.urls names $NOT_THERE, a variable of the environment that is not set" in out
+    assert "MEND  trackers   mlflow is not installed, and would get no rows" in out
+    assert list(run_needs.services(open_config(recipe, ["--alert.command=true", "--alert.on=[finish]"]))) == [
+        findings.Finding("alerts", "a command told of finish")
+    ]
 
 
 @pytest.mark.parametrize(("tokens", "said"), [(2048, "the model has 2048 positions"), (2049, "data.max_tokens is 2049, but the model has")])

@@ -309,6 +309,7 @@ def run_findings(resolved: Resolved, folder: Path, ask: bool) -> Iterator[Findin
     yield from run_needs.bench_data(resolved)
     yield lengths(resolved)
     if ask:
+        yield from run_needs.services(resolved)
         yield from room(resolved, folder, download)
 
 

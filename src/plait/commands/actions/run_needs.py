@@ -3,6 +3,7 @@
 A Finding is the result of a check, with a `cure` if something is wrong; a Wanted, a repository of the Hub that the run reads.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from plait.config.schema import Evaluate, ModelSection
 from plait.data.link_lists.refusal import refuse_known
 from plait.data.sources.filtered import filtered_text
 from plait.engine.checkpoints import checkpoint
+from plait.engine.monitoring import alerts
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.training.planning import checkpoint_size
@@ -149,6 +151,20 @@ def bench_data(resolved: Resolved) -> Iterator[Finding]:
             return
     if taken:
         yield Finding("benches", f"have their data: {'; '.join(dict.fromkeys(taken))}")
+
+
+def services(resolved: Resolved) -> Iterator[Finding]:
+    """Check that a run's alerts could be sent, and that its tracking services have their packages. Nothing is sent."""
+    alert, track = resolved.config.alert, resolved.config.track
+    if alert.wanted:
+        try:
+            alerts.check(alert)
+            yield Finding("alerts", f"{', '.join([*alert.urls, *(['a command'] if alert.command else [])])} told of {', '.join(alert.on)}")
+        except PlaitError as error:
+            yield Finding("alerts", str(error), "mend alert: see the line on alerts")
+    for name, settings in (("wandb", track.wandb), ("mlflow", track.mlflow), ("trackio", track.trackio)):
+        if settings is not None and importlib.util.find_spec(name) is None:
+            yield Finding("trackers", f"{name} is not installed, and would get no rows", f"pip install 'plait[{name}]'")
 
 
 def checkpoints(resolved: Resolved) -> tuple[int, int]:
