@@ -231,7 +231,7 @@ def test_of_two_that_open_at_once_one_measures(tmp_path, monkeypatch):
     assert found == [10, 10, 10] and sorted(looks) == [*range(COUNT)]
 
 
-def test_the_samples_held_out_are_those_that_would_be_without_the_filter(tmp_path):
+def test_the_samples_held_out_are_those_that_would_be_without_the_filter(tmp_path, capsys):
     made = {**as_shards(tmp_path), "allow_blank": True}
     for name, limits in {"plain": {}, "filtered": {"filter": {"expr": "lang == 'en'"}}}.items():
         (tmp_path / f"{name}.yaml").write_text(
@@ -243,6 +243,9 @@ def test_the_samples_held_out_are_those_that_would_be_without_the_filter(tmp_pat
     assert held[1] == {n for n in held[0] if n % 2 == 0} and held[1]
     trained = set(numbers(open_training(other).sources[0]))
     assert trained | held[1] == set(range(0, COUNT, 2)) and not trained & held[0]
+    assert cli.main(["data", "index", str(tmp_path / "filtered.yaml")]) == 0
+    told = [line.partition("; ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["filtered: 12 by expr, 12 of 25"] * 2
 
 
 def test_a_filtered_source_pickles_draws_and_knows_its_fingerprint(tmp_path):

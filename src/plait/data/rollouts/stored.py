@@ -88,7 +88,7 @@ class RolledSource(Source):
             )
         self.name, self.groups, self.has_template = whole.name, whole.groups, whole.has_template
         self.allow_blank, self.may_wait, self.left_out = whole.allow_blank, whole.may_wait, dict(whole.left_out)
-        self.filtered, self.stream = dict(whole.filtered), whole.stream
+        self.filtered, self.unfiltered, self.stream = dict(whole.filtered), whole.unfiltered, whole.stream
         self.fingerprint = xxhash.xxh3_64_hexdigest(json.dumps([whole.fingerprint, self.manifest], sort_keys=True).encode())
 
     def __len__(self) -> int:

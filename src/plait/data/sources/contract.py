@@ -55,6 +55,9 @@ class Source(abc.ABC):
     filtered: Mapping[str, int] = MappingProxyType({})
     """How many samples a `filter:` leaves out, by the first part of it that they fail, such as {"min_side 256": 120}."""
 
+    unfiltered: int = 0
+    """How many samples there are before that filter, of the whole source; 0 without one."""
+
     def __new__(cls, *_: object, **__: object) -> Self:
         """Make an instance. Raises PlaitError, in place of TypeError, for a class without `__len__` or `__getitem__`."""
         if missing := sorted(cls.__abstractmethods__):

@@ -21,7 +21,7 @@ class Filtered(Source):
     def __init__(self, whole: Source, kept: np.ndarray, counts: Mapping[str, int]) -> None:
         self.whole, self._kept, self.filtered = whole, kept, {**whole.filtered, **counts}
         self.name, self.left_out, self.stored, self.may_wait = whole.name, dict(whole.left_out), whole.stored, whole.may_wait
-        self.has_template, self.allow_blank = whole.has_template, whole.allow_blank
+        self.has_template, self.allow_blank, self.unfiltered = whole.has_template, whole.allow_blank, whole.unfiltered or len(whole)
         self.fingerprint = xxhash.xxh3_64_hexdigest(f"{whole.fingerprint} {xxhash.xxh3_64_hexdigest(kept.tobytes())}".encode())
         self.stream = None if whole.stream is None else whole.stream.part(lambda indices: np.searchsorted(kept, indices))
         ends = np.searchsorted(kept, np.cumsum([0, *whole.groups]))
@@ -89,5 +89,4 @@ def passing(source: Source, entry: SourceEntry, where: str, cache: str | Path | 
 
 def filtered_text(source: Source) -> str:
     """Return how many samples a filter leaves out of a source: "filtered: 117 by min_side 256, 3 by expr, 120 of 5,000"."""
-    failing = sum(source.filtered.values())
-    return f"filtered: {filters.counted(source.filtered)}, {failing:,} of {failing + len(source):,}"
+    return f"filtered: {filters.counted(source.filtered)}, {sum(source.filtered.values()):,} of {source.unfiltered:,}"

@@ -28,7 +28,7 @@ class Part(Source):
         self.whole, self.held_out = OneByOne(source) if held_out and source.stream is not None else source, held_out
         self.name, self.left_out, self.filtered = source.name, dict(source.left_out), dict(source.filtered)
         self.has_template, self.allow_blank, self.may_wait = source.has_template, source.allow_blank, source.may_wait
-        self.stored = source.stored
+        self.stored, self.unfiltered = source.stored, source.unfiltered
         self.fingerprint = f"{source.fingerprint}-{'held' if held_out else 'train'}-{key(str(share), seed):016x}"
         ends = np.cumsum([0, *(source.groups or (len(source),))])
         chosen = [_held_out(source, range(begin, end), share, seed) for begin, end in pairwise(ends)]
