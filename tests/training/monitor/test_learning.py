@@ -152,7 +152,7 @@ def test_samples_that_are_learned_by_heart_are_named(recipe, tmp_path):
 
 def test_figures_are_norms_of_updates_over_norms_of_weights(tmp_path):
     weight = torch.arange(1.0, 7.0).view(2, 3)
-    watched = Learning({"part": [weight, torch.full((2,), 2.0)]}, tmp_path / "start.safetensors")
+    watched = Learning({"part": [weight, torch.full((2,), 2.0)]}, tmp_path / "start.safetensors", continues=False)
     start = torch.cat([weight.flatten(), torch.full((2,), 2.0)])
     watched.begin()
     weight += 1.0
@@ -167,21 +167,29 @@ def test_figures_are_norms_of_updates_over_norms_of_weights(tmp_path):
     assert figures["moved/part"] == pytest.approx(math.sqrt(24) / float(start.norm()))
     assert figures["update/part"] < figures["moved/part"] and "dead/part" not in figures
     assert watched.figures() == {}, "no step was watched since"
-    again = Learning({"part": [weight, torch.full((2,), 2.0)]}, tmp_path / "start.safetensors")
+    assert not (tmp_path / "start.safetensors").exists()
+    watched.keep()
+    again = Learning({"part": [weight, torch.full((2,), 2.0)]}, tmp_path / "start.safetensors", continues=True)
     again.begin()
     assert again.figures() == {"update/part": 0.0, "moved/part": figures["moved/part"]}
 
 
 def test_a_start_that_does_not_fit_or_cannot_be_read_is_noted_anew(tmp_path):
     path = tmp_path / "learning/start.safetensors"
-    for wrong in (b"nonsense", None):
-        if wrong is not None:
-            path.parent.mkdir(parents=True)
-            path.write_bytes(wrong)
-        watched = Learning({"part": [torch.ones(3 if wrong else 4)]}, path)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"nonsense")
+    for size in (3, 4):
+        watched = Learning({"part": [torch.ones(size)]}, path, continues=True)
         watched.begin()
         assert watched.figures() == {"update/part": 0.0, "moved/part": 0.0}
+        watched.keep()
     assert load_file(path)["part"].tolist() == [1.0] * 4
+
+
+def test_a_stage_is_held_to_its_first_step_whatever_is_recorded(recipe, tmp_path):
+    every, fifth = (toy.train(recipe, tmp_path / f"every-{n}", *PLAIN, "train.steps=10", f"track.every_steps={n}") for n in (1, 5))
+    moved = [{row["step"]: row["moved/projector"] for row in files.read_rows(run / "metrics.jsonl")} for run in (every, fifth)]
+    assert moved[1] == {step: moved[0][step] for step in (5, 10)}
 
 
 def test_a_sample_of_weights_is_evenly_spread_and_no_larger_than_it_needs_to_be(monkeypatch):

@@ -26,21 +26,28 @@ _CONSTANT = 1e-3
 class Learning:
     """Watches the weights that train, by component, and the outputs of components: `begin`, a step, `figures`.
 
-    `path`: a file of the weights' sample at the start of the stage (part of a run), which is written where there is none that fits.
+    `path`: a file of the weights' sample at the start of the stage (part of a run). With `continues` it is read, if it fits; else the
+    weights as they are now are the start, which `keep` writes.
     """
 
-    def __init__(self, trained: Mapping[str, Sequence[Tensor]], path: Path) -> None:
-        self.trained, self.path = trained, path
-        self.start: dict[str, Tensor] = {}
+    def __init__(self, trained: Mapping[str, Sequence[Tensor]], path: Path, *, continues: bool) -> None:
+        self.trained, self.path, self.kept = trained, path, False
+        self.start = self._sampled()
+        if continues and (stored := self._stored()) is not None:
+            self.start, self.kept = {name: value.to(self.start[name].device) for name, value in stored.items()}, True
         self.before: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
 
     def begin(self) -> None:
         """Note the weights before a step."""
-        self.outputs = {}
-        self.before = {component: sample(part) for component, part in self.trained.items()}
-        if not self.start:
-            self.start = {name: value.to(self.before[name].device) for name, value in self._stored().items()}
+        self.outputs, self.before = {}, self._sampled()
+
+    def keep(self) -> None:
+        """Write the start, once a step has been done: a start that fails before leaves nothing. Later calls do nothing."""
+        if not self.kept:
+            self.kept = True
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_whole(self.path, save({name: value.cpu() for name, value in self.start.items()}), sync=False)
 
     def output(self, component: str, value: Tensor) -> None:
         """Note what a module of a component put out, of any shape; the last one of a step counts."""
@@ -64,18 +71,17 @@ class Learning:
         numbers = torch.stack([value.float() for value in values.values()]).tolist() if values else []
         return {name: number for name, number in zip(values, numbers, strict=True) if math.isfinite(number)}
 
-    def _stored(self) -> dict[str, Tensor]:
-        """Return the sample at the stage's start: that of the file, or, where none fits, the present one, which is written."""
-        if self.path.is_file():
-            try:
-                stored = load(self.path.read_bytes())
-            except Exception:  # noqa: BLE001  whatever is wrong with it, it is made anew
-                stored = {}
-            if {name: value.shape for name, value in stored.items()} == {name: value.shape for name, value in self.before.items()}:
-                return stored
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(self.path, save({name: value.cpu() for name, value in self.before.items()}), sync=False)
-        return dict(self.before)
+    def _sampled(self) -> dict[str, Tensor]:
+        return {component: sample(part) for component, part in self.trained.items()}
+
+    def _stored(self) -> dict[str, Tensor] | None:
+        """Return the sample that the file holds; None where there is none that fits these weights."""
+        try:
+            stored = load(self.path.read_bytes())
+        except Exception:  # noqa: BLE001  whatever is wrong with it, it is made anew
+            return None
+        fits = {name: value.shape for name, value in stored.items()} == {name: value.shape for name, value in self.start.items()}
+        return stored if fits else None
 
 
 def sample(parameters: Sequence[Tensor]) -> Tensor:

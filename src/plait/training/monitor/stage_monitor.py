@@ -81,6 +81,8 @@ class StageMonitor:
             self.begun = True
             self._clear()  # what came before the first step is none of it
             self.learning = self._learning() if self.ranks.first else None
+        elif self.learning is not None:
+            self.learning.keep()
         positions = self.watched.loss.positions
         for micro in batch.micro:
             self.collate_s += micro.collate_s
@@ -134,7 +136,7 @@ class StageMonitor:
         frozen = [name for name, names in self.watched.components.items() if name not in trained and not ever.intersection(names)]
         self.watched.tracker.attach(Rules(self.watched.resolved, view, [*trained], frozen))
         path = self.watched.tracker.path.parent / "learning" / f"stage-{view.index}-{view.name}.safetensors"
-        return Learning(trained, path)
+        return Learning(trained, path, continues=self.state.stage_step > 0)
 
     def _of_ranks(self, parts: dict[str, float]) -> dict[str, list[float]]:
         """Return what each rank measured, {name: numbers in rank order}; {} of one rank alone."""
