@@ -1,12 +1,12 @@
-"""What a network that swallows everything costs a run: time per step with W&B and alerts on, against the same run without them.
+"""What a network that swallows everything costs a run with W&B and alerts, in processor time, which other programs disturb little.
 
-    OMP_NUM_THREADS=1 python benchmarks/dead_network.py [--rounds 5] [--steps 400]
+    python benchmarks/dead_network.py [--seconds 60]
 
-A server on loopback, a process of its own, takes every connection and never answers. The run is a tiny molmo on drawn scenes, recorded at
-every step; W&B (the package itself, online) and an alert at every tenth step, through apprise, talk to that server. Rounds are interleaved.
-The first seconds are not counted: the processes beside the run start in them. Told are the medians of the rounds, each of the fastest tenth
-of its steps, which other programs on the machine disturb least: wall time, and processor time of the trainer; and whether both runs end at
-the same weights. Figures go to benchmarks/results/dead_network.json.
+A server on loopback, a process of its own, takes every connection and never answers; W&B (the package itself, online) and alerts through
+apprise, one every five seconds, talk to it. Told are: the processor time of the trainer for a recorded step, with and without them (the
+median of 3,000); and the share of one core that the processes beside the run take once they have started, while ten rows a second come.
+Together they bound what a step can become slower, on a machine without a core to spare. Figures go to
+benchmarks/results/dead_network.json. That weights and rows are the same is held by tests/training/test_black_hole.py.
 """
 
 import argparse
@@ -20,116 +20,88 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
-import torch
-import yaml
-
-from plait.assembly.configuration import open_config
-from plait.engine.checkpoints import checkpoint, integrity
-from plait.engine.monitoring.beside import process
+from plait.config.schema import Wandb
+from plait.config.sections.alert import Alert
+from plait.engine.monitoring.alerts import Alerts
+from plait.engine.monitoring.beside import process, trackers
+from plait.engine.monitoring.beside.shown import KeptPictures
 from plait.engine.monitoring.tracking import Tracker
-from plait.engine.state import State
 from plait.files import write_json
-from plait.training import run
-from plait.training.run_context import TrainOptions
+from plait.training.launch import descendants
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).resolve().parent / "results" / "dead_network.json"
-WARM_S = 15.0
-"""Seconds that are not counted: W&B and apprise are imported in them."""
-RECIPE = {
-    "family": "molmo",
-    "preset": "debug",
-    "data": {"train": [{"source": "scenes", "limit": 256, "options": {"size": [32, 32], "objects": [1, 2]}}], "workers": 0},
-    "trainable": ["connector", "language"],
-    "train": {"global_batch": 4},
-    "evaluate": [],
-    "checkpoint": {"every_steps": None},
-    "track": {"every_steps": 1},
-}
-DEAD = {"track": {"every_steps": 1, "wandb": {"project": "dead"}}, "alert": {"urls": ["$ALERT_URL"], "on": ["plateau", "finish"]}}
-
-
-class Clock:
-    """A hook of the run: milliseconds of wall and of processor time per counted step."""
-
-    def __init__(self) -> None:
-        self.began = time.monotonic()
-        self.at = (0.0, 0.0)
-        self.wall: list[float] = []
-        self.cpu: list[float] = []
-
-    def __call__(self, state: State, row: dict[str, Any]) -> None:
-        now = (time.perf_counter(), time.process_time())
-        if time.monotonic() - self.began > WARM_S and self.at[0]:
-            self.wall.append(1e3 * (now[0] - self.at[0]))
-            self.cpu.append(1e3 * (now[1] - self.at[1]))
-        self.at = now
-
-
-def fastest(times: list[float]) -> float:
-    """Return the time that a tenth of the steps do not exceed."""
-    return statistics.quantiles(times, n=10)[0]
-
-
-def trained(folder: Path, steps: int, changes: dict[str, Any]) -> tuple[Clock, dict[str, torch.Tensor]]:
-    """Train once; return the clock and the weights at the end."""
-    path = folder.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(RECIPE | changes | {"run": str(folder), "train": {"global_batch": 4, "steps": steps}}))
-    clock = Clock()
-    run.train(open_config(path), TrainOptions(hooks=(clock,)))
-    return clock, integrity.locate(checkpoint.published(folder)[0]).tensors("weights")
+RESULTS = ROOT / "benchmarks" / "results" / "dead_network.json"
+START_S, ROWS = 25.0, 3000
+ROW = {f"figure/{number}": 1.0 * number for number in range(40)}
+SERVER = "import sys; from tests import loopback\nwith loopback.swallowing() as port: print(port, flush=True); sys.stdin.read()"
 
 
 @contextlib.contextmanager
-def dead_network() -> Iterator[None]:
-    """Send W&B and alerts to a server that never answers, with an alert at every tenth recorded step."""
-    record = Tracker.row
-
-    def row(tracker: Tracker, values: dict[str, Any]) -> None:
-        record(tracker, values)
-        if values["step"] % 10 == 0:
-            tracker.tell("plateau", f"step {values['step']}")
-
-    server = "import sys; from tests import loopback\nwith loopback.swallowing() as port: print(port, flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", server]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as hole_process:
-        assert hole_process.stdout is not None
-        port = int(hole_process.stdout.readline())
+def dead_network() -> Iterator[int]:
+    """Point W&B and $ALERT_URL at a server that never answers; yield the server's process id."""
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
         hole = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
-        with mock.patch.dict(os.environ, hole | {"ALERT_URL": f"json://127.0.0.1:{port}/x"}), mock.patch.object(Tracker, "row", row):
-            yield
+        with mock.patch.dict(os.environ, hole | {"ALERT_URL": f"json://127.0.0.1:{port}/x"}):
+            yield server.pid
+
+
+def microseconds(tracker: Tracker) -> float:
+    """Return the median processor time of a recorded step in this process."""
+    took = []
+    for step in range(ROWS):
+        row = {**ROW, "step": step}
+        began = time.process_time()
+        tracker.advance(row)
+        tracker.row(row)
+        took.append(1e6 * (time.process_time() - began))
+    return statistics.median(took)
+
+
+def processor_s(pids: list[int]) -> float:
+    """Return the processor time that processes have taken."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=400)
-    given = parser.parse_args()
-    process.CLOSE_TIMEOUT_S = 2.0
-    took: dict[str, list[tuple[float, float]]] = {"alone": [], "dead network": []}
-    same = []
-    with tempfile.TemporaryDirectory() as place:
-        for number in range(given.rounds):
-            weights = []
-            for name in sorted(took, reverse=bool(number % 2)):
-                with dead_network() if name == "dead network" else contextlib.nullcontext():
-                    clock, last = trained(Path(place) / f"{number}-{name.split()[0]}", given.steps, DEAD if name == "dead network" else {})
-                took[name].append((fastest(clock.wall), fastest(clock.cpu)))
-                weights.append(last)
-            same.append(all(torch.equal(value, weights[1][key]) for key, value in weights[0].items()))
-            print(number, {name: [f"{value:.3f}" for value in rounds[-1]] for name, rounds in took.items()}, same[-1], flush=True)
-    medians = {name: [statistics.median(values) for values in zip(*rounds, strict=True)] for name, rounds in took.items()}
-    ratios = [[dead / alone for dead, alone in zip(b, a, strict=True)] for a, b in zip(took["alone"], took["dead network"], strict=True)]
-    wall, cpu = (statistics.median(values) for values in zip(*ratios, strict=True))
+    parser.add_argument("--seconds", type=float, default=60.0)
+    seconds = parser.parse_args().seconds
+    process.CLOSE_TIMEOUT_S = 1.0
+    with tempfile.TemporaryDirectory() as place, dead_network() as server:
+        alone, run = Path(place) / "alone", Path(place) / "run"
+        alone.mkdir()
+        run.mkdir()
+        alerts = Alerts(run, Alert(urls=["$ALERT_URL"], on=["plateau"]))
+        tracker = Tracker(run, [KeptPictures(run), trackers.wandb_mirror(run, Wandb(project="dead"), {}, "abc123")], alerts=alerts)
+        alerts.tell("plateau", "the first")
+        time.sleep(START_S)
+        beside = [pid for pid in descendants(os.getpid()) if pid != server]
+        start_s, began = processor_s(beside), time.monotonic()
+        step = 0
+        while (passed := time.monotonic() - began) < seconds:
+            step += 1
+            tracker.row({**ROW, "step": step})
+            if step % 50 == 0:
+                alerts.tell("plateau", f"step {step}")
+            time.sleep(0.1)
+        share = (processor_s(beside) - start_s) / passed
+        of_a_row = {"alone": microseconds(Tracker(alone, [])), "with both": microseconds(tracker)}
+        tracker.close()
+        alerts.process.close()
     figures = {
-        "command": f"python benchmarks/dead_network.py --rounds {given.rounds} --steps {given.steps}",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
-        "ms_per_step": {name: {"wall": values[0], "cpu": values[1]} for name, values in medians.items()},
-        "ratio": {"wall": wall, "cpu": cpu},
-        "equal_weights": all(same),
+        "command": f"python benchmarks/dead_network.py --seconds {seconds:g}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "trainer_us_per_recorded_step": of_a_row,
+        "processes": {"count": len(beside), "start_processor_s": start_s, "share_of_a_core": share},
     }
     write_json(RESULTS, figures)
     print(figures)
