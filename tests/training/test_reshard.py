@@ -69,7 +69,8 @@ def test_two_ranks_then_one_then_four_give_the_straight_runs_samples_and_losses(
     straight, chain = toy.figures(made / "straight"), toy.figures(made / "chain")
     for one, other in zip(straight, chain, strict=True):
         assert one.get("ids") == other.get("ids")
-        numbers = {name: value for name, value in one.items() if name != "ids"}
+        own = ("update/", "moved/")  # of rank 0's rows
+        numbers = {name: value for name, value in one.items() if name != "ids" and not name.startswith(own)}
         # fp32, 18 updates at a rate of 0.01; sums in other orders
         assert {name: other[name] for name in numbers} == pytest.approx(numbers, rel=1e-4, abs=1e-6)
 
