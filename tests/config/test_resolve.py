@@ -43,7 +43,8 @@ SECTIONS = [one for one in vars(schema).values() if isinstance(one, type) and is
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda one: one.__name__)
 def test_every_setting_is_on_the_page_of_settings(section) -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    page = "".join((docs / name).read_text(encoding="utf-8") for name in ("configuration.md", "configuration_reference.md"))
     names = [field.alias or name for name, field in section.model_fields.items()]
     assert [name for name in names if not re.search(rf"\b{name}\b", page)] == []
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from plait import cli
-from plait.engine.checkpoints import checkpoint, integrity, stored_files
+from plait.engine.checkpoints import checkpoint, integrity, sharded_files, stored_files
 from plait.engine.parallel import distributed
 from plait.engine.state import State
 from plait.errors import PlaitError, Stopped
@@ -140,7 +140,7 @@ def refused(recipe, run, setting, out):
             raise OSError(28, "No space left on device")
         save_file(*arguments, **keywords)
 
-    with mock.patch.object(stored_files, "save_file", full), pytest.raises(PlaitError) as caught:
+    with mock.patch.object(sharded_files, "save_file", full), pytest.raises(PlaitError) as caught:
         toy.train(recipe, run, *FSDP, setting)
     out.with_suffix(f".{rank}").write_text(str(caught.value))
 

@@ -14,6 +14,7 @@ from plait import files
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import Resolved, StageView
 from plait.engine import optim
+from plait.engine.monitoring import spikes
 from plait.engine.precision import TYPES
 from plait.training.planning.entries import on_hub, training_entries
 from plait.training.planning.meta_model import meta_bundle
@@ -23,8 +24,10 @@ _FLOAT32 = 4
 _DTYPE = {2: "BF16", 4: "F32"}
 _MANIFEST = 3_000
 """Bytes of what a manifest.json holds besides the names of parameters: versions, totals, hashes, fingerprints of the data."""
-_BLOCK = 70
-"""Bytes of what it holds of each block's output."""
+_BLOCK, _REFERENCE = 70, 700
+"""Bytes of what it holds of each block's output, and of inputs and frozen weights (engine/checkpoints/reference.py)."""
+_RECENT = 26
+"""Bytes of each of the last figures that steps are compared with (engine/monitoring/spikes.py)."""
 _ALIGNMENT = 8  # of a safetensors header, which is filled up with blanks
 
 
@@ -61,8 +64,7 @@ def of_stages(resolved: Resolved, bundle: ModelBundle) -> list[StageCheckpoints]
         moments = _file(parameters, with_moments, [".exp_avg", ".exp_avg_sq"], trained, ".step")
         kept, deleted = _kept(view)
         left = 0 if settings.ema is None or not settings.ema.post_hoc else deleted * (averages - average)
-        blocks = bundle.blocks if view.config.checkpoint.reference and not view.config.distributed.compile else []
-        beside = _manifest(parameters, ever) + _BLOCK * len(blocks) + len(resolved.yaml.encode())
+        beside = _manifest(parameters, ever) + _figures(view, len(bundle.blocks)) + len(resolved.yaml.encode())
         stages.append(StageCheckpoints(kept, _file(parameters, ever, [""], trained) + moments + averages + beside, left))
     return stages
 
@@ -94,6 +96,15 @@ def _manifest(names: Collection[str], ever: Collection[str]) -> int:
     return len(files.json_text({"names": sorted(names), "weights": sorted(ever), "trained": sorted(ever)})) + _MANIFEST
 
 
+def _figures(view: StageView, blocks: int) -> int:
+    """Return about how many bytes a manifest.json takes for the reference of the model's work, and for the last figures of its steps."""
+    config = view.config
+    reference = _REFERENCE + (0 if config.distributed.compile else _BLOCK * blocks)
+    steps = _steps(view) or spikes.WINDOW
+    recent = len(spikes.WATCHED) * (min(steps, spikes.NEAR) + min(steps, spikes.WINDOW))
+    return reference * config.checkpoint.reference + _RECENT * recent * (config.guard.spikes != "ignore")
+
+
 def _kept(view: StageView) -> tuple[int, int]:
     """Return how many checkpoints a stage leaves at most, and how many it deletes.
 
@@ -102,10 +113,16 @@ def _kept(view: StageView) -> tuple[int, int]:
     """
     settings = view.config.checkpoint
     limit = settings.keep + (settings.best is not None) if settings.keep else None
-    if view.config.train.steps is None and any(map(on_hub, training_entries(view.config))):
+    steps = _steps(view)
+    if steps is None:
         return limit or 1, 0
-    steps = steps_of(view)
     intervals = [settings.every_steps, *(entry.every_steps for entry in view.config.evaluate if settings.best is not None)]
     saved = {steps}.union(*(range(interval, steps, interval) for interval in intervals if interval is not None))
     kept = len(saved) if limit is None else min(len(saved), limit)
     return kept, len(saved) - kept
+
+
+def _steps(view: StageView) -> int | None:
+    """Return the steps of a stage; None where they are those of a dataset on the Hub, which is not opened for it."""
+    unknown = view.config.train.steps is None and any(map(on_hub, training_entries(view.config)))
+    return None if unknown else steps_of(view)
