@@ -8,7 +8,7 @@ from typing import Any
 
 from plait import files
 from plait.assembly import checkpoint_specs, overwritten
-from plait.assembly.model import ModelBundle, build_model
+from plait.assembly.model import NO_NAMES, ModelBundle, build_model
 from plait.assembly.run_configuration import open_of_checkpoint
 from plait.config import signed
 from plait.config.resolved import Resolved
@@ -50,11 +50,13 @@ def open_checkpoint(saved: SavedModel, ranks: Ranks, *, averaged: bool = True, l
     """Return the trained model of a checkpoint, in evaluation mode on the rank's device.
 
     `averaged`: load its EMA weights, of parameters that have them. `length`: load instead the post-hoc EMA (`post_hoc_ema.py`) that reaches
-    back this fraction of the run, such as 0.05. Raises PlaitError if the run kept nothing to make that average from.
+    back this fraction of the run, such as 0.05. Raises PlaitError if the run kept nothing to make that average from, and if the frozen
+    weights are not those that the checkpoint was trained with.
     """
     located, run = saved.checkpoint, checkpoint.run_of(saved.checkpoint.folder)
     bundle = build_model(saved.resolved.config, run, ranks, lambda: overwritten.shapes_of(located))
     former = renames.of_checkpoint(bundle.section.renames, located.manifest, bundle.base_hashes)
+    check_frozen(located, bundle, saved.resolved.config.seed, former)
     groups = {"weights": located.tensors("weights")}
     if length is not None:
         groups["averages"] = post_hoc_ema.of_length(run, length, located.step).tensors
@@ -64,6 +66,17 @@ def open_checkpoint(saved: SavedModel, ranks: Ranks, *, averaged: bool = True, l
         load_weights(bundle.model, tensors)
     bundle.model.to(ranks.device).eval()
     return bundle
+
+
+def check_frozen(saved: Checkpoint, bundle: ModelBundle, seed: int, former: Mapping[str, str] = NO_NAMES) -> None:
+    """Raise PlaitError if the model's frozen weights, as built with `seed`, are not those that the checkpoint was trained with.
+
+    `former`: {name of a parameter in the checkpoint: its name now}, of those that were renamed.
+    """
+    trained = {former.get(name, name) for name in saved.manifest["state"]["trained"]}
+    if bundle.frozen_xxh3(trained, {now: then for then, now in former.items()}) != saved.manifest["frozen_xxh3"]:
+        seeded = f"{saved.manifest['base']}, or another seed than {seed}, from which random ones are drawn"
+        raise PlaitError(f"the frozen weights are not those that {saved.folder} was trained against: {seeded}")
 
 
 def settings(config: RunConfig) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from plait import files
-from plait.assembly.model import NO_NAMES, ModelBundle
+from plait.assembly.model import ModelBundle
 from plait.assembly.run_configuration import open_accepted
+from plait.assembly.saved import check_frozen
 from plait.config import signed
 from plait.config.resolved import Resolved, StageView, difference
 from plait.config.schema import RunConfig
@@ -111,17 +112,6 @@ def check_stage(saved: Checkpoint, views: Sequence[StageView]) -> None:
     stage = saved.manifest["state"]["stage"]
     if stage > len(views):
         raise PlaitError(f"{saved.folder} is of stage {stage}, but the configuration has {len(views)} stages; give them back")
-
-
-def check_frozen(saved: Checkpoint, bundle: ModelBundle, seed: int, former: Mapping[str, str] = NO_NAMES) -> None:
-    """Raise PlaitError if the model's frozen weights, as built with `seed`, are not those that the checkpoint was trained with.
-
-    `former`: {name of a parameter in the checkpoint: its name now}, of those that were renamed.
-    """
-    trained = {former.get(name, name) for name in saved.manifest["state"]["trained"]}
-    if bundle.frozen_xxh3(trained, {now: then for then, now in former.items()}) != saved.manifest["frozen_xxh3"]:
-        seeded = f"{saved.manifest['base']}, or another seed than {seed}, from which random ones are drawn"
-        raise PlaitError(f"the frozen weights are not those that {saved.folder} was trained against: {seeded}")
 
 
 def _read_newest(run: Path, ranks: Ranks) -> tuple[Checkpoint | None, dict[str, dict[str, StoredTensor]]]:

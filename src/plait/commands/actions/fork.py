@@ -16,6 +16,7 @@ from plait import files
 from plait.assembly import checkpoint_specs, overwritten
 from plait.assembly.model import build_model
 from plait.assembly.run_configuration import file_of_checkpoint, open_file
+from plait.assembly.saved import check_frozen
 from plait.config import signed
 from plait.config.resolved import Resolved, difference
 from plait.engine.checkpoints import checkpoint, migrate, renames, rundir
@@ -115,7 +116,7 @@ def _losses(folder: Path, saved: Checkpoint, after: Resolved, differences: Seque
         return []
     bundle = build_model(after.config, folder, _HERE, lambda: overwritten.shapes_of(saved))
     former = renames.of_checkpoint(bundle.section.renames, saved.manifest, bundle.base_hashes)
-    start.check_frozen(saved, bundle, after.config.seed, former)
+    check_frozen(saved, bundle, after.config.seed, former)
     for view in ahead:
         plan_stage(view, bundle)
     tensors = renames.mapped({group: saved.stored(group) for group in GROUPS}, former)

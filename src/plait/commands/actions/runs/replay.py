@@ -20,6 +20,7 @@ from plait import files
 from plait.assembly import overwritten
 from plait.assembly.model import ModelBundle, build_model
 from plait.assembly.run_configuration import open_accepted, open_of_checkpoint
+from plait.assembly.saved import check_frozen
 from plait.config.resolved import Resolved
 from plait.data.loading.loader import Loader
 from plait.engine import nonfinite, precision
@@ -167,7 +168,7 @@ class _Again:
         if before is not None:
             start.check_complete(before)
             start.check_stage(before, self.resolved.stages)
-            start.check_frozen(before, bundle, first.config.seed)
+            check_frozen(before, bundle, first.config.seed)
             state.restore(before.manifest["state"], {group: before.stored(group) for group in GROUPS})
             for view in self.resolved.stages[: state.stage - (state.stage_done is None)]:
                 precision.round_frozen(bundle.model, state.ever_trained, view.config.train.precision)
