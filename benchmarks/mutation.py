@@ -189,6 +189,7 @@ TESTS: dict[str, str] = {
     "training/figures/picture_use.py": "training/test_blindness.py",
     "training/figures/kept_answers.py": "training/test_kept_answers.py",
     "training/figures/paired.py": "training/test_paired.py",
+    "training/figures/small_samples.py": "training/test_small_samples.py training/test_paired.py",
     "training/run_context.py": "training/test_stage.py",
     "training/start.py": "training/test_start.py commands/test_stages.py",
     "training/summary.py": "training/test_summary.py training/test_stage.py training/test_start.py",

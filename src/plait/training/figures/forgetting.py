@@ -14,6 +14,7 @@ from plait.engine.evaluation import Bench, Row, label
 from plait.families.ablation import of_way
 from plait.training.figures.intervals import behind, shown
 from plait.training.figures.paired import differences
+from plait.training.figures.small_samples import FEWEST
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +63,15 @@ class Entry(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Return "better", "worse", "the same", or "not sure" where the interval holds 0 or a figure is not finite."""
+        """Return "better", "worse", "the same", or "not sure".
+
+        It is not sure where the interval holds 0, a figure is not finite, or samples that differ are too few for an interval.
+        """
         if self.difference is None:
             return "not sure"
         if self.low is None or self.high is None:
+            if self.difference and self.samples < FEWEST:
+                return "not sure"
             return "the same" if self.difference == 0 else self._direction(self.difference)
         return self._direction(self.difference) if self.low > 0 or self.high < 0 else "not sure"
 

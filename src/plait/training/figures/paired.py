@@ -6,7 +6,8 @@ is positive where the first way of a pair does better, also where lower figures 
 Where all samples differ alike, as where none does, a bootstrap draws nothing else, and says nothing. Of shares (means of values from 0 to
 1) there is an exact interval then: at most 1 - 0.05^(1/n) of all samples behave otherwise than these n (Clopper and Pearson 1934), and
 those differ by -1 to 1. Where few samples of a share differ, a bootstrap's interval is too narrow, and ends at 0 where all of them are of
-one sign: there it is joined with that of two added samples, of which half a sample differs each way (Agresti and Min 2005).
+one sign: there it is joined with that of two added samples, of which half a sample differs each way (Agresti and Min 2005). Figures that
+are no shares, such as losses, have the interval of training/figures/small_samples.py up to 400 samples.
 """
 
 import math
@@ -18,6 +19,7 @@ import numpy as np
 
 from plait.engine.evaluation import is_count
 from plait.training.figures.intervals import percentiles, resampled
+from plait.training.figures.small_samples import MOST, interval, without_each
 
 _EQUAL = 1e-12  # sums of the same numbers in another order
 _FEW = 20  # samples that differ; of more, the two intervals hold the truth as often
@@ -28,7 +30,8 @@ class Difference:
     """How much better one way of answering the same samples does than another in a figure (accuracy, loss, ...).
 
     `value`: positive for a gain, also where lower figures are better; from `low` to `high` is its 95 % confidence interval, None where
-    none can be given. `alike`: the number of samples, where all of them have this difference, else 0.
+    none can be given. `alike`: the number of samples, where all of them have this difference, else 0: then, without an interval, they are
+    too few for one.
     """
 
     value: float
@@ -54,9 +57,11 @@ class Difference:
         """Return the difference with its interval, such as "+0.0310 [+0.0120, +0.0500]".
 
         `points`: the figure is a share, whose difference is shown in percentage points: "+3.1 points [+1.2, +5.0]". Without an interval:
-        "no difference on 20 samples", or "+0.0310 on each of 20 samples".
+        "no difference on 20 samples", "+0.0310 on each of 20 samples", or "+0.0310 (too few samples for an interval)".
         """
         if self.low is None or self.high is None:
+            if not self.alike:
+                return f"{_told(self.value, points)} (too few samples for an interval)"
             on = f"{self.alike:,} sample{'s' * (self.alike != 1)}"
             return f"{_told(self.value, points)} on each of {on}" if self.value else f"no difference on {on}"
         low, high = (_told(end, points, unit="") for end in (self.low, self.high))
@@ -91,26 +96,48 @@ def differences(
         return {f"{figure} {name}": better * (ways[a][figure] - ways[b][figure]) for figure in common for name, (a, b) in pairs.items()}
 
     now, drawn = gains(samples), resampled(samples, gains)
+    without: dict[str, list[float]] | None = None
     compared = {}
     first = next(iter(pairs))
     for figure in [name.removesuffix(f" {first}") for name in now if name.endswith(f" {first}")]:
         names = {pair: f"{figure} {pair}" for pair in pairs}
         if all(drawn.get(name) for name in names.values()):
             count = behind(figure)
-            compared[figure] = {pair: _difference(now[name], drawn[name], count, len(samples)) for pair, name in names.items()}
+            if count is None and without is None and len(samples) <= MOST:
+                without = without_each(samples, gains)
+            compared[figure] = {
+                pair: _of_share(now[name], drawn[name], count)
+                if count is not None
+                else _of_loss(now[name], drawn[name], len(samples), None if without is None else without.get(name, []))
+                for pair, name in names.items()
+            }
     return compared
 
 
-def _difference(value: float, drawn: Sequence[float], behind: int | None, samples: int) -> Difference:
-    """Return a difference with its interval. `drawn`: its values on the sets of samples drawn; `behind`: as of `differences`."""
-    if not max(drawn) - min(drawn) <= _EQUAL * max(1.0, abs(value)):
+def _varies(value: float, drawn: Sequence[float]) -> bool:
+    """Return whether the sets of samples drawn have other differences than `value`."""
+    return not max(drawn) - min(drawn) <= _EQUAL * max(1.0, abs(value))
+
+
+def _of_share(value: float, drawn: Sequence[float], behind: int) -> Difference:
+    """Return a share's difference with its interval. `drawn`: its values on the sets of samples drawn; `behind`: as of `differences`."""
+    if _varies(value, drawn):
         low, high = percentiles(drawn)
-        added = _of_few(value, float(np.var(drawn)), behind) if behind is not None else (low, high)
+        added = _of_few(value, float(np.var(drawn)), behind)
         return Difference(value, min(low, added[0]), max(high, added[1]))
-    if behind is None:
-        return Difference(value, None, None, samples)
     reach = 1 - 0.05 ** (1 / behind)
     return Difference(value, value - reach * (1 + value), value + reach * (1 - value), behind)
+
+
+def _of_loss(value: float, drawn: Sequence[float], samples: int, without: Sequence[float] | None) -> Difference:
+    """Return the difference of a figure that is no share, of so many samples. `without`: as of `without_each`; None for many."""
+    if not _varies(value, drawn):
+        return Difference(value, None, None, samples)
+    ends = percentiles(drawn)
+    if without is None or not math.isfinite(value):
+        return Difference(value, *ends)
+    held = interval(value, without, samples, ends)
+    return Difference(value, None, None) if held is None else Difference(value, *held)
 
 
 def _of_few(value: float, variance: float, count: int) -> tuple[float, float]:
