@@ -245,3 +245,16 @@ def test_differences_of_shares_are_told_in_points_and_others_as_they_are():
     one = Difference(0.031, 0.012, 0.05)
     assert one.text(points=True) == "+3.1 points [+1.2, +5.0]"
     assert one.text(points=False) == "+0.0310 [+0.0120, +0.0500]"
+
+
+def test_a_sample_that_had_no_other_beside_it_is_asked_again_with_more(trained, capsys, tmp_path):
+    trained("theworld")
+    command = ["eval", "run", "--bench=accuracy", "--ablate=world", "--out=out"]
+    assert cli.main([*command, "--samples=1"]) != 0
+    assert "no other world among those beside it" in capsys.readouterr().err
+    assert cli.main([*command, "--samples=10"]) == 0
+    assert "1 of 1 samples could not be used before: trying them again" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["samples"] == 10 and "bad_samples" not in metrics
+    assert cli.main([*command[:-1], "--out=whole", "--samples=10"]) == 0
+    assert (tmp_path / "whole/predictions.jsonl").read_bytes() == (tmp_path / "out/predictions.jsonl").read_bytes()

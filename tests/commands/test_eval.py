@@ -199,3 +199,37 @@ def test_a_wrong_exam_is_told_in_one_line(run, capsys, command, line):
     told = capsys.readouterr().err
     assert line in told
     assert told.count("\n") == 1
+
+
+def test_a_picture_that_was_missing_is_asked_for_again(run, tmp_path, capsys, monkeypatch):
+    published_sets.text_vqa(tmp_path)
+    picture = tmp_path / "text_vqa/train_images/img1.jpg"
+    picture.rename(tmp_path / "away.jpg")
+    given = ("--data", str(tmp_path / "text_vqa"))
+    before, _ = measured(run, "text_vqa", tmp_path / "out", *given)
+    (tmp_path / "away.jpg").rename(picture)
+    asked, run_bench = [], evaluation.run_bench
+    monkeypatch.setattr(evaluation, "run_bench", lambda b, m, samples, **k: asked.append(len(samples)) or run_bench(b, m, samples, **k))
+    capsys.readouterr()
+    rows, figures = measured(run, "text_vqa", tmp_path / "out", *given)
+    said = capsys.readouterr().out
+    assert "1 of 3 samples could not be used before: trying them again" in said and "nothing left to do" not in said
+    assert asked == [1, 3] and figures["samples"] == 3.0 and "bad_samples" not in figures
+    assert [row for row, old in zip(rows, before, strict=True) if "bad" not in old] == [row for row in before if "bad" not in row]
+    assert files.read_rows(tmp_path / "out" / evaluate.ROWS)[1:] == rows == measured(run, "text_vqa", tmp_path / "whole", *given)[0]
+    measured(run, "text_vqa", tmp_path / "out", *given)
+    assert "nothing left to do" in capsys.readouterr().out
+
+
+def test_a_loss_of_fewer_samples_is_measured_again(run, tmp_path, capsys):
+    published_sets.text_vqa(tmp_path)
+    picture = tmp_path / "text_vqa/train_images/img1.jpg"
+    picture.rename(tmp_path / "away.jpg")
+    data = "--data=[{source: dataset, name: text_vqa, path: " + str(tmp_path / "text_vqa") + ", split: validation}]"
+    command = ["eval", str(run), "--bench=loss", data, "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    (tmp_path / "away.jpg").rename(picture)
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    assert "bad_samples 1: measured again" in capsys.readouterr().out
+    assert "bad_samples" not in json.loads((tmp_path / "out/metrics.json").read_text())

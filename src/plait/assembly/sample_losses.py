@@ -35,7 +35,7 @@ def bench(loss: Loss) -> Bench:
         parts = {f"loss/{term}": value for term, value in terms.items() if loss.coefficients[term]}
         return {"loss": total, **(parts if len(parts) > 1 else {}), **counts}
 
-    return Bench(predict, summarise, means=True, lower=True)
+    return Bench(predict, summarise, means=True, lower=True, independent=True)
 
 
 def _row(loss: Loss, model: Any, sample: Any, inputs: Any) -> Row:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 Part = TypeVar("Part")
 
-_PORTION_BATCHES = 4  # per rank, between two looks at whether to stop
+PORTION_BATCHES = 4  # per rank, between two looks at whether to stop
 _FEW = 8  # held-out samples: with fewer, a figure that chooses a checkpoint or ends a stage is warned about
 FAILED = ("empty_answers", "unparsed_answers")  # counts of answers that are wrong as they are blank, or nothing can be read in them
 _COUNTS = {"samples", "bad_samples", "pictures", *FAILED}
@@ -64,7 +64,8 @@ class Bench:
     `pictures(rows)`: for a bench that draws, pictures by name (uint8, H x W x 3). `needs(section)`: pretrained encoders that `predict`
     opens, by Hub name or folder; `section` is the configuration's `model:`. `means`: whether figures are means over rows, so that a
     bootstrap over rows gives them intervals; with `correct` in the rows they always are. `lower`: whether lower figures are better.
-    `about(rows)`: further text for a report, by name. `finish(rows)`: called once, with all rows; adds what depends on all to each.
+    `independent`: whether a row depends on its own sample alone. `about(rows)`: further text for a report, by name. `finish(rows)`: called
+    once, with all rows; adds what depends on all to each.
     """
 
     predict: Predict
@@ -73,6 +74,7 @@ class Bench:
     needs: Callable[[Any], Sequence[str]] = lambda section: ()
     means: bool = False
     lower: bool = False
+    independent: bool = False
     about: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, str]] = lambda rows: {}
     finish: Callable[[Sequence[Row]], list[Row]] = lambda rows: [*rows]
 
@@ -133,7 +135,7 @@ def run_bench(
     what the bench raises; with several ranks BenchFailed.
     """
     rows = list(done[: len(samples)])
-    portion = _PORTION_BATCHES * batch * ranks.size
+    portion = PORTION_BATCHES * batch * ranks.size
 
     def predict(positions: Sequence[int]) -> list[Row]:
         readable, unread = _read(samples, positions)
@@ -303,7 +305,7 @@ class Evaluations:
 
     def _beginning(self, entry: Evaluate, model: nn.Module, step: int) -> tuple[dict[str, float], bool]:
         """Measure the first samples of an entry, until one can be used; returns the figures, and whether they are of all samples."""
-        portion = _PORTION_BATCHES * entry.batch * self.ranks.size
+        portion = PORTION_BATCHES * entry.batch * self.ranks.size
         while True:
             short = entry.model_copy(update={"samples": min(portion, entry.samples or portion)})
             whole = len(self.held_out.samples(entry)) <= portion

@@ -122,7 +122,8 @@ def ablated(bench: Bench, name: str, ablation: Ablation) -> Ablated:
             ended = [row | {"ways": row["ways"] | {way: one}} if "ways" in row else row for row, one in pairs]
         return ended
 
-    others = {field.name: vars(bench)[field.name] for field in fields(Bench) if field.name not in ("predict", "summarise", "finish")}
+    own = ("predict", "summarise", "finish", "independent")  # a row depends on the sample whose input is exchanged for its own
+    others = {field.name: vars(bench)[field.name] for field in fields(Bench) if field.name not in own}
     return Ablated(predict=predict, summarise=summarise, finish=finish, single=bench, **others)
 
 

@@ -46,7 +46,7 @@ class Scored:
 
     def bench(self) -> Bench:
         """Return this object's `predict` and `summarise` as a Bench, the form in which the engine runs evaluations."""
-        return Bench(self.predict, self.summarise)
+        return Bench(self.predict, self.summarise, independent=True)
 
     def predict(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
         """Answer and score every sample, `batch` at a time; return one row per sample, in order. `moment` is not used.

@@ -379,7 +379,7 @@ def _fault(sample: Sample, inputs: Inputs) -> str | None:
 
 
 benches = {
-    "validation": Bench(_of_usable(predict_validation), summarise_validation, means=True, lower=True),
+    "validation": Bench(_of_usable(predict_validation), summarise_validation, means=True, lower=True, independent=True),
     "edit": Bench(_of_usable(_exchange("text")), summarise_exchange, means=True),
     "swap": Bench(_of_usable(_exchange("image")), summarise_exchange, means=True),
     "divergence": Bench(_of_usable(predict_divergence), summarise_divergence, means=True),

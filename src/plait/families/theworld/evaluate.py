@@ -187,8 +187,8 @@ def _frames(sample: Sample) -> tuple[bytes, ...] | None:
 
 
 benches = {
-    "accuracy": Bench(predict, summarise, about=_errors),
-    "captions": Bench(predict_captions, summarise_captions, means=True, finish=finish_captions),
+    "accuracy": Bench(predict, summarise, about=_errors, independent=True),
+    "captions": Bench(predict_captions, summarise_captions, means=True, finish=finish_captions, independent=True),
 }
 """Benches by name, as in `plait eval --bench NAME`."""
 ablations = {

@@ -4,11 +4,12 @@ A bench is a metric on some data: `loss`, a metric of the model family (`vqa`) o
 number that it gives. A row is a dict with one sample's answer and score; answers.py shows them on a page.
 """
 
+import functools
 import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from plait import files
 from plait.assembly import sample_losses
 from plait.assembly.held_out import ChosenSamples, HeldOutData, benches, open_held_out
 from plait.assembly.model import ModelBundle
-from plait.commands.actions.evaluation import ablations, answers, named_data
+from plait.commands.actions.evaluation import ablations, again, answers, named_data
 from plait.commands.actions.evaluation.subject import Saved, Subject
 from plait.config.schema import Evaluate, RunConfig
 from plait.engine import evaluation
@@ -203,7 +204,7 @@ def _complete(measurement: Measurement, done: Sequence[Row]) -> Result | None:
     """Return the result where nothing is left to be measured."""
     if measurement.bench is None:
         return Result(done[0]) if done else None
-    if len(done) < len(measurement.samples):
+    if len(done) < len(measurement.samples) or any(map(again.wanting, done[: len(measurement.samples)])):
         return None
     rows = measurement.bench.finish(done[: len(measurement.samples)])
     return Result(evaluation.summary(measurement.bench, rows), rows)
@@ -238,21 +239,42 @@ def _answer(measurement: Measurement, bench: Bench, bundle: ModelBundle, config:
         if ranks.first:
             files.append_rows(path, rows)
 
-    figures, rows = evaluation.run_bench(
+    run = functools.partial(
+        evaluation.run_bench,
         bench,
         bundle.model,
-        measurement.samples,
         inputs=bundle.inputs(config, train=False),
         batch=measurement.options.batch,
         ranks=ranks,
         precision=config.train.precision,
         moment=measurement.subject.moment,
-        done=done,
-        keep=keep,
     )
+    figures, rows = run(measurement.samples, done=_mended(measurement, bench, done, ranks, run), keep=keep)
     if bench.pictures is not None and ranks.first:
         bench.pictures(evaluation.usable(rows))
     return Result(figures, rows)
+
+
+def _mended(measurement: Measurement, bench: Bench, done: Sequence[Row], ranks: Ranks, run: Callable[..., Any]) -> Sequence[Row]:
+    """Ask again for the rows of `done` whose samples could not be used. Returns the rows to go on from, which are on disk by then."""
+    samples, portion = measurement.samples, evaluation.PORTION_BATCHES * measurement.options.batch * ranks.size
+    asked, beyond = done[: len(samples)], done[len(samples) :]
+    if not (count := sum(map(again.wanting, asked))):
+        return done
+
+    def ask(positions: Sequence[int]) -> Sequence[Row]:
+        chosen = replace(samples, ids=[samples.ids[position] for position in positions])
+        return again.raw_rows(lambda keep: run(chosen, keep=keep, partial=True))
+
+    path, kept = measurement.folder / ROWS, again.kept(bench, asked, len(samples), portion)
+    if ranks.first:
+        log.info(f"{count} of {len(asked)} samples could not be used before: trying them again")
+        again.rewrite(path, [measurement.identity, *kept, *beyond])
+    for rows in again.ask_again(bench, kept, portion, ask):
+        kept = rows
+        if ranks.first:
+            again.rewrite(path, [measurement.identity, *kept, *beyond])
+    return kept
 
 
 def _done(measurement: Measurement) -> list[Row]:
@@ -261,6 +283,9 @@ def _done(measurement: Measurement) -> list[Row]:
         path = measurement.folder / "metrics.json"
         before = json.loads(path.read_bytes()) if path.is_file() else {}
         same = before.get("key") == measurement.identity and before.get("count") == len(measurement.samples)
+        if same and "bad_samples" in before["figures"]:
+            log.info(f"{path}: bad_samples {before['figures']['bad_samples']:.0f}: measured again")
+            return []
         return [before["figures"]] if same else []
     path = measurement.folder / ROWS
     written = files.read_rows(path)
