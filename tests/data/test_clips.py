@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plait import cli
 from plait.config.schema import SourceEntry
 from plait.data.formats import clips
 from plait.data.images import decode
 from plait.data.sources.open import open_source
 from plait.errors import PlaitError
+from tests.data.packing import pack
 
 
 def picture(level: int) -> bytes:
@@ -46,6 +48,30 @@ def test_a_folder_gives_its_pictures_by_name(tmp_path):
     (tmp_path / "clip" / "notes.txt").write_text("x")
     assert record(tmp_path, "clip")["frames"] == [picture(1), picture(2), picture(3)]
     assert record(tmp_path, ["clip/01.png", "clip/02.png"])["frames"] == [picture(1), picture(2)]
+
+
+@pytest.mark.parametrize("names", [["frame0", "frame1", "frame2", "frame10", "frame11"], ["1", "01", "2²", "10", "a"]])
+def test_frames_of_a_folder_come_in_the_order_of_their_numbers(tmp_path, names):
+    (tmp_path / "clip").mkdir()
+    for level, name in sorted(enumerate(names), key=lambda row: row[1]):
+        (tmp_path / "clip" / f"{name}.png").write_bytes(picture(level))
+    levels = [0, 1, 2, 3, 4] if names[0] == "frame0" else [1, 0, 2, 3, 4]  # of equal numbers the text decides
+    assert record(tmp_path, "clip")["frames"] == [picture(level) for level in levels]
+
+
+@pytest.mark.parametrize("picture_too", [False, True])
+def test_a_clip_is_the_same_in_a_shard_as_in_a_list(tmp_path, picture_too):
+    frames, first = [picture(10 + i) for i in range(13)], [picture(0)] * picture_too
+    members = [(f"x.frame{i}.png", body) for i, body in enumerate(frames)]
+    pack(tmp_path / "a.tar", [*sorted(members), *(("x.png", body) for body in first), ("x.txt", b"a")])
+    for i, body in enumerate(frames):
+        (tmp_path / f"f{i}.png").write_bytes(body)
+    listed = record(tmp_path, [f"f{i}.png" for i in range(13)]) | ({} if picture_too else {"images": []})
+    packed = open_source(SourceEntry(source="shards", path=str(tmp_path / "a.tar")), seed=0)[0]
+    assert (packed["images"], packed["frames"]) == (listed["images"], listed["frames"]) == (first, frames)
+    assert cli.main(["data", "shard", str(tmp_path / "a.tar"), str(tmp_path / "again"), "--plain"]) == 0
+    again = open_source(SourceEntry(source="shards", path=str(tmp_path / "again")), seed=0)[0]
+    assert (again["images"], again["frames"]) == (first, frames)
 
 
 def test_a_video_gives_its_first_frames_in_order(tmp_path):

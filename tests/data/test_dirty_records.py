@@ -340,6 +340,12 @@ def test_frames_of_a_clip_belong_to_their_sample(tmp_path):
     assert (len(source), source[0]["images"], source[0]["frames"]) == (1, [picture(0)], [picture(1), picture(2)])
 
 
+def test_frames_beside_a_picture_come_in_the_order_of_their_numbers(tmp_path):
+    files = {f"a.frame{i}.png": picture(i) for i in (1, 2, 10, 11)}
+    source = opened("folder", folder(tmp_path, **{"a.png": picture(0), "a.txt": b"x", **files}))
+    assert source[0]["frames"] == [picture(i) for i in (1, 2, 10, 11)]
+
+
 @pytest.mark.parametrize("ending", ["heic", "EPS", "pdf"])
 def test_a_caption_whose_picture_is_not_read_is_not_trained_on_alone(tmp_path, ending):
     alone = [(f"a.{ending}", b"x"), ("a.txt", b"a cat"), ("b.txt", b"text alone")]

@@ -179,7 +179,7 @@ def test_members_become_images_frames_fields_caption_and_label(tmp_path):
     record = source.read(0)
     assert record.fields == {"n": 1, "meta": [2], "caption": "hi", "label": "7"}
     assert (record.images, record.frames) == ([b"i"], [b"f0", b"f1"])
-    assert (source.read(1).images, source.read(1).frames) == ([b"g0"], [b"g1"])
+    assert (source.read(1).images, source.read(1).frames) == ([], [b"g0", b"g1"])
 
 
 @pytest.mark.parametrize(

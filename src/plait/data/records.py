@@ -24,7 +24,7 @@ TEXT_FIELDS = {"txt": "caption", "caption": "caption", "cls": "label"}
 
 
 class Record(NamedTuple):
-    """One sample as read: `fields` (text, JSON values) by name, encoded `images`, and the encoded `frames` of a clip that follow them."""
+    """One sample as read: `fields` (text, JSON values) by name, encoded `images`, and the encoded `frames` of a clip, in order."""
 
     id: str
     fields: dict[str, Any]
@@ -67,8 +67,6 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
                 fields[field], told[field] = value, (kind, value)
     if unread and not images and not frames:
         raise BadSample(f"{name}.{unread[0]} is a picture of a format that is not read: convert it, to JPEG or PNG")
-    if frames and not images:
-        images, frames = frames[:1], frames[1:]
     return Record(name, fields, images, frames)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from plait.data.formats.tar import natural
 from plait.errors import BadSample, PlaitError
 
 VIDEO_KINDS = frozenset(["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg"])
@@ -20,16 +21,16 @@ def is_clip(path: Path) -> bool:
 
 
 def read_clip(path: Path, image_kinds: Collection[str]) -> list[bytes]:
-    """Return the first 65 frames of a folder's pictures, in the order of their names, or of a video, as PNG.
+    """Return the first 65 frames of a folder's pictures, by name (frame2 before frame10), or of a video, as PNG.
 
     `image_kinds`: endings of files that are pictures. Raises BadSample where there are none or they cannot be read,
     PlaitError for a video where PyAV is not installed.
     """
     if path.is_dir():
-        pictures = sorted(file for file in path.iterdir() if file.suffix[1:].lower() in image_kinds and not file.name.startswith("."))
+        pictures = [file for file in path.iterdir() if file.suffix[1:].lower() in image_kinds and not file.name.startswith(".")]
         if not pictures:
             raise BadSample(f"the folder {path} of a clip has no pictures")
-        return [file.read_bytes() for file in pictures[:MOST_FRAMES]]
+        return [file.read_bytes() for file in sorted(pictures, key=lambda file: natural(file.name))[:MOST_FRAMES]]
     return _decode(path)
 
 

@@ -108,9 +108,10 @@ def _pax(body: bytes, where: str, offset: int) -> dict[str, str]:
     return records
 
 
-def natural(extension: str) -> list[tuple[int, str]]:
-    """Return a key for sorting by which 2.png comes before 10.png."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", extension)]
+def natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Return a key for sorting names by which 2.png comes before 10.png; where numbers are equal, the text decides."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
 def index(members: list[Member], where: str) -> tuple[dict[str, object], dict[str, np.ndarray]]:

@@ -17,6 +17,7 @@ import xxhash
 
 from plait.config.schema import SourceEntry
 from plait.data import paths, splits
+from plait.data.formats.tar import natural
 from plait.data.paths import read_regular
 from plait.data.records import IMAGE_KINDS, TEXT_FIELDS, Record, from_members
 from plait.data.sources.contract import Reader, Source
@@ -113,7 +114,7 @@ class Folder:
 
     def _read(self, name: str, members: Members) -> Record:
         read: dict[str, tuple[str, bytes]] = {}  # what records.py calls a file -> its kind and content
-        for kind, path, _ in sorted(members, key=lambda member: member[0].partition(".")[0].lower() in IMAGE_KINDS):  # a.png.txt last
+        for kind, path, _ in sorted(members, key=lambda member: _reading_order(member[0])):
             body, (other, before) = read_regular(self.root / path), read.get(_field_kind(kind), ("", None))
             shared = name.rpartition(".")[2].lower() in IMAGE_KINDS  # several pictures have this stem: a.txt is of those without their own
             if before is not None and before.strip() != body.strip() and not shared:
@@ -194,6 +195,11 @@ def _belongs(path: str, by_stem: Mapping[str, list[str]]) -> list[tuple[str, str
     while owner not in by_stem and "." in owner.rpartition("/")[2]:
         owner = owner.rpartition(".")[0]
     return [(picture, path[len(owner) + 1 :]) for picture in by_stem.get(owner, ())]
+
+
+def _reading_order(kind: str) -> tuple[bool, tuple[list[tuple[int, str]], str]]:
+    """Return a key for sorting: what belongs to one picture alone (a.png.txt) comes last, and frame2 before frame10."""
+    return kind.partition(".")[0].lower() in IMAGE_KINDS, natural(kind)
 
 
 def _field_kind(kind: str) -> str:

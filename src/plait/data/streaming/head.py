@@ -58,5 +58,5 @@ def first_samples(remote: RemoteFile) -> Iterator[tuple[str, list[tuple[str, byt
         yield stem, sorted(members, key=_by_extension)
 
 
-def _by_extension(member: tuple[str, bytes]) -> list[tuple[int, str]]:
+def _by_extension(member: tuple[str, bytes]) -> tuple[list[tuple[int, str]], str]:
     return natural(member[0])
