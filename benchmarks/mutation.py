@@ -160,6 +160,8 @@ TESTS: dict[str, str] = {
     "training/monitor/causes.py": "training/monitor/test_why.py",
     "training/monitor/learning.py": "training/monitor/test_learning.py",
     "training/monitor/rules.py": "training/monitor/test_learning.py",
+    "training/monitor/source_losses.py": "training/monitor/test_source_losses.py",
+    "training/monitor/source_rule.py": "training/monitor/test_source_losses.py",
     "training/monitor/modules.py": "training/monitor/test_modules.py training/monitor/test_why.py",
     "training/monitor/stage_monitor.py": "training/monitor/test_why.py",
     "training/monitor/window.py": "training/monitor/test_why.py",

@@ -4,6 +4,7 @@ A stage is a part of a run with own settings. A plan says what it trains, on whi
 """
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -33,11 +34,12 @@ from plait.training.divergence import stop_if_diverged
 from plait.training.features import stage_features
 from plait.training.layout import Counters, lay_out
 from plait.training.ledger import Ledger
+from plait.training.monitor.source_losses import SourceLosses
 from plait.training.monitor.stage_monitor import StageMonitor, Watched
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
 from plait.training.run_context import RunContext
 from plait.training.spikes.black_box import FOLDER, BlackBox, Look
-from plait.training.stage_evaluation import StageEvaluation
+from plait.training.stage_evaluation import StageEvaluation, keep_failure
 from plait.training.stage_plan import StagePlan, evaluates
 
 log = logging.getLogger(__name__)
@@ -99,6 +101,8 @@ class StageRun:
         self.evaluation = StageEvaluation(plan, bundle, state, context) if evaluates(config) else None
         looks = config.guard.blindness and plan.steps >= FEWEST_STEPS
         self.blindness = Blindness(plan, bundle, state, context) if looks else None
+        keep = functools.partial(keep_failure, context, plan)
+        self.source_losses = SourceLosses(plan, bundle, state, context, keep) if config.track.monitor else None
         self.ledger = Ledger(plan, bundle, state, context) if keeps_ledger(context.resolved.stages, config) else None
         cached, amounts = config.data.feature_cache != "off", (plan.steps - state.stage_step, sum(plan.order.sizes))
         self.features = stage_features.of_stage(config, bundle, plan.loss, ranks, amounts) if cached else None
@@ -197,8 +201,9 @@ class StageRun:
         if failures and self.plan.config.guard.bench_failure == "stop":
             self.saver.wait()
             raise Stopped(f"{'; '.join(failures)}; everything is saved, and the same command continues (guard.bench_failure is stop)")
-        if self.blindness is not None and not self.context.signals.agreed:
-            self.blindness.look()
+        for looking in (self.blindness, self.source_losses):
+            if looking is not None and not self.context.signals.agreed:
+                looking.look()
 
     def save(self) -> None:
         """Save the state as a checkpoint, in the background if so configured. Does nothing if a save of this step has begun before.

@@ -220,3 +220,4 @@ def test_rules_ignore_other_stages_and_rows_without_figures():
     view = SimpleNamespace(index=2)
     rules = Rules(None, view, ["projector"], [])
     assert rules({"stage": 1, "step": 3, "lr/projector": 1.0, "loss": 1.0}) == rules({"stage": 2, "step": 3, "blind/own": 1.0}) == []
+    assert rules({"stage": 2, "step": 3, "loss_by/lr/caption": 1.0}) == [], "a source may be called lr"

@@ -70,7 +70,7 @@ def divergence(lines: Iterable[Line]) -> str | None:
 
 
 def _step_and_kind(row: Mapping[str, Any]) -> tuple[int, str]:
-    kinds = {"held-out": "eval/", "picture": "blind/"}
+    kinds = {"held-out": "eval/", "picture": "blind/", "source": "loss_by/"}
     kind = next((kind for kind, prefix in kinds.items() if any(name.startswith(prefix) for name in row)), None)
     return row["step"], kind or ("step" if "loss" in row else "note")
 

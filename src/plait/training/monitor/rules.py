@@ -60,7 +60,7 @@ class Rules:
             return []
         if isinstance(row.get("eval/loss"), float):
             return self._held_out(row)
-        if "lr/" not in "".join(row) or row.get("skipped"):
+        if not any(name.startswith("lr/") for name in row) or row.get("skipped"):
             return []
         self.start = row["step"] - 1 if self.start is None else self.start
         self.losses.append(float(row["loss"]))

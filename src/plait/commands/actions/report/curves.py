@@ -20,6 +20,7 @@ _SPEED = {
 _TITLES = {
     "grad_norm": "gradient norm by component",
     "lr": "learning rate",
+    "loss_by": "loss by source, of the same samples",
     "blind": "loss with own and with other pictures",
     "update": "norm of a step's update over that of the weights",
     "moved": "distance from the stage's start, over the norm there",

@@ -14,6 +14,7 @@ from plait.commands.actions.stages import Row, rows_of
 from plait.config.resolved import Resolved, StageView
 from plait.engine.monitoring.json_output import show_json
 from plait.errors import PlaitError
+from plait.training.monitor import source_rule
 from plait.training.monitor.causes import Cause, causes
 from plait.training.monitor.window import PARTS, Window, window_of
 from plait.training.planning import trace
@@ -54,7 +55,7 @@ def show(run: Path, stage: str | None, *, profile: int | None = None, as_json: b
     if as_json:
         show_json(as_dict(run, view, window, found, path))
     else:
-        log.info("\n".join(lines(view, window, found)))
+        log.info("\n".join([*lines(view, window, found), *_of_sources(view, rows_of(run))]))
 
 
 def _stage_of(resolved: Resolved, rows: Sequence[Row], stage: str | None, run: Path) -> tuple[StageView, list[Row]]:
@@ -86,6 +87,19 @@ def lines(view: StageView, window: Window, found: Sequence[Cause]) -> list[str]:
         told.append(f"  {cause.share:>4.0%}  {cause.what}: {cause.text}")
         told += [f"        {cause.cure}"] if cause.cure else []
     return told
+
+
+def _of_sources(view: StageView, rows: Sequence[Row]) -> list[str]:
+    """Return a line for each source and task whose loss was measured on the same samples, and the warnings of those."""
+    looks = [row for row in rows if row.get("stage") == view.index and source_rule.is_row(row)]
+    if not looks:
+        return []
+    told = ["", "loss by source, each of the same samples"]
+    for name in (name for name in looks[0] if name.startswith(source_rule.PREFIX)):
+        known = [(row["step"], row[name]) for row in (looks[0], looks[-1]) if isinstance(row.get(name), float)]
+        shown = ", ".join(f"{value:.4g} at step {step:,}" for step, value in dict.fromkeys(known))
+        told.append(f"  {name.removeprefix(source_rule.PREFIX)}: {shown}")
+    return told + [f"  {line}" for row in looks for line in row.get("warnings", ())]
 
 
 def _parts(window: Window) -> Iterator[tuple[str, float]]:
