@@ -132,6 +132,26 @@ def test_what_a_layout_leaves_out_of_what_was_trained_is_told(folder, tmp_path, 
         assert json.loads((tmp_path / layout / "plait.json").read_text())["left_out"] == lost
 
 
+def test_a_start_from_an_export_that_leaves_out_what_was_trained_is_inexact(folder, tmp_path, capsys):
+    trained = '--trainable=["projector", "world"]'
+    assert command(capsys, "train", folder / "run.yaml", f"--run={tmp_path / 'run'}", "--train.steps=1", trained)[0] == 0
+    for layout in ("hf", "theworld"):
+        assert command(capsys, "export", tmp_path / "run", tmp_path / layout, f"--to={layout}")[0] == 0
+    begun = ("train", folder / "run.yaml", f"--run={tmp_path / 'next'}", "--train.steps=1", f"--from={tmp_path / 'hf'}")
+    lost = f"{tmp_path / 'hf'} leaves out what its run trained of world"
+    code, said = command(capsys, *begun)
+    assert code == 2 and said.splitlines()[-1] == f"plait: this start is inexact ({lost}); if that is meant, add --allow-inexact"
+    code, said = command(capsys, *begun, "--allow-inexact")
+    assert code == 0 and f"inexact: {lost}" in said
+    (row,) = [json.loads(line) for line in (tmp_path / "next" / "migrations.jsonl").read_text().splitlines()][-1:]
+    assert row["inexact"] == [lost]
+    whole = ("train", folder / "run.yaml", f"--run={tmp_path / 'whole'}", "--train.steps=1", f"--from={tmp_path / 'theworld'}")
+    assert command(capsys, *whole)[0] == 0
+    blind = (*begun[:2], f"--run={tmp_path / 'blind'}", *begun[3:], "--model.world=off")
+    said = command(capsys, *blind)[1]
+    assert "starting from" in said and "leaves out" not in said, said
+
+
 def test_another_familys_export_answers_too(tmp_path, capsys):
     recipe = {**CONFIG, "family": "molmo", "preset": "debug", "trainable": ["connector", "language"], "model": {}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(recipe))

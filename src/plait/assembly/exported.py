@@ -29,7 +29,7 @@ from plait.families import offers
 
 MOMENT = "export"
 """What stands for a step in names of results."""
-_FROZEN, _LEFT_OUT = "frozen_xxh3", "left_out"
+_FROZEN = "frozen_xxh3"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def settings(folder: Path, bundle: ModelBundle, config: RunConfig, trained: set[
     """
     given = set(_imported(weight_files.empty(folder), bundle))
     lost = [component for component, names in bundle.component_names.items() if (trained - given) & set(names)]
-    return {**saved.settings(config), _FROZEN: _frozen(bundle, given), _LEFT_OUT: lost}
+    return {**saved.settings(config), _FROZEN: _frozen(bundle, given), saved.LEFT_OUT: lost}
 
 
 def find(spec: str | Path) -> ExportedModel | None:
@@ -98,7 +98,7 @@ def find(spec: str | Path) -> ExportedModel | None:
         return None
     try:
         told: dict[str, Any] = json.loads(path.read_bytes())
-        frozen, left_out = told.pop(_FROZEN, None), told.pop(_LEFT_OUT, [])
+        frozen, left_out = told.pop(_FROZEN, None), told.pop(saved.LEFT_OUT, [])
         config = RunConfig.model_validate({**told, "from": str(folder.absolute())})
     except ValidationError as error:
         raise PlaitError(f"{path} is damaged, or of another version of plait: {one_line(error.errors()[0]['msg'])}") from error

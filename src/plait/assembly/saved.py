@@ -21,6 +21,8 @@ from plait.errors import PlaitError
 
 MODEL_SETTINGS = "plait.json"
 """File of an exported or consolidated folder: {"family": name, "model": `model:` section, ...}, as `settings` returns them."""
+LEFT_OUT = "left_out"
+"""Key in it of an exported folder: the components of which it lacks weights that its run trained."""
 
 
 @dataclass(frozen=True)
@@ -108,4 +110,13 @@ def model_settings(folder: Path) -> tuple[str, Mapping[str, Any]] | None:
         told = run_settings(folder) or (json.loads(path.read_bytes()) if path.is_file() else None)
         return None if told is None else (str(told["family"]), dict(told["model"]))
     except (ValueError, KeyError, TypeError) as error:
+        raise PlaitError(f"{path} is damaged: {error}") from error
+
+
+def left_out(folder: Path) -> list[str]:
+    """Return the components of which an exported folder lacks weights that its run trained. Raises PlaitError for a damaged plait.json."""
+    path = folder / MODEL_SETTINGS
+    try:
+        return [str(name) for name in json.loads(path.read_bytes()).get(LEFT_OUT, [])] if path.is_file() else []
+    except (ValueError, AttributeError, TypeError) as error:
         raise PlaitError(f"{path} is damaged: {error}") from error

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from plait import files
-from plait.assembly import checkpoint_specs, hub_start, weight_files
+from plait.assembly import checkpoint_specs, hub_start, saved, weight_files
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import StageView
 from plait.engine import averages
@@ -55,7 +55,8 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
     _check_names(spec, set(tensors["weights"]), bundle)
     trained = {former.get(name, name) for name in manifest["state"]["trained"]} if manifest else set(tensors["weights"])
     rows = start.migration_table(tensors, trained, view.config, bundle)
-    notes = []
+    lacking = [] if manifest else [name for name in saved.left_out(folder) if name in bundle.component_names]
+    notes = [f"{folder} leaves out what its run trained of {', '.join(lacking)}"] if lacking else []
     if manifest and bundle.frozen_xxh3(trained, {now: then for then, now in former.items()}) != manifest["frozen_xxh3"]:
         notes.append(f"base weights: frozen there {manifest['base']}, here {bundle.family.base(bundle.section)}")
     if ranks.first:
