@@ -1,5 +1,6 @@
 """`plait data rollout`: futures equal to encoding the same frames, whole after a kill, checked where they are read, and trained on."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from plait import cli, files
 from plait.assembly.configuration import open_config
@@ -231,6 +233,37 @@ def test_a_run_is_measured_on_other_futures_of_its_held_out_data(tmp_path, capsy
         assert line in capsys.readouterr().err
 
 
+def test_samples_without_a_future_are_counted_by_reason_and_none_at_all_is_refused(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(encoded_picture())
+    for name, kept in (("some", 2), ("none", 0)):
+        rows = [{"text": "which?", "caption": f"no {i}"} | ({"image": "a.png"} if i < kept else {}) for i in range(7)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": [{"source": "jsonl", "path": str(tmp_path / "some.jsonl")}], "workers": 0}
+    told = f"{tmp_path / 'out'}: futures of {{}} samples written, 5 of 7 samples without one: it has no picture to begin with (5)"
+    for written in (2, 0):  # the second time all is there
+        assert roll_out(config_file(tmp_path, data=data), tmp_path / "out", "copy") == 0
+        assert told.format(written) in capsys.readouterr().out
+    data["train"][0]["path"] = str(tmp_path / "none.jsonl")
+    assert roll_out(config_file(tmp_path, data=data), tmp_path / "nothing", "copy") == 2
+    assert "none of 7 samples has a future" in (err := capsys.readouterr().err) and "it has no picture to begin with (7); mend" in err
+    assert not list((tmp_path / "nothing").iterdir())
+
+
+def encoded_picture() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (9, 99, 199)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_futures_that_no_world_step_sees_are_refused(tmp_path, capsys):
+    assert roll_out(config_file(tmp_path), tmp_path / "out", "copy") == 0
+    path = config_file(tmp_path, entry={"rollout": str(tmp_path / "out")})
+    assert cli.main(["train", str(path), "--model.world.steps=0"]) == 2
+    err = capsys.readouterr().err
+    assert "rollout changes nothing: model.world.steps is 0, so that no future is seen: leave it out, or set the steps" in err
+    assert cli.main(["train", str(path)]) == 0
+
+
 def test_wrong_arguments_are_one_clear_line(tmp_path, capsys):
     path = config_file(tmp_path)
     for arguments, message in (
@@ -403,8 +436,8 @@ def test_pipelines_that_do_not_fit_are_one_clear_line(tmp_path, with_pipeline, c
     assert roll_out(other, tmp_path / "a", str(pipeline)) == 2
     assert "its VAE is not the encoder of model.world.source, whose latents are others" in capsys.readouterr().err
     config_file(tmp_path, world={"source": str(pipeline)})
-    assert roll_out(path, tmp_path / "b", str(pipeline), "--prompt=refused", "--inference-steps=2", "--guidance=1") == 0
-    assert "futures of 0 samples written, 10 without one" in capsys.readouterr().out
+    assert roll_out(path, tmp_path / "b", str(pipeline), "--prompt=refused", "--inference-steps=2", "--guidance=1") == 2
+    assert f"none of 10 samples has a future, so nothing is kept in {tmp_path / 'b'}: " in capsys.readouterr().err
     monkeypatch.setattr(cosmos, "_free_on_host", lambda: 1000)
     assert roll_out(path, tmp_path / "c", str(pipeline)) == 2
     assert "they do not fit; take a larger machine or a smaller model" in capsys.readouterr().err

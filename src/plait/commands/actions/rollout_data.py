@@ -5,6 +5,7 @@ The folder has rollout.json and parts, which appear whole or not at all: the sam
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ class RolloutOptions:
 
 OPTIONS = frozenset(RolloutOptions.__dataclass_fields__)
 """The names of its fields."""
+_MOST_REASONS = 5  # that are told of samples without a future, the most frequent first
 _OF_FRAMES = ("copy", "scenes")
 _OF_MODELS = ("prompt", "inference_steps", "guidance", "revision")
 
@@ -66,7 +68,7 @@ def roll_out(what: str, out: Path, options: RolloutOptions, settings: Sequence[s
     """Predict the futures of the source `what` into the folder `out`, or finish one that was stopped.
 
     `what`: a configuration or run, whose data it is, or a source as `plait data shard` takes it, with `settings` such as "limit=100".
-    Raises PlaitError for a wrong argument, source or setting, and for a folder that holds something else.
+    Raises PlaitError for a wrong argument, source or setting, for a folder that holds something else, and where no sample has a future.
     """
     own = Path(what).suffix in (".yaml", ".yml", ".json") or (Path(what) / "config.yaml").is_file()
     if not own and options.model is None:
@@ -131,8 +133,11 @@ def _begin(out: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _write(source: Source, out: Path, options: RolloutOptions, futures: Futures) -> None:
-    """Write the parts that are missing or damaged, each whole or not at all, and tell what was made."""
-    count, written, skipped = -(-len(source) // options.per_part), 0, 0
+    """Write the parts that are missing or damaged, each whole or not at all, and tell what was made and why samples have no future.
+
+    Raises PlaitError where no sample has one, and removes what was written: the same command tries again.
+    """
+    count, written, without = -(-len(source) // options.per_part), 0, Counter[str]()
     with show_progress() as report:
         for number in range(count):
             path = stored.part_path(out, number)
@@ -143,9 +148,18 @@ def _write(source: Source, out: Path, options: RolloutOptions, futures: Futures)
                 indices = range(number * options.per_part, min((number + 1) * options.per_part, len(source)))
                 tensors, reasons = _part(source, indices, options, futures)
                 files.write_whole(path, save(tensors, stored.part_metadata(tensors, reasons)))
-                written, skipped = written + len(tensors), skipped + len(reasons)
+                written += len(tensors)
+            without.update(stored.reasons(path).values())
             report("futures", min((number + 1) * options.per_part, len(source)), len(source))
-    log.info(f"{out}: futures of {written} samples written, {skipped} without one, {len(source)} samples in all")
+    missing = without.total()
+    told = "; ".join(f"{reason} ({number})" for reason, number in without.most_common(_MOST_REASONS))
+    told += f"; and {len(without) - _MOST_REASONS} other reasons" if len(without) > _MOST_REASONS else ""
+    if missing and missing == len(source):
+        for number in range(count):
+            stored.part_path(out, number).unlink()
+        (out / stored.MANIFEST).unlink()
+        raise PlaitError(f"none of {missing} samples has a future, so nothing is kept in {out}: {told}; mend the data and run this again")
+    log.info(f"{out}: futures of {written} samples written, {missing} of {len(source)} samples without one{': ' * bool(told)}{told}")
 
 
 def _part(source: Source, indices: range, options: RolloutOptions, futures: Futures) -> tuple[dict[str, Tensor], dict[str, str]]:

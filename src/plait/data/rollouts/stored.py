@@ -168,6 +168,13 @@ def part_metadata(latents: Mapping[str, "Tensor"], skipped: Mapping[str, str]) -
     return {_TABLE: json.dumps({"skipped": skipped, "xxh3": hashes}, sort_keys=True)}  # one key: their order is not kept
 
 
+def reasons(path: Path) -> dict[str, str]:
+    """Return why samples of a whole part have no future, by index."""
+    with safe_open(path, framework="pt") as part:
+        skipped: dict[str, str] = json.loads(part.metadata()[_TABLE])["skipped"]
+    return skipped
+
+
 def content_hash(latents: "Tensor") -> str:
     """Return a hash (xxh3) of the bytes of latents."""
     octets = latents.new_empty(0).byte().dtype  # torch.uint8

@@ -46,10 +46,15 @@ def pin(config: Config, world: WorldEncoderConfig) -> dict[str, Any]:
 
 
 def stored_future(rollout: stored.Rollout, config: Config, *, train: bool) -> Tensor:
-    """Return a sample's predicted future, (T, C, h, h). Raises PlaitError where it is of another encoder, BadSample where it has none."""
+    """Return a sample's predicted future, (T, C, h, h).
+
+    Raises PlaitError where it is of another encoder or the model has no world steps, BadSample where the sample has none.
+    """
     assert config.world is not None
     if train and config.augment.on:
         raise PlaitError("model.augment changes pictures, and stored futures (`rollout`) are of unchanged ones: leave one of them out")
+    if not config.world.steps:
+        raise PlaitError("rollout changes nothing: model.world.steps is 0, so that no future is seen: leave it out, or set the steps")
     return stored.read(rollout, pin(config, config.world), config.world.steps)
 
 
