@@ -241,6 +241,23 @@ def test_a_task_that_is_equal_in_all_ways_is_in_the_table_and_one_that_is_not_is
     assert len(ablations.sentences("word", ablations.compare(bench, [used] * 30))) == 1
 
 
+def test_terms_of_a_loss_are_no_tasks():
+    def terms(rows):
+        return {"loss": rows[0]["a"], "loss/text": rows[0]["a"], "loss/z_loss": rows[0]["b"]}
+
+    row = {"id": "1", "a": 1.0, "b": 2.0, "ways": {"off": {"a": 1.5, "b": 1.0}, "shuffled": {"a": 2.0, "b": 1.0}}}
+    rows = [row | {"ways": {way: {name: v + n / 99 for name, v in one.items()} for way, one in row["ways"].items()}} for n in range(20)]
+
+    def mean(chosen):
+        each = [terms([one]) for one in chosen]
+        return {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+
+    listed = ablations.compare(ablated(Bench(predict, mean, means=True, lower=True), "word", WORD), rows)
+    assert [one.signs[0] for one in listed] == [1, 1, -1]
+    (verdict,) = ablations.sentences("word", listed)
+    assert verdict.endswith("the content of word is used")
+
+
 def test_differences_of_shares_are_told_in_points_and_others_as_they_are():
     one = Difference(0.031, 0.012, 0.05)
     assert one.text(points=True) == "+3.1 points [+1.2, +5.0]"

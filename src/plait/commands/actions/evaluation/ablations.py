@@ -28,6 +28,8 @@ class Comparison:
     """Whether the figure is a share of right answers, whose differences are told in percentage points."""
     samples: int
     """How many samples the figure is computed from."""
+    task: bool = False
+    """Whether the figure, MAIN/TASK, is that of the samples of one task or group, and no term of a loss."""
 
     @property
     def signs(self) -> tuple[int, int, int]:
@@ -68,7 +70,17 @@ def compare(ablated: Ablated, rows: Sequence[Row]) -> list[Comparison]:
         behind=lambda figure: behind(figure, used) if figure in shares else None,
     )
     of_ways = {figure: {way: figures[figure] for way, figures in ways.items()} for figure in found}
-    return [Comparison(figure, of_ways[figure], pairs, figure in shares, behind(figure, used)) for figure, pairs in found.items()]
+    tasks = _tasks(used)
+    return [
+        Comparison(figure, of_ways[figure], pairs, figure in shares, behind(figure, used), figure.partition("/")[2] in tasks)
+        for figure, pairs in found.items()
+    ]
+
+
+def _tasks(rows: Sequence[Row]) -> set[str]:
+    """Return the names of the rows' tasks and groups, and of the figures NAME/GROUP that are in rows themselves."""
+    named = {str(row[field]) for row in rows for field in ("task", "group") if row.get(field) is not None}
+    return named | {name.partition("/")[2] for row in rows for name in row if "/" in name}
 
 
 def shares_of(ways: Iterable[Mapping[str, float]], rows: Sequence[Row]) -> set[str]:
@@ -100,12 +112,13 @@ def verdict(name: str, comparison: Comparison) -> str:
 def of_tasks(name: str, compared: Sequence[Comparison]) -> str | None:
     """Return a sentence on what the input `name` is to each task, where tasks differ in that; else None.
 
-    `compared`: of one bench, as of `compare`. Tasks are the figures MAIN/TASK beside the main one, MAIN.
+    `compared`: of one bench, as of `compare`. Tasks are the figures MAIN/TASK beside the main one, MAIN; terms of
+    a loss are none.
     """
     main, *others = compared
     by_signs: dict[tuple[int, int, int], list[Comparison]] = {}
     for one in others:
-        if one.figure.startswith(f"{main.figure}/"):
+        if one.task and one.figure.startswith(f"{main.figure}/"):
             by_signs.setdefault(one.signs, []).append(one)
     if len(by_signs) < 2:
         return None
