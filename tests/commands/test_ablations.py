@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from plait import cli
 from plait.commands.actions.evaluation import ablations
@@ -275,3 +276,16 @@ def test_a_sample_that_had_no_other_beside_it_is_asked_again_with_more(trained, 
     assert metrics["samples"] == 10 and "bad_samples" not in metrics
     assert cli.main([*command[:-1], "--out=whole", "--samples=10"]) == 0
     assert (tmp_path / "whole/predictions.jsonl").read_bytes() == (tmp_path / "out/predictions.jsonl").read_bytes()
+
+
+def test_a_sample_with_the_same_first_picture_is_no_partner_of_the_world(trained, capsys, tmp_path):
+    trained("theworld")
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "green")):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}.png")
+    said = [{"role": "user", "content": "<image><image>what?"}, {"role": "assistant", "content": "red"}]
+    rows = [{"images": ["a.png", f"{name}.png"], "messages": said} for name in "bc"]
+    (tmp_path / "same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["eval", "run", "--bench=accuracy", f"--data={tmp_path / 'same.jsonl'}"]
+    assert cli.main([*command, "--ablate=world"]) != 0
+    assert "no other world among those beside it" in capsys.readouterr().err
+    assert cli.main([*command, "--ablate=image"]) == 0

@@ -73,6 +73,21 @@ def test_rows_have_their_part_and_an_empty_caption_scores_nothing(make, monkeypa
     assert (rows[1]["rouge_l"], rows[1]["cider"], rows[1]["failed"]) == (0.0, 0.0, "empty") and rows[0]["rouge_l"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("fields", "references", "reason"),
+    [
+        ({"references": "cat"}, ["cat"], None), ({"captions": "a dog"}, ["a dog"], None), ({"references": None}, ["a cube"], None),
+        ({"references": []}, [], "`references` is empty"), ({"references": " ?"}, [], "`references` has no word"),
+        ({"captions": [None]}, [], "`captions` holds other than texts"), ({"references": {"a": "cat"}}, [], "holds other than texts"),
+    ],
+)  # fmt: skip
+def test_references_are_a_text_or_a_list_of_texts(fields, references, reason):
+    given = sample(1, say="a cube", fields=fields)
+    assert evaluate._references(given) == references
+    lacks = evaluate._CAPTIONS.lacks(given)
+    assert lacks is None if reason is None else reason in lacks
+
+
 def test_each_way_of_an_ablation_weighs_words_by_all_references(make, monkeypatch):
     _, model, inputs = make()
     monkeypatch.setattr(evaluate, "answers", lambda model, inputs, examples, **_: ["two red dogs" for _ in examples])

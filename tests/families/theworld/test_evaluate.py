@@ -5,7 +5,7 @@ import torch
 
 from plait.assembly import sample_losses
 from plait.errors import PlaitError
-from plait.families.ablation import ablated
+from plait.families.ablation import ablated, partner
 from plait.families.theworld import evaluate
 from plait.families.theworld.benchmarks.short_answers import normalise
 from plait.families.theworld.evaluate import ablations, benches
@@ -149,3 +149,11 @@ def test_unreadable_sample_is_counted_not_hidden(make):
 def test_an_empty_answer_is_never_right():
     assert not is_correct("", ".", {})
     assert not is_correct("\u200b", "...", {})
+
+
+def test_a_partner_of_the_world_differs_in_the_picture_that_the_encoder_sees():
+    content = evaluate.ablations["world"].content
+    first, same, other = ({"images": [b"a", b"b"]}, {"images": [b"a", b"c"]}, {"images": [b"d", b"b"]})
+    assert partner([content(one) for one in (first, same)], 0) is None
+    assert partner([content(one) for one in (first, same, other)], 0) == 2
+    assert content({"images": [b"a"], "frames": [b"a", b"b"]}) != content({"images": [b"a"], "frames": [b"a", b"c"]})

@@ -41,6 +41,8 @@ CHOICE = "Which is more to the left, Region [0] or Region [1]?"
         ("half a meter", 0.5), ("2.5 meters (8.2 feet)", 2.5), ("The table is 1 m away. So the width is 2 m.", 2.0),
         ("The answer is 3 feet, not 4 feet away from 5", None), ("The answer is 3 feet. It is 4 m away", 0.9144), ("2 to 3 meters", None),
         ("2-3 meters", None), ("1 m and then 3 m", None), ("5", None), ("a few meters", None), ("2 in front", None), ("", None),
+        ("-1.5 m", None), ("It is \u22121.5 m wide", None), ("minus 2 feet", None), ("-6'3\"", None), ("(-half a meter)", None),
+        ("The width-1.5 m", 1.5), ("- 1.5 m", 1.5),
     ],
 )  # fmt: skip
 def test_a_length_is_read_with_its_unit(text, length):
@@ -49,8 +51,11 @@ def test_a_length_is_read_with_its_unit(text, length):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("around the 2 o'clock direction", 2), ("12:00", 12), ("Three o’clock", 3), ("13 o'clock", None), ("2 or 3 o'clock", None)],
-)
+    [
+        ("-3 o'clock", None), ("around the 2 o'clock direction", 2), ("12:00", 12), ("Three o’clock", 3), ("13 o'clock", None),
+        ("2 or 3 o'clock", None),
+    ],
+)  # fmt: skip
 def test_a_direction_is_an_hour(text, said):
     assert hour(text) == said
 
@@ -91,7 +96,7 @@ def test_opposite_words_are_those_of_the_category():
 
 
 @pytest.mark.parametrize(
-    ("answer", "right"), [("1.5 m", True), ("2.5 meters", True), ("149 cm", False), ("8.3 feet", False), ("wide", False)]
+    ("answer", "right"), [("1.5 m", True), ("2.5 meters", True), ("149 cm", False), ("8.3 feet", False), ("wide", False), ("-2.0 m", False)]
 )
 def test_a_length_is_right_within_a_quarter(answer, right):
     assert judge(answer, "Region [0] is 2.0 meters wide.", "width_data", "").correct is right

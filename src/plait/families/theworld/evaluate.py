@@ -108,9 +108,32 @@ def _judged(sample: Sample, row: Row) -> Row:
 
 
 def _references(sample: Sample) -> list[str]:
-    """Return what a caption is compared with: the texts in the field `references` or `captions`, else the right answer; [] without any."""
-    listed = next((sample["fields"][name] for name in ("references", "captions") if isinstance(sample["fields"].get(name), list)), None)
-    return [text for text in (map(str, listed) if listed is not None else [gold(sample)]) if captions.words(text)]
+    """Return what a caption is compared with: the text or texts in `references`, else `captions`, else the right answer; [] without any."""
+    _, given = _given_references(sample)
+    listed = [gold(sample)] if given is None else [given] if isinstance(given, str) else given
+    return [text for text in listed if captions.words(text)] if _are_texts(listed) else []
+
+
+def _given_references(sample: Sample) -> tuple[str, Any]:
+    """Return the name and value of the first field with references that a sample has, ("", None) without one."""
+    fields = sample["fields"]
+    return next(((name, fields[name]) for name in ("references", "captions") if fields.get(name) is not None), ("", None))
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _lacks_references(sample: Sample) -> str | None:
+    """Return why a sample's caption can be compared with nothing, None where it can."""
+    if _references(sample):
+        return None
+    name, given = _given_references(sample)
+    if not name:
+        return NO_REFERENCE
+    texts = isinstance(given, str) or _are_texts(given)
+    fault = "is empty" if given == [] else "has no word" if texts else "holds other than texts"
+    return f"no caption to compare with: `{name}` {fault}; give a text or a list of texts, or leave it out"
 
 
 def _captioned(sample: Sample, row: Row) -> Row:
@@ -118,7 +141,7 @@ def _captioned(sample: Sample, row: Row) -> Row:
 
 
 _ACCURACY = _Kind(_answer_limit, _lacks_gold, _judged)
-_CAPTIONS = _Kind(lambda inputs, sample: _CAPTION_TOKENS, lambda sample: None if _references(sample) else NO_REFERENCE, _captioned)
+_CAPTIONS = _Kind(lambda inputs, sample: _CAPTION_TOKENS, _lacks_references, _captioned)
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -182,8 +205,8 @@ def _errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _frames(sample: Sample) -> tuple[bytes, ...] | None:
-    """Return what the world encoder may be given of a sample: its clip, else its images; None without any."""
-    return tuple(sample.get("frames") or sample["images"]) or None
+    """Return what the world encoder may be given of a sample: its clip, else its first image; None without any."""
+    return tuple(sample.get("frames") or sample["images"][:1]) or None
 
 
 benches = {

@@ -28,6 +28,8 @@ _FEET_AND_INCHES = re.compile(
 _FOOT, _INCH = 0.3048, 0.0254
 _CLOCK = re.compile(rf"\b(\d{{1,2}}|{'|'.join(_WORDS[1:])})(?::00)?\s*o\s?['’]?\s?clock|\b(\d{{1,2}}):00\b", re.IGNORECASE)
 _CLOCK_RANGE = re.compile(rf"\b(?:\d{{1,2}}|{'|'.join(_WORDS[1:])})\s*(?:-|–|to|and|or)\s*(?:{_CLOCK.pattern})", re.IGNORECASE)
+_MINUS = r"(?:(?<![\w.,)\]])[-−–]|\b(?:minus|negative)\s+)"
+_NEGATIVE = re.compile(rf"{_MINUS}(?:{_NUMBER}\s*-?\s*(?:{_UNIT}|['′’])|{_CLOCK.pattern})", re.IGNORECASE)
 _STATED = re.compile(r"\banswer(?:\s+is|\s*:)\s*:?\s*(.+?)(?:\.(?=\s|$)|\n|$)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|\n")
 _SAME = 0.05  # lengths this close are one, as in "2.5 meters (8.2 feet)"
@@ -35,7 +37,7 @@ _HOURS = 12
 
 
 def metres(text: str) -> float | None:
-    """Return the length that a text gives, in metres; None without one that has a unit, for several, and for a range."""
+    """Return the length that a text gives, in metres. None without one that has a unit, for several, a range, and below 0."""
     return _only(text, _lengths)
 
 
@@ -62,7 +64,9 @@ def _only(text: str, read: Callable[[str], list[float] | None]) -> float | None:
 
 
 def _lengths(text: str) -> list[float] | None:
-    """Return all lengths in a text; None where it gives a range."""
+    """Return all lengths in a text; None where it gives a range or a negative one."""
+    if _NEGATIVE.search(text):
+        return None
     found = [_number(match[1]) * _FOOT + _number(match[2]) * _INCH for match in _FEET_AND_INCHES.finditer(text)]
     rest = _FEET_AND_INCHES.sub(" ", text)
     if _RANGE.search(rest):
@@ -82,8 +86,8 @@ def _number(text: str) -> float:
 
 
 def _hours(text: str) -> list[float] | None:
-    """Return all hours in a text; None where it gives a range."""
-    if _CLOCK_RANGE.search(text):
+    """Return all hours in a text; None where it gives a range or a negative one."""
+    if _CLOCK_RANGE.search(text) or _NEGATIVE.search(text):
         return None
     hours = [_number(match[1] or match[2]) for match in _CLOCK.finditer(text)]
     return [value for value in hours if 1 <= value <= _HOURS]
