@@ -81,7 +81,7 @@ def test_every_family_is_measured_with_without_and_with_anothers_input(trained, 
     assert "nothing left to do" in capsys.readouterr().out
 
 
-def test_a_bench_that_only_draws_keeps_the_pictures_of_all_ways(trained, tmp_path):
+def test_a_bench_that_only_draws_keeps_the_pictures_of_all_ways(trained, tmp_path, capsys):
     trained("nanodit")
     assert cli.main(["eval", "run", "--bench=grid", "--ablate=text", "--samples=4"]) == 0
     (path,) = (tmp_path / "run" / "eval").glob("grid-step-*-ablate-text/predictions.json")
@@ -89,6 +89,10 @@ def test_a_bench_that_only_draws_keeps_the_pictures_of_all_ways(trained, tmp_pat
     drawn = [[row["picture"], *(row["ways"][way]["picture"] for way in ("off", "shuffled"))] for row in rows]
     assert len({picture for pictures in drawn for picture in pictures}) == 12
     assert all((tmp_path / picture).is_file() for pictures in drawn for picture in pictures)
+    assert "bench grid measures nothing that could be compared" in capsys.readouterr().out
+    assert cli.main(["eval", "run", "--bench=edit", "--samples=4", "--against=base"]) == 0
+    out = capsys.readouterr().out
+    assert "bench edit measures nothing that could be compared" in out and not {"hurts", "beats", "loses"} & {*out.split()}
 
 
 def test_several_benches_are_measured_on_one_model(trained, capsys, tmp_path):

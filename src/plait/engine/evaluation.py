@@ -64,8 +64,8 @@ class Bench:
     `pictures(rows)`: for a bench that draws, pictures by name (uint8, H x W x 3). `needs(section)`: pretrained encoders that `predict`
     opens, by Hub name or folder; `section` is the configuration's `model:`. `means`: whether figures are means over rows, so that a
     bootstrap over rows gives them intervals; with `correct` in the rows they always are. `lower`: whether lower figures are better.
-    `independent`: whether a row depends on its own sample alone. `about(rows)`: further text for a report, by name. `finish(rows)`: called
-    once, with all rows; adds what depends on all to each.
+    `describes`: whether neither are. `independent`: whether a row depends on its own sample alone. `about(rows)`: further text for a
+    report, by name. `finish(rows)`: called once, with all rows; adds what depends on all to each.
     """
 
     predict: Predict
@@ -74,6 +74,7 @@ class Bench:
     needs: Callable[[Any], Sequence[str]] = lambda section: ()
     means: bool = False
     lower: bool = False
+    describes: bool = False
     independent: bool = False
     about: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, str]] = lambda rows: {}
     finish: Callable[[Sequence[Row]], list[Row]] = lambda rows: [*rows]

@@ -380,9 +380,9 @@ def _fault(sample: Sample, inputs: Inputs) -> str | None:
 
 benches = {
     "validation": Bench(_of_usable(predict_validation), summarise_validation, means=True, lower=True, independent=True),
-    "edit": Bench(_of_usable(_exchange("text")), summarise_exchange, means=True),
-    "swap": Bench(_of_usable(_exchange("image")), summarise_exchange, means=True),
-    "divergence": Bench(_of_usable(predict_divergence), summarise_divergence, means=True),
+    "edit": Bench(_of_usable(_exchange("text")), summarise_exchange, means=True, describes=True),
+    "swap": Bench(_of_usable(_exchange("image")), summarise_exchange, means=True, describes=True),
+    "divergence": Bench(_of_usable(predict_divergence), summarise_divergence, means=True, describes=True),
     "toy": Bench(_of_usable(predict_toy), summarise_toy),
     "distance": Bench(_of_usable(predict_distance), summarise_distance, needs=_distance_needs, about=about_distance, lower=True),
     "grid": Bench(_of_usable(predict_grid), summarise_grid, pictures.grids, needs=pictures.decoder_name),

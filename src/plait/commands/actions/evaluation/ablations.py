@@ -54,9 +54,9 @@ def named(config: RunConfig, text: str | None) -> list[str | None]:
 
 
 def compare(ablated: Ablated, rows: Sequence[Row]) -> list[Comparison]:
-    """Return the comparison of each figure of an ablated bench, the main one first. [] where no row can be used, or nothing is measured."""
+    """Return the comparison of each figure of an ablated bench, the main one first. [] where no row can be used, or nothing is judged."""
     used, bench = usable(rows), ablated.single
-    if not used:
+    if not used or bench.describes:
         return []
     ways = {way: of_way(bench, used, way) for way in ("on", "off", "shuffled")}
     if not ways["on"]:

@@ -149,7 +149,7 @@ def _gains(name: str, own: Measured, theirs: Measured) -> dict[str, Difference]:
 def _report(own: Measured, compared: Sequence[Compared]) -> None:
     """Log the table of a bench, and write it beside the results of the measured model."""
     main = next(iter(of_way(_single(own), usable(own.result.rows), "on")), None)
-    if main is None:
+    if main is None or _single(own).describes:
         log.info(f"bench {own.measurement.entry.title} measures nothing that could be compared")
         return
     folder, title = own.measurement.folder, own.measurement.entry.title

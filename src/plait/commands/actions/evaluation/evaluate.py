@@ -320,6 +320,8 @@ def _report(measurement: Measurement, result: Result) -> None:
         log.info(f"  {name:<24} {shown(name, value)}{sure}")
     for line in [*ablations.lines(str(options.ablate), compared), *said]:
         log.info(f"  {line}")
+    if isinstance(measurement.bench, Ablated) and not compared:
+        log.info(f"  bench {measurement.entry.bench} measures nothing that could be compared")
     about |= {"verdict": " ".join(said)} if said else {}
     if result.rows:
         _report_answers(measurement, result, about, intervals, weights)
