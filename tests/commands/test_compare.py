@@ -44,7 +44,16 @@ def test_equal_runs_have_no_divergence_whatever_the_clock_says(pair):
     lines = compare.runs(*pair)
     assert compare.divergence(lines) is None
     assert {line.what: line.compared for line in lines} | {"state": 0} == {
-        **{"rows": 3, "sample ids": 2, "loss terms": 4, "other figures": 4, "held-out figures": 2, "replaced samples": 0, "state": 0},
+        **{
+            "rows": 3,
+            "sample ids": 2,
+            "loss terms": 4,
+            "other figures": 4,
+            "updates": 0,
+            "held-out figures": 2,
+            "replaced samples": 0,
+            "state": 0,
+        },
         **{"weights": 2, "ema": 0, "moments": 3},
     }
 

@@ -70,7 +70,7 @@ def offers(request, home):
 
 def test_a_shell_completes_verbs_and_those_of_groups(offers):
     assert offers("plait st") == {"stages"}
-    assert offers("plait ckpt ") == {"inspect", "verify", "consolidate", "ema", "prune", "diff"}
+    assert offers("plait ckpt ") == {"inspect", "verify", "consolidate", "ema", "prune", "diff", "replay"}
     assert offers("plait completion ") == {"bash", "zsh", "fish"}
 
 

@@ -73,7 +73,7 @@ def test_a_run_killed_four_times_is_bit_exact(proof, capsys):
     said = capsys.readouterr().out
     assert "bit-exact: 4 kills, 5 generations, theworld, 2 stages" in said
     assert "train.steps: 500 -> 4 (vision)" in said
-    assert said.count("equal to the bit") == 11
+    assert said.count("equal to the bit") == 12
 
 
 def test_an_unkeyed_draw_in_encode_is_found_and_named(proof):

@@ -278,7 +278,7 @@ def test_a_set_killed_again_and_again_ends_in_the_bytes_of_a_straight_one(tmp_pa
     draw, kills = random.Random(count), 0
     while not (cut / write.MANIFEST).exists():
         child, before = subprocess.Popen(command), len(list(cut.glob("*.tar")))
-        while child.poll() is None and len(list(cut.glob("*.tar"))) < before + 3:
+        while child.poll() is None and len(list(cut.glob("*.tar"))) < before + 2:
             time.sleep(0.002)
         time.sleep(draw.random() * 0.01)
         kills += child.poll() is None

@@ -79,7 +79,7 @@ def shown(folder):
 
 def recorded(rows):
     """{(name, step): value} of the numbers of rows; of one given twice, the later."""
-    numbers = ((name, row["step"], value) for row in rows for name, value in row.items() if name not in ("step", "ids"))
+    numbers = ((name, row["step"], value) for row in rows for name, value in row.items() if name not in ("step", "ids", "spent"))
     return {(name, step): float(value) for name, step, value in numbers}
 
 

@@ -250,7 +250,7 @@ def test_the_heartbeat_goes_through_the_phases_of_a_stage(recipe, tmp_path, monk
     monkeypatch.setattr(Heartbeat, "phase", noted)
     settings = ("stages=[]", "train.steps=2", "evaluate=[{bench: loss, every_steps: 2}]", "checkpoint.every_steps=null")
     toy.train(recipe, tmp_path / "run", *settings)
-    step = [("data", 0), ("step", 0), ("data", 1), ("step", 1), ("evaluate", 2), ("evaluate", 2), ("save", 2)]
+    step = [("data", 0), ("step", 0), ("data", 1), ("step", 1), ("evaluate", 2), ("save", 2)]
     assert seen == [("start", 0), ("stage", 0), *step, ("done", 2)]
 
 

@@ -31,6 +31,7 @@ ORDER = (
     "report",
     "why",
     "compare",
+    "upgrade-check",
     "fork",
     "ckpt",
     "data",

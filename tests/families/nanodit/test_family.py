@@ -353,7 +353,7 @@ def test_prompts_and_latents_go_through_the_encoders_of_the_shards(make, directo
         ({"size": "16x16", "prompt": "x"}, {}, "the run does not know its encoders: set model.metadata"),
         ({"image": "/nowhere.png"}, PIXELS, "no file /nowhere.png"),
         ({"interval": "0.5"}, PIXELS, "--interval"),
-        ({"interval": "a,b"}, PIXELS, "write two numbers, such as 0.1,0.9"),
+        ({"interval": "a,b", "prompt": "x"}, PIXELS, "write two numbers, such as 0.1,0.9"),
         ({"solver": "rk4"}, PIXELS, "--solver: Input should be 'euler' or 'heun'"),
     ],
 )

@@ -28,6 +28,7 @@ from plait.engine.state import GROUPS
 from plait.errors import PlaitError, command
 from plait.training import changes, start
 from plait.training.figures import forgetting, kept_answers
+from plait.training.monitor.learning import LEARNING
 from plait.training.stage_plan import plan_stage, wanted_figures
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def _lineage(spec: str, saved: Checkpoint, parent: Path, differences: Sequence[t
 
 
 def _fill(folder: Path, saved: Checkpoint, after: Resolved, lineage: dict[str, Any]) -> None:
-    """Write the new run into `folder`: checkpoint, the stage's best one, assets, ledger and rows up to the step, lineage, configuration."""
+    """Write the new run into `folder`: checkpoint, the stage's best one, assets, ledger, rows up to the step, lineage, configuration."""
     parent, best = checkpoint.run_of(saved.folder), saved.manifest["state"]["best"]
     for step in {saved.folder, saved.folder.with_name(f"step-{best['step']:08d}") if best else saved.folder}:
         if step.is_dir():
@@ -95,6 +96,9 @@ def _fill(folder: Path, saved: Checkpoint, after: Resolved, lineage: dict[str, A
         boundary, state = forgetting.read(path), saved.manifest["state"]
         if boundary is not None and boundary["stage"] < state["stage"] + (state["stage_done"] is not None):
             files.write_whole(folder / forgetting.FOLDER / path.name, path.read_bytes())
+    for path in sorted((parent / LEARNING).glob("*.safetensors")):
+        if int(path.name.split("-")[1]) <= saved.manifest["state"]["stage"]:
+            files.write_whole(folder / LEARNING / path.name, path.read_bytes())
     files.write_json(folder / changes.LINEAGE, lineage)
     files.write_whole(folder / signed.NAME, signed.sign(after.yaml))
     rundir.identity(folder)

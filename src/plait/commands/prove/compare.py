@@ -86,9 +86,9 @@ def _rows(rows_a: list[dict[str, Any]], rows_b: list[dict[str, Any]]) -> Line:
 
 
 def _figures(rows_a: list[dict[str, Any]], rows_b: list[dict[str, Any]]) -> list[Line]:
-    """Compare sample ids, loss terms, other figures of steps, and held-out figures."""
+    """Compare sample ids, loss terms, other figures of steps, what their updates did, and held-out figures."""
     by_place = {_step_and_kind(row): row for row in rows_b}
-    counts = dict.fromkeys(("sample ids", "loss terms", "other figures", "held-out figures"), 0)
+    counts = dict.fromkeys(("sample ids", "loss terms", "other figures", "updates", "held-out figures"), 0)
     first: dict[str, tuple[str, int]] = {}
     for row in rows_a:
         twin = by_place.get(_step_and_kind(row))
@@ -107,6 +107,8 @@ def _category(name: str, row: Mapping[str, Any]) -> str:
         return "sample ids"
     if _step_and_kind(row)[1] == "held-out":
         return "held-out figures"
+    if name.startswith(("update/", "moved/")):  # measured after the step's update
+        return "updates"
     return "loss terms" if name == "loss" or name.startswith("loss/") else "other figures"
 
 

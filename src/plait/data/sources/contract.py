@@ -6,11 +6,13 @@ How an item of the configuration's `data:` section, an entry, becomes a source i
 import abc
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from plait.data.records import Record
-from plait.data.streaming.block_shuffle import Stream
 from plait.errors import PlaitError
+
+if TYPE_CHECKING:
+    from plait.data.streaming.block_shuffle import Stream
 
 Sample = dict[str, Any]
 """Keys: `id`, `images` (encoded), `messages` ({"role", "content"}), `fields` (the record); optional `frames`, `annotations`, `arrays`."""
@@ -46,7 +48,7 @@ class Source(abc.ABC):
     stored: bool = False
     """Whether samples are read as they lie on a local disk, so that very many of them can be looked at before a run."""
 
-    stream: Stream | None = None
+    stream: "Stream | None" = None
     """How the source is read shard by shard in training, which decides its order; None for one that is read at random."""
 
     left_out: Mapping[str, int] = MappingProxyType({})

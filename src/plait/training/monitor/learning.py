@@ -22,6 +22,9 @@ _ROWS, _FEWEST_ROWS = 256, 8
 _CONSTANT = 1e-3
 """A unit whose values deviate by less than this share of the scale of all units is constant."""
 
+LEARNING = "learning"
+"""Folder of a run with the sample of each stage's first weights, a file each."""
+
 
 class Learning:
     """Watches the weights that train, by component, and the outputs of components: `begin`, a step, `figures`.

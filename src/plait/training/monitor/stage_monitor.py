@@ -23,7 +23,7 @@ from plait.engine.monitoring.tracking import Tracker
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.training.monitor import causes
-from plait.training.monitor.learning import Learning
+from plait.training.monitor.learning import LEARNING, Learning
 from plait.training.monitor.modules import ForwardWatch, modules_of
 from plait.training.monitor.rules import Rules
 from plait.training.monitor.window import PARTS, Spent, part_of, window_of
@@ -135,7 +135,7 @@ class StageMonitor:
         ever = self.state.ever_trained
         frozen = [name for name, names in self.watched.components.items() if name not in trained and not ever.intersection(names)]
         self.watched.tracker.attach(Rules(self.watched.resolved, view, [*trained], frozen))
-        path = self.watched.tracker.path.parent / "learning" / f"stage-{view.index}-{view.name}.safetensors"
+        path = self.watched.tracker.path.parent / LEARNING / f"stage-{view.index}-{view.name}.safetensors"
         return Learning(trained, path, continues=self.state.stage_step > 0)
 
     def _of_ranks(self, parts: dict[str, float]) -> dict[str, list[float]]:

@@ -24,8 +24,8 @@ _FLOAT32 = 4
 _DTYPE = {2: "BF16", 4: "F32"}
 _MANIFEST = 3_000
 """Bytes of what a manifest.json holds besides the names of parameters: versions, totals, hashes, fingerprints of the data."""
-_BLOCK, _REFERENCE = 70, 700
-"""Bytes of what it holds of each block's output, and of inputs and frozen weights (engine/checkpoints/reference.py)."""
+_BLOCK, _COMPONENT, _INPUTS = 70, 45, 300
+"""Bytes of what it holds of each block's output, of each component's frozen weights, and of inputs (engine/checkpoints/reference.py)."""
 _RECENT = 26
 """Bytes of each of the last figures that steps are compared with (engine/monitoring/spikes.py)."""
 _ALIGNMENT = 8  # of a safetensors header, which is filled up with blanks
@@ -64,7 +64,7 @@ def of_stages(resolved: Resolved, bundle: ModelBundle) -> list[StageCheckpoints]
         moments = _file(parameters, with_moments, [".exp_avg", ".exp_avg_sq"], trained, ".step")
         kept, deleted = _kept(view)
         left = 0 if settings.ema is None or not settings.ema.post_hoc else deleted * (averages - average)
-        beside = _manifest(parameters, ever) + _figures(view, len(bundle.blocks)) + len(resolved.yaml.encode())
+        beside = _manifest(parameters, ever) + _figures(view, len(bundle.blocks), len(components)) + len(resolved.yaml.encode())
         stages.append(StageCheckpoints(kept, _file(parameters, ever, [""], trained) + moments + averages + beside, left))
     return stages
 
@@ -96,12 +96,12 @@ def _manifest(names: Collection[str], ever: Collection[str]) -> int:
     return len(files.json_text({"names": sorted(names), "weights": sorted(ever), "trained": sorted(ever)})) + _MANIFEST
 
 
-def _figures(view: StageView, blocks: int) -> int:
+def _figures(view: StageView, blocks: int, components: int) -> int:
     """Return about how many bytes a manifest.json takes for the reference of the model's work, and for the last figures of its steps."""
     config = view.config
-    reference = _REFERENCE + (0 if config.distributed.compile else _BLOCK * blocks)
+    reference = _INPUTS + _COMPONENT * components + (0 if config.distributed.compile else _BLOCK * blocks)
     steps = _steps(view) or spikes.WINDOW
-    recent = len(spikes.WATCHED) * (min(steps, spikes.NEAR) + min(steps, spikes.WINDOW))
+    recent = len(spikes.WATCHED) * (min(steps, spikes.NEAR) + min(max(0, steps - 10), spikes.WINDOW))
     return reference * config.checkpoint.reference + _RECENT * recent * (config.guard.spikes != "ignore")
 
 
