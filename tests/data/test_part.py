@@ -72,7 +72,7 @@ def test_a_part_pickles_and_draws_what_the_whole_draws():
 
 
 def test_a_source_of_one_sample_is_refused():
-    told = r"^data.validation is a share of numbers, which has 1 in all, too few for it: list other sources there$"
+    told = r"^a share of numbers is held out, which has 1, too few for it: list other sources in data.validation$"
     with pytest.raises(PlaitError, match=told):
         Part(Numbers(1), 0.1, 0, held_out=True)
 

@@ -66,7 +66,7 @@ def open_data(config: RunConfig, entries: Sequence[SourceEntry], split: str) -> 
 
 
 def open_training(config: RunConfig) -> TrainingData:
-    """Open the sources of `data.train` or `data.mixture`, without the samples that `data.validation` holds out of them.
+    """Open the sources of `data.train` or `data.mixture`, without the samples that are held out of them.
 
     Raises PlaitError if one cannot be opened; of a mixture, it names all whose files are missing.
     """
@@ -74,18 +74,18 @@ def open_training(config: RunConfig) -> TrainingData:
 
 
 def open_validation(config: RunConfig) -> list[Source]:
-    """Open the sources of `data.validation`, or, if it is a share, that part of each training source. Raises PlaitError if one fails."""
-    if config.data.held_out_share is None:
-        return open_data(config, config.data.validation_sources, "validation")
-    return list(_open_training(config, held_out=True).sources)
+    """Open the held-out data: what `data.validation` lists, and the share of training sources. Raises PlaitError if one fails."""
+    listed = open_data(config, config.data.validation_sources, "validation")
+    return [*listed, *_open_training(config, held_out=True).sources] if config.data.shares else listed
 
 
 def _open_training(config: RunConfig, *, held_out: bool) -> TrainingData:
     """Open the training sources; of each, where a share is held out, that share or the rest."""
 
     def opened_of(entry: SourceEntry) -> list[Source]:
-        sources, share = open_data(config, [entry], "train"), config.data.held_out_share
-        return sources if share is None else [Part(source, share, config.seed, held_out=held_out) for source in sources]
+        if (share := config.data.share_of(entry)) is None:
+            return [] if held_out else open_data(config, [entry], "train")
+        return [Part(source, share, config.seed, held_out=held_out) for source in open_data(config, [entry], "train")]
 
     if config.data.mixture is None:
         entries = config.data.train

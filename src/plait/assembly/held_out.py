@@ -91,7 +91,7 @@ def _ablated(config: RunConfig, entry: Evaluate, known: Mapping[str, Bench]) -> 
 class HeldOutData:
     """The held-out sources of a run's `evaluate:` entries, opened when first asked for, each once.
 
-    An entry's sources are its `data`, or the dataset that its `bench` names as DATASET:SPLIT, else `data.validation` of `config`.
+    An entry's sources are its `data`, or the dataset that its `bench` names as DATASET:SPLIT, else what `data` of `config` holds out.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -102,7 +102,7 @@ class HeldOutData:
         """Return the opened sources of an `evaluate:` entry, and the ids of the samples to evaluate on. Raises PlaitError without data."""
         config = self.config
         listed = entry.data or ([benchmark(config, entry.bench)[1]] if ":" in entry.bench else [])
-        if not (listed or config.data.validation):
+        if not (listed or config.data.holds_out):
             raise PlaitError(f"evaluate runs bench {entry.bench!r} but there is no held-out data; list some under data.validation")
         if (name := repr(listed)) not in self.opened:
             self.opened[name] = open_data(config, listed, "validation") if listed else open_validation(config)

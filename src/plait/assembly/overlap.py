@@ -75,7 +75,7 @@ class Overlap:
             return "not compared with the held-out samples, as no picture or text of them or of these can be read"
         sides = f"{self.compared} of {samples} compared with {self.held_out.compared} of {self.held_out.samples} held out"
         found = {"held out too": self.same, "with a held-out picture": self.pictures}
-        return f"{', '.join(f'{count} {what}' for what, count in found.items() if count)} ({sides})"
+        return f"{', '.join(f'{count} {what}' for what, count in found.items() if count) or 'none is held out'} ({sides})"
 
 
 def count(source: Source, sources: int, least: int) -> int:

@@ -4,11 +4,11 @@ A run is trained in stages, each with settings of its own. A source is one data 
 rules.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plait.config.nodes import KeyPath
-from plait.config.schema import LENGTH, Distributed, Optim, RunConfig, SourceEntry
+from plait.config.schema import LENGTH, Data, Distributed, Optim, RunConfig, SourceEntry
 from plait.config.source_rules import SourceRules, unknown_kind
 
 Conflict = tuple[KeyPath, str]
@@ -55,12 +55,35 @@ def stage_conflicts(stages: Mapping[str, RunConfig]) -> list[Conflict]:
     for name, config in stages.items():
         for other, theirs in stages.items():
             ours, data = config.data, theirs.data
-            shared = {_place(source) for source in ours.train} & {_place(source) for source in data.train}
-            same = shared or (ours.mixture is not None and ours.mixture == data.mixture)
-            if ours.held_out_share is not None and ours.held_out_share != data.held_out_share and same:
-                message = f"holds out {ours.validation} in stage {name}, and stage {other} trains on the same data without"
-                return [(("data", "validation"), f"{message}: write one share for all stages, outside of them")]
+            same = ours.mixture is not None and ours.mixture == data.mixture and ours.held_out_share != data.held_out_share
+            differ = same or any(_shares_of(ours)[place] != share for place, share in _shares_of(data).items() if place in _shares_of(ours))
+            if ours.shares and differ:
+                what = f"in stage {name}, and stage {other} trains on the same data without: write one share"
+                if isinstance(ours.validation, str):
+                    return [(("data", "validation"), f"holds out {ours.validation} {what} for all stages, outside of them")]
+                return [(("data", "train"), f"holds out {ours.shares} {what} (held_out) in all stages")]
     return []
+
+
+def _shares_of(data: Data) -> dict[tuple[str | None, ...], float | None]:
+    """Return the share that is held out of each training source, by where it lies."""
+    return {_place(entry): data.share_of(entry) for entry in data.train}
+
+
+def _share_conflicts(path: KeyPath, entries: Sequence[SourceEntry], data: Data) -> list[Conflict]:
+    """Return the conflicts of `held_out` in one list of sources, `path`: it is for training data, and one for all of a source."""
+    if path != ("data", "train"):
+        message = "is for data.train: what is listed here is held out whole"
+        return [((*path, index, "held_out"), message) for index, entry in enumerate(entries) if entry.held_out is not None]
+    first: dict[tuple[str | None, ...], int] = {}
+    result: list[Conflict] = []
+    for index, entry in enumerate(entries):
+        other = first.setdefault(_place(entry), index)
+        ours, theirs = (f"{100 * (data.share_of(one) or 0):.12g}%" for one in (entry, entries[other]))
+        if ours != theirs:
+            message = f"reads what data.train.{other} reads, and holds out {ours} of it, not {theirs}: write the same held_out in both"
+            result.append(((*path, index), f"{message}, as either would train on samples that the other holds out"))
+    return result
 
 
 def _place(source: SourceEntry) -> tuple[str | None, ...]:
@@ -145,10 +168,11 @@ def _data_conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list
             if bench.data:
                 message = f"is {bench.bench!r}, which brings its own data: take out evaluate.{index}.data, or name a rule such as 'vqa'"
                 result.append((("evaluate", index, "bench"), message))
-        elif not bench.data and not config.data.validation:
+        elif not bench.data and not config.data.holds_out:
             message = f"measures {bench.bench!r} on nothing: name sources in data.validation or evaluate.{index}.data"
             result.append((("evaluate", index), message))
     for path, sources in lists:
+        result += _share_conflicts(path, sources, config.data)
         for index, source in enumerate(sources):
             result += [((*path, index, *below), message) for below, message in source_conflicts(source, kinds)]
     return result

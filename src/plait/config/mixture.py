@@ -160,6 +160,8 @@ def _check(
         path = (*path, *below)
     elif grouped and "weight" in row.model_fields_set:
         message = "has a weight, but in a group the size decides: write size, or leave it out"
+    elif row.held_out is not None:
+        path, message = (*path, "held_out"), "is for data.train: of a mixture, hold out one share of each dataset, data.validation=1%"
     elif any((other.source, other.name, other.path, other.split) == (row.source, row.name, row.path, row.split) for other in seen):
         message = f"lists {row.name or row.path or row.source} a second time: keep one"
     if message:

@@ -52,7 +52,7 @@ def keeps_ledger(stages: Sequence[StageView], stage: RunConfig) -> bool:
     views = [view.config for view in stages]
     if stage.guard.forgetting is None or (stage.guard.forgetting == "stages" and len(views) == 1 and stage.from_ is None):
         return False
-    several = len(views) > 1 and any(view.data.validation for view in views)
+    several = len(views) > 1 and any(view.data.holds_out for view in views)
     return several or any(view.evaluate for view in views)
 
 

@@ -61,6 +61,30 @@ class WeightedTemplate(Template):
     weight: Rate = Field(default=1.0, description="how often it is drawn, relative to the others")
 
 
+def _as_share(value: Any, whole: str = "list of sources or a share of the training data") -> str:
+    """Convert "1%" and 0.01 to the text "1%"; for `data.validation`. Raises ValueError for anything that is no share of a whole."""
+    number = as_number(value.removesuffix("%")) if isinstance(value, str) else value
+    if not isinstance(number, int | float):
+        raise ValueError(f"must be a {whole}, such as 1%, got {value!r}")
+    percent = number if isinstance(value, str) and value.endswith("%") else number * 100
+    if not 0 < percent < 100:
+        raise ValueError(f"holds out {value}: a share is more than 0% and less than 100%, such as 1%")
+    return f"{percent:.12g}%"
+
+
+def _as_own_share(value: Any) -> str:
+    """Convert "5%" and 0.05 to the text "5%", and 0 to "0%"; for `held_out` of a source. Raises ValueError for anything else."""
+    return "0%" if value in (0, "0", "0%") else _as_share(value, "share of the source")
+
+
+def _fraction(share: str) -> float:
+    """Return the number that a share spells: 0.05 of "5%"."""
+    return float(share.removesuffix("%")) / 100
+
+
+HeldOutShare = Annotated[str, BeforeValidator(_as_share)]
+
+
 class SourceEntry(Section):
     """One source of samples (a data set), as `data.train` and other lists name it.
 
@@ -77,6 +101,9 @@ class SourceEntry(Section):
     split: str | None = Field(default=None, description="part of the source; without it `train` or `validation`, by the list it stands in")
     weight: Rate = Field(default=1.0, description="share in the mixture, relative to the other sources")
     limit: Count | None = Field(default=None, description="at most so many samples, the first ones; a filter counts within them")
+    held_out: Annotated[str, BeforeValidator(_as_own_share)] | None = Field(
+        default=None, description="in data.train: the share of it that is held out and not trained on, such as 5%; 0: none, of any share"
+    )
     filter: Filter | None = Field(default=None, description="which of its samples are read: by size, caption, columns, duplicates")
     rollout: Folder | None = Field(default=None, description="folder of predicted futures of its samples, made by `plait data rollout`")
     columns: dict[str, str] = Field(default={}, description="our name of a field: the record's name of it")
@@ -93,22 +120,10 @@ class SourceEntry(Section):
         return next((name for name, value in given.items() if value), None)
 
 
-def _as_share(value: Any) -> Any:
-    """Convert "1%" and 0.01 to the text "1%"; for `data.validation`. Raises ValueError for anything that is no share of a whole."""
-    number = as_number(value.removesuffix("%")) if isinstance(value, str) else value
-    if not isinstance(number, int | float):
-        raise ValueError(f"must be a list of sources or a share of the training data, such as 1%, got {value!r}")
-    percent = number if isinstance(value, str) and value.endswith("%") else number * 100
-    if not 0 < percent < 100:
-        raise ValueError(f"holds out {value}: a share is more than 0% and less than 100%, such as 1%")
-    return f"{percent:.12g}%"
-
-
 def _kind_of_validation(value: Any) -> str:
     return "share" if isinstance(value, str | int | float) and not isinstance(value, bool) else "sources"
 
 
-HeldOutShare = Annotated[str, BeforeValidator(_as_share)]
 Validation = Annotated[
     Annotated[list[SourceEntry], Tag("sources")] | Annotated[HeldOutShare, Tag("share")], Discriminator(_kind_of_validation)
 ]
@@ -151,7 +166,24 @@ class Data(Section):
     @property
     def held_out_share(self) -> float | None:
         """The share of each training source that is held out, such as 0.01; None where `validation` lists sources or nothing."""
-        return float(self.validation.removesuffix("%")) / 100 if isinstance(self.validation, str) else None
+        return _fraction(self.validation) if isinstance(self.validation, str) else None
+
+    def share_of(self, entry: SourceEntry) -> float | None:
+        """Return the share of a training source that is held out, its own or that of `validation`; None for none of it."""
+        return self.held_out_share if entry.held_out is None else _fraction(entry.held_out) or None
+
+    @property
+    def shares(self) -> str:
+        """What is held out of the training data, as "1% of the training data" or "5% of data.train.0"; "" where nothing is."""
+        if isinstance(self.validation, str) and all(entry.held_out is None for entry in self.train):
+            return f"{self.validation} of the training data"
+        shares = [self.share_of(entry) for entry in self.train]
+        return ", ".join(f"{share * 100:.12g}% of data.train.{index}" for index, share in enumerate(shares) if share)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether any data is held out: sources that `validation` lists, or a share of training sources."""
+        return bool(self.validation_sources or self.shares)
 
     @property
     def validation_sources(self) -> list[SourceEntry]:

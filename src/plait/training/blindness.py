@@ -122,7 +122,7 @@ class Blindness:
         passes = 3 * self.state.stage_step * config.train.global_batch  # a backward pass costs two forward passes
         share = _SHARE if self.state.stage_done is None else 2 * _SHARE
         count = max(_FEWEST, min(_MOST, int(share * passes / 2)))
-        kind = "held-out" if config.data.validation else "training"
+        kind = "held-out" if config.data.holds_out else "training"
         opened: list[ChosenSamples] = []
 
         def choose_pairs() -> list[tuple[int, int]]:
@@ -151,7 +151,7 @@ class Blindness:
     def _samples(self, count: int) -> ChosenSamples:
         """Return some of the held-out samples, or of the training samples where nothing is held out."""
         config = self.plan.config
-        if config.data.validation:
+        if config.data.holds_out:
             return ChosenSamples(*HeldOutData(config).of(Evaluate(bench=LOSS, samples=count)))
         sources = self.plan.data.sources
         return ChosenSamples(sources, choose([len(source) for source in sources], count, config.seed))

@@ -172,12 +172,12 @@ class Ledger:
         for view in self.views[:until]:
             config = view.config
             none = not any(one.config.evaluate for one in self.views)
-            entries = config.evaluate or ([Evaluate(bench=LOSS)] if none and config.data.validation else [])
+            entries = config.evaluate or ([Evaluate(bench=LOSS)] if none and config.data.holds_out else [])
             for entry in entries:
                 count = min(SAMPLES, entry.samples or SAMPLES)
                 plain = entry.model_copy(update={"samples": count, "every_steps": None, "ablate": None})
                 own = entry.data or ":" in plain.bench
-                held_out = (config.data.validation, config.data.train if config.data.held_out_share else ())
+                held_out = (config.data.validation, config.data.train if config.data.shares else ())
                 key = repr((plain.bench, count, entry.data if own else held_out))
                 known = sample_losses.bench(self.plan.loss) if plain.bench == LOSS else benches(config, [plain])[plain.bench]
                 if key in probes or known.pictures is not None:
@@ -185,7 +185,7 @@ class Ledger:
                 name = f"{plain.bench} of {view.name}" if plain.bench in names else plain.bench
                 names.append(plain.bench)
                 probes[key] = Probe(name, view, known, plain)
-        held = next((view for view in self.views if view.config.data.validation), None)
+        held = next((view for view in self.views if view.config.data.holds_out), None)
         if held is not None and "language" in self.plan.components:
             probes[TEXT] = Probe(TEXT, held, sample_losses.bench(self.plan.loss), Evaluate(bench=LOSS, samples=SAMPLES, batch=1))
         return list(probes.values())

@@ -154,7 +154,7 @@ def _measured_differently(configs: Sequence[RunConfig], figure: stages.Figure) -
     """Return the first setting that gives the runs other held-out samples for a figure, or other inputs for a loss; None if none does."""
     entries = [next((entry for entry in config.evaluate if entry.bench == figure.bench), None) for config in configs]
     chosen = [entry is not None and entry.samples is not None for entry in entries]
-    shares = [config.data.held_out_share is not None for config in configs]
+    shares = [bool(config.data.shares) for config in configs]
     facts: dict[str, list[Any]] = {
         "evaluate.data": [entry.data if entry else [] for entry in entries],
         "evaluate.samples": [entry.samples if entry else None for entry in entries],

@@ -85,12 +85,12 @@ def _of_configuration(path: Path, settings: Sequence[str]) -> Iterator[Searched]
                 source = open_data(config, [_whole(row)], split)[0]
                 if (source.fingerprint, place_of(row)) not in seen:
                     seen.add((source.fingerprint, place_of(row)))
-                    yield Searched(source, _held_out(source, config, split), place_of(row), folder(config.data.cache))
+                    yield Searched(source, _held_out(source, config, split, row), place_of(row), folder(config.data.cache))
 
 
-def _held_out(source: Source, config: RunConfig, split: str) -> np.ndarray:
-    """Return which samples of a source are held out: all of the split validation, of training data a share, if there is one."""
-    held_out, share = np.full(len(source), split == "validation"), config.data.held_out_share
+def _held_out(source: Source, config: RunConfig, split: str, row: SourceEntry) -> np.ndarray:
+    """Return which samples of the source `row` are held out: all of the split validation, of training data a share, if there is one."""
+    held_out, share = np.full(len(source), split == "validation"), config.data.share_of(row)
     if split == "train" and share is not None:
         part = Part(source, share, config.seed, held_out=True)
         held_out[part.places(np.arange(len(part)))] = True

@@ -104,7 +104,10 @@ def _looked(stage: StageForecast, bundle: ModelBundle, judging: Judge) -> Iterat
         overlap = one.overlap
         if overlap is not None and (overlap.same or overlap.pictures):
             text = f"{one.source.name}: of its samples {overlap.text(len(one.source))}, so that figures on held-out data tell too much"
-            yield Finding("warning", stage.view.name, "held-out", text, "--data.validation=1%")  # of all stages, which would differ else
+            copies = "; `plait data dedup CONFIG copies.jsonl` lists copies, filter: {dedup: copies.jsonl} on its source leaves them out"
+            shares = bool(config.data.shares)
+            cure = "" if shares else "--data.validation=1%"  # of all stages, which would differ else
+            yield Finding("warning", stage.view.name, "held-out", text + copies * shares, cure)
 
 
 def run_wants(resolved: Resolved) -> Iterator[findings.Finding]:

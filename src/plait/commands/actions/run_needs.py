@@ -143,7 +143,8 @@ def bench_data(resolved: Resolved) -> Iterator[Finding]:
             benches(config, config.evaluate)
             held_out = HeldOutData(config)
             for entry in config.evaluate:
-                held = config.data.validation_sources if config.data.held_out_share is None else training_entries(config)
+                shared = [entry for entry in training_entries(config) if config.data.share_of(entry)]
+                held = [*config.data.validation_sources, *shared]
                 remote = any(map(on_hub, entry.data or ([] if ":" in entry.bench else held)))
                 taken.append(f"{entry.bench} " + ("on the Hub, not opened" if remote else f"{len(held_out.of(entry)[1]):,} samples"))
         except PlaitError as error:

@@ -35,7 +35,7 @@ class Part(Source):
         self._held = np.concatenate([np.zeros(0, np.int64), *chosen])
         if not len(self._held):
             raise PlaitError(
-                f"data.validation is a share of {source.name}, which has {len(source):,} in all, too few for it: list other sources there"
+                f"a share of {source.name} is held out, which has {len(source):,}, too few for it: list other sources in data.validation"
             )
         self._shift = self._held - np.arange(len(self._held))  # held-out sample k follows as many that are trained
         sizes = [len(part) if held_out else int(end - begin) - len(part) for part, (begin, end) in zip(chosen, pairwise(ends), strict=True)]

@@ -36,11 +36,10 @@ def entry_of(config: RunConfig, bench: str, *, data: str | None, split: str | No
     if not part and name in known and (data is not None or not dataset):
         given = _sources(data, split, config.data.train) if data is not None else []
         if not given and split is not None:
-            if config.data.held_out_share is not None:
-                share = f"{config.data.validation} of the training data"
+            if share := config.data.shares:
                 raise PlaitError(f"--split {split}: what is held out is {share}, without splits; give --data as well")
             given = [one.model_copy(update={"split": split}) for one in config.data.validation_sources]
-        if not (given or config.data.validation):
+        if not (given or config.data.holds_out):
             raise PlaitError(f"--bench {name}: there is no held-out data with this model: give some with --data")
         return Evaluate(bench=name, samples=samples, batch=batch, data=given)
     if part and split not in (None, part):
@@ -66,8 +65,8 @@ def with_futures(config: RunConfig, entry: Evaluate, folders: Sequence[str]) -> 
     section, world = registry.model_config(config.family).model_validate(config.model), registry.ablations(config.family).get("world")
     if world is not None and (reason := world.lacks(section)) is not None:
         raise PlaitError(f"--rollout changes nothing: {reason}, so that this model sees no futures; leave it out")
-    if not entry.data and config.data.held_out_share is not None:
-        raise PlaitError(f"--rollout: what is held out is {config.data.validation} of the training data, whose futures those are")
+    if not entry.data and (share := config.data.shares):
+        raise PlaitError(f"--rollout: what is held out is {share}, whose futures those are")
     sources = entry.data or config.data.validation_sources
     if len(folders) != len(sources):
         raise PlaitError(f"--rollout names {len(folders)} folders for {len(sources)} sources of data: name one for each, in order")

@@ -165,7 +165,9 @@ def _look(view: StageView, opened: Sequence[Any], inputs: Inputs, limits: Limits
     idle = data_look.without_input(looks, limits, config.trainable) if train else []
     refused = [*data_look.unusable(looks), *(idle if config.guard.no_input == "stop" else [])] if train else []
     warned = [fault for fault in idle if fault not in refused]
-    return [*data_look.table(looks), *(("refused", fault) for fault in refused), *(("warning", fault) for fault in warned)]
+    compared = [(one, one.overlap) for one in looks if one.overlap is not None and not one.overlap.notable]
+    leakage = [("leakage", f"{one.source.name}: {overlap.text(len(one.source))}") for one, overlap in compared]
+    return [*data_look.table(looks), *leakage, *(("refused", fault) for fault in refused), *(("warning", fault) for fault in warned)]
 
 
 def _data(seen: Sequence[Seen], opened: Sequence[Any]) -> Details:

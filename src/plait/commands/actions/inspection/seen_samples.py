@@ -173,8 +173,8 @@ def assets_of(config: RunConfig) -> Iterator[Path]:
 
 
 def _held_out(config: RunConfig) -> Sequence[Source]:
-    """Open the sources of held-out figures: `data.validation`, else those of the first `evaluate` entry that has any."""
-    if config.data.validation:
+    """Open the sources of held-out figures: what `data` holds out, else those of the first `evaluate` entry that has any."""
+    if config.data.holds_out:
         return open_validation(config)
     entries = next((entry.data for entry in config.evaluate if entry.data), [])
     if not entries:

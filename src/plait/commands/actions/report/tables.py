@@ -157,8 +157,7 @@ def data_table(record: RunRecord) -> Table:
             share = f"{drawn:.1%}" if is_number(drawn) else ""
             rows.append([view.name, "training", entry.source, entry.name or entry.path or title, f"{entry.weight:g}", share, str(content)])
         rows += [[view.name, "held out", entry.source, entry.name or entry.path or "", "", "", ""] for entry in data.validation_sources]
-        if data.held_out_share is not None:
-            rows.append([view.name, "held out", f"{data.validation} of each", "", "", "", ""])
+        rows += [[view.name, "held out", data.shares, "", "", "", ""]] if data.shares else []
     counts = Counter(tuple(row[1:]) for row in rows)
     many = len(record.resolved.stages)
     alike = [["all", *row] for row, count in counts.items() if count == many > 1]
