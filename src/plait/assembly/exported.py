@@ -25,7 +25,7 @@ from plait.engine.evaluation import moment_of
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import load_weights
 from plait.errors import PlaitError, first_names
-from plait.families import offers
+from plait.families import offers, registry
 
 MOMENT = "export"
 """What stands for a step in names of results."""
@@ -108,7 +108,17 @@ def find(spec: str | Path) -> ExportedModel | None:
         raise PlaitError(f"{path} does not tell what the folder lacks: `plait export` of this version writes folders that can be opened")
     if left_out:
         raise PlaitError(f"{folder} leaves out what its run trained of {', '.join(left_out)}: export the run in a layout that holds it")
-    return ExportedModel(folder, config, frozen)
+    return ExportedModel(folder, _within(config, folder.absolute(), path), frozen)
+
+
+def _within(config: RunConfig, folder: Path, path: Path) -> RunConfig:
+    """Return the settings with the folder in place of the sources of parts that it holds. Raises PlaitError for a damaged `path`."""
+    try:
+        section = registry.model_config(config.family).model_validate(config.model)
+    except ValidationError as error:
+        raise PlaitError(f"{path} is damaged, or of another version of plait: {one_line(error.errors()[0]['msg'])}") from error
+    own = section.within(folder)
+    return config if own is section else config.model_copy(update={"model": own.model_dump(mode="json")})
 
 
 class Opened(NamedTuple):

@@ -5,6 +5,7 @@ section is validated by the family's own class.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_serializer
@@ -45,6 +46,10 @@ class ModelSection(BaseModel):
         Raises NotImplementedError where a family lists variants and does not define this.
         """
         raise NotImplementedError(f"{type(self).__name__} lists no variant {name!r}")
+
+    def within(self, folder: Path) -> Self:
+        """Return this section with `folder`, an export, in place of the sources of the pretrained parts that it holds itself."""
+        return self
 
 
 class Template(Section):

@@ -1,11 +1,13 @@
 """The `model:` section of family theworld: Gemma 3, the world encoder (a video VAE) and its projector. Does not import torch."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from plait.config.schema import ModelSection
+from plait.families.theworld.pretrained import held
 from plait.families.theworld.pretrained.published import COSMOS
 from plait.families.theworld.tiny_sizes import TINY_ENCODERS, Tiny
 
@@ -114,6 +116,10 @@ class Config(ModelSection):
         if self.world is None:
             return dict.fromkeys(("projector", "world", "world_decoder", "world_time"), "model.world is off")
         return {"world_time": "model.world.steps is not 0, and it is a part of world"} if self.world.steps else {}
+
+    def within(self, folder: Path) -> "Config":
+        """Return this section with the parts that the folder of an export holds, Gemma and the world encoder, named by it."""
+        return Config.model_validate(held.within(self.model_dump(), folder))
 
     @field_validator("world", mode="before")
     @classmethod

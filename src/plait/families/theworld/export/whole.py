@@ -15,6 +15,7 @@ from plait.families.theworld.hf import encoder_weights, modeling, processing
 from plait.families.theworld.hf.modeling import TheWorldForConditionalGeneration
 from plait.families.theworld.hf.processing import TheWorldProcessor
 from plait.families.theworld.model import TheWorld
+from plait.families.theworld.pretrained import hub
 
 
 def write_whole(model: TheWorld, config: Config, assets: Path, out: Path, *, encoder: bool = False) -> list[str]:
@@ -60,6 +61,8 @@ def save(whole: TheWorldForConditionalGeneration, processor: TheWorldProcessor, 
         else:
             why = "is random" if section.world.tiny is not None else f"is not that of {section.world.source}: it was trained"
             lines.append(f"the world encoder {why}, so that its weights are in the export")
+    if section.world is not None and section.world.tiny is None and (encoder or whole.config.encoder_pin is None):
+        whole.config.encoder_origin = whole.config.encoder_origin or hub.pin(section.world.source, section.world.revision)
     with _without_progress_bar():
         whole.save_pretrained(folder, encoder=encoder)
     processor.save_pretrained(folder)

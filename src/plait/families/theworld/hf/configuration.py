@@ -28,6 +28,7 @@ class TheWorldConfig(PreTrainedConfig):
 
     `section`: the `model:` section of its run, which says how images become world tokens. `encoder_config`: the arguments of diffusers'
     class, None for plain Gemma 3. `encoder_pin`: {"source", "revision", "xxh3" of its weights}, where the files do not hold the encoder.
+    `encoder_origin`: the pin of where it was read from, with another hash (hub.pin), where the files hold it.
     """
 
     model_type = "theworld"
@@ -40,12 +41,13 @@ class TheWorldConfig(PreTrainedConfig):
         section: dict[str, Any] | None = None,
         encoder_config: dict[str, Any] | None = None,
         encoder_pin: dict[str, Any] | None = None,
+        encoder_origin: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         """Read the parts from their dicts; all are given but where transformers constructs the class for its defaults."""
         self.gemma_config = gemma_config if isinstance(gemma_config, Gemma3Config) else Gemma3Config(**(gemma_config or {}))
         self.section = section or {"base": "tiny", "world": False}
-        self.encoder_config, self.encoder_pin = encoder_config, encoder_pin
+        self.encoder_config, self.encoder_pin, self.encoder_origin = encoder_config, encoder_pin, encoder_origin
         super().__init__(**{"tie_word_embeddings": self.gemma_config.tie_word_embeddings, **kwargs, "auto_map": AUTO_MAP})
 
     @classmethod

@@ -16,17 +16,16 @@ from torch import Tensor
 from plait.errors import PlaitError
 from plait.families.theworld import towers
 from plait.families.theworld.config import Config, WorldEncoderConfig
-from plait.families.theworld.pretrained import hub
+from plait.families.theworld.pretrained import held, hub
 from plait.families.theworld.pretrained.encoder import WorldEncoder
 
 ENCODER = r"^world\."
-UNUSED = r"^world\.(vae\.(?!encoder\.|quant_conv\.)|model\.(predictor\.|embeddings\.mask_token$))"
-"""Patterns of the names of its weights in an export: all, and those that nothing uses (of a VAE the decoder), which no export holds."""
+"""Pattern of the names of its weights in an export; of those that nothing uses there is `held.UNUSED`."""
 
 
 def used(name: str) -> bool:
     """Return whether the weight of this name in an export is one that the model uses."""
-    return re.match(UNUSED, name) is None
+    return re.match(held.UNUSED, name) is None
 
 
 def elsewhere(name: str) -> bool:

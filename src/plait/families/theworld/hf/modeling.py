@@ -19,7 +19,7 @@ from plait.families.theworld.config import Config
 from plait.families.theworld.hf import encoder_weights
 from plait.families.theworld.hf.configuration import CODE, CODE_TEXT, TheWorldConfig
 from plait.families.theworld.model import Batch, TheWorld
-from plait.families.theworld.pretrained import hub
+from plait.families.theworld.pretrained import held, hub
 from plait.families.theworld.pretrained.encoder import WorldEncoder
 from plait.families.theworld.sequence import Kind
 from plait.families.theworld.world import WorldProjector
@@ -56,7 +56,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         whole = _built(config) if model is None else model
         self.gemma, self.world, self.projector = whole.gemma, whole.world, whole.projector
         if config.encoder_config is not None:
-            self._keys_to_ignore_on_load_missing = [encoder_weights.UNUSED if config.encoder_pin is None else encoder_weights.ENCODER]
+            self._keys_to_ignore_on_load_missing = [held.UNUSED if config.encoder_pin is None else encoder_weights.ENCODER]
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod

@@ -10,7 +10,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Generatio
 from transformers.initialization import no_init_weights
 
 from plait.errors import PlaitError
-from plait.families.theworld.pretrained import published
+from plait.families.theworld.pretrained import held, published
 from plait.families.theworld.pretrained.hub import MAIN, loading
 from plait.nn import trust
 from plait.nn.tokenizer import open_tokenizer
@@ -22,12 +22,16 @@ def config(name: str, revision: str | None) -> Gemma3Config:
     """Return the configuration of a Gemma; nothing is downloaded for published ones. Raises PlaitError if it cannot be loaded."""
     if (known := published.gemma(name)) is not None:
         return Gemma3Config(**known)
+    if (exported := held.gemma(name)) is not None:
+        return Gemma3Config(**exported)
     with loading("model.base", name):
         return Gemma3Config.from_pretrained(name, revision=revision or MAIN, **trust.CONFIG)
 
 
 def load(name: str, revision: str | None) -> Gemma3ForConditionalGeneration:
     """Return a Gemma in the dtype it was saved in. Raises PlaitError if it cannot be loaded."""
+    if held.is_whole(name):
+        raise PlaitError(f"model.base: {name} is a whole model of theworld, not a Gemma: set `from: {name}`, or export it with --to hf")
     with loading("model.base", name):
         return Gemma3ForConditionalGeneration.from_pretrained(name, revision=revision or MAIN, dtype="auto", **trust.WEIGHTS)
 

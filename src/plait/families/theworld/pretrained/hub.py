@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from plait.config import hub_errors
-from plait.errors import PlaitError
-from plait.families.theworld.pretrained import classes, published
+from plait.errors import PlaitError, first_names
+from plait.families.theworld.pretrained import classes, held, published
 from plait.families.theworld.pretrained.encoder import WorldEncoder
+from plait.nn.connectors import seeded
 from plait.nn.pretrained import weights_hash
 
 MAIN = "main"
@@ -47,6 +49,8 @@ def _read(source: str, revision: str | None) -> dict[str, Any]:
         described: dict[str, Any] = json.loads(text)
     except ValueError as error:
         raise PlaitError(f"model.world.source: {path} is no JSON ({error}): save or download it again") from error
+    if described.get("model_type") == held.WHOLE:
+        return held.encoder(described, source)
     described[classes.CLASS] = _class_of(described, source)
     if described[classes.CLASS] not in _OF_TRANSFORMERS.values():
         return described
@@ -64,9 +68,25 @@ def load(source: str, revision: str | None, image_size: int) -> WorldEncoder:
     own, planned = (classes.grid(each, image_size, 0) for each in (described, known))
     if own != planned:
         raise PlaitError(f"model.world.source: {source} is not as published ({own}, not {planned}): save it to a directory, and name that")
+    if held.is_whole(source):
+        return _held(described, Path(source), image_size)
     with loading(_SETTING, source):
         model = classes.file_of(described).read(source, _where(source, revision), described, image_size)
     return classes.wrapped(model, described, image_size)
+
+
+def _held(described: Mapping[str, Any], export: Path, image_size: int) -> WorldEncoder:
+    """Return the encoder whose weights an export holds; those that nothing uses are random. Raises PlaitError where others are missing."""
+    encoder, stored = seeded(0, lambda: random(described, image_size)), {}
+    with loading(_SETTING, str(export)):
+        for path in sorted(export.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                stored.update({name[len("world.") :]: file.get_tensor(name) for name in file.keys() if name.startswith("world.")})  # noqa: SIM118
+    names = [name for name, _ in encoder.named_parameters() if not re.match(held.UNUSED, f"world.{name}")]
+    if missing := [name for name in names if name not in stored]:
+        raise PlaitError(f"model.world.source: {export} lacks {len(missing)} of its world encoder's weights: {first_names(missing)}")
+    encoder.load_state_dict(stored, strict=False)
+    return encoder.eval()
 
 
 def random(described: Mapping[str, Any], image_size: int) -> WorldEncoder:
@@ -76,7 +96,12 @@ def random(described: Mapping[str, Any], image_size: int) -> WorldEncoder:
 
 @lru_cache(maxsize=8)
 def pin(source: str, revision: str | None) -> dict[str, Any]:
-    """Return what identifies an encoder: {"source", "revision", "class", "xxh3" of a local folder's weights, else None}."""
+    """Return what identifies an encoder: {"source", "revision", "class", "xxh3" of a local folder's weights, else None}.
+
+    Of an encoder that an export holds, that of where its run had it.
+    """
+    if (first := held.origin(source)) is not None:
+        return first
     path, named = Path(source) / (folder(source, revision) or ""), settings(source, revision)[classes.CLASS]
     return {"source": source, "revision": revision, "class": named, "xxh3": weights_hash(path) if path.is_dir() else None}
 
