@@ -13,7 +13,7 @@ from plait import files
 from plait.engine.checkpoints import checkpoint
 from plait.families import registry
 from plait.training.monitor import learning
-from plait.training.monitor.learning import Learning, measure, sample
+from plait.training.monitor.learning import Learning, Samples, measure, positions
 from plait.training.monitor.rules import Rules
 from tests import toy_family as toy
 
@@ -194,16 +194,52 @@ def test_a_stage_is_held_to_its_first_step_whatever_is_recorded(recipe, tmp_path
 
 def test_a_sample_of_weights_is_evenly_spread_and_no_larger_than_it_needs_to_be(monkeypatch):
     monkeypatch.setattr(learning, "SAMPLED", 8)
-    assert sample([torch.arange(16.0).view(4, 4), torch.arange(8.0)]).tolist() == [0, 3, 6, 9, 12, 15, 0, 3, 6]
-    turned = torch.arange(6.0).view(2, 3).T
-    assert sorted(sample([turned]).tolist()) == [0, 1, 2, 3, 4, 5]
+    samples = Samples([[torch.arange(16.0).view(4, 4), torch.arange(8.0)], [torch.arange(6.0).view(2, 3).T]])
+    assert samples.sizes == [9, 6]
+    first, second = samples.split(samples.values())
+    assert first.tolist() == [0, 3, 6, 9, 12, 15, 0, 3, 6] and sorted(second.tolist()) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_sample_follows_weights_that_were_moved_in_memory():
+    weight = nn.Parameter(torch.ones(3))
+    samples = Samples([[weight]])
+    before = samples.values()
+    with torch.no_grad():
+        weight += 1.0
+        assert (before.tolist(), samples.values().tolist()) == ([1.0] * 3, [2.0] * 3)
+    weight.data = torch.full((3,), 5.0)
+    assert samples.values().tolist() == [5.0] * 3
+
+
+def test_outputs_are_looked_at_side_by_side_as_each_by_itself():
+    torch.manual_seed(1)
+    outputs = [positions(3.0 * torch.randn(2, 40, 5)), positions(torch.randn(64, 3)), positions(torch.relu(torch.randn(64, 9)))]
+    outputs[0][:, 2:4] = 7.0
+    together = measure(outputs).view(2, -1).T
+    for rows, (scale, dead) in zip(outputs, together.tolist(), strict=True):
+        assert scale == pytest.approx(float(rows.double().square().mean().sqrt()), rel=1e-5)  # sums in float32
+        assert dead == pytest.approx(float((rows.double().std(0, correction=0) <= 1e-3 * scale).double().mean()))
+    assert together[0, 1] == pytest.approx(2 / 5)
 
 
 def test_an_output_of_pictures_has_its_units_second_and_few_positions_say_nothing():
     pictures = torch.zeros(2, 3, 4, 4)
     pictures[:, 1] = torch.arange(32.0).view(2, 4, 4)
-    assert measure(pictures)[1] == pytest.approx(2 / 3)
-    assert measure(torch.ones(7, 3)) is None and measure(torch.ones(())) is None
+    rows = positions(pictures)
+    assert rows.shape == (32, 3) and measure([rows])[1] == pytest.approx(2 / 3)
+    assert positions(torch.ones(7, 3)) is None and positions(torch.ones(())) is None and positions(torch.ones(9)) is None
+    assert len(positions(torch.ones(1000, 2, 3))) == len(positions(torch.ones(2, 3, 40, 40))) == 64
+
+
+@pytest.mark.parametrize("shape", [(640, 3), (4, 160, 3), (80, 2, 4, 1), (3, 5, 20, 12)])
+def test_positions_are_copies_from_all_over_an_output(shape):
+    value = torch.arange(float(torch.Size(shape).numel())).view(shape)
+    rows = positions(value)
+    units = (value.flatten(2).movedim(1, -1) if len(shape) > 3 else value).reshape(-1, rows.shape[1])
+    wanted = [units.tolist().index(row) for row in rows.tolist()]
+    assert wanted == sorted(set(wanted)) and wanted[-1] >= 0.7 * len(units)
+    value.zero_()
+    assert rows.abs().sum() > 0
 
 
 def test_a_killed_run_has_the_figures_of_one_that_was_not_and_repeats_no_warning(recipe, tmp_path):

@@ -4,6 +4,7 @@ Only in the steps that are recorded. Weights are looked at by a fixed sample of 
 so that this costs next to nothing.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,9 @@ from torch import Tensor
 from plait import files
 from plait.engine.parallel.distributed import local
 
-SAMPLED = 1 << 14
+SAMPLED = 1 << 12
 """Values of a component that are looked at, about."""
-_ROWS, _FEWEST_ROWS = 256, 8
+_ROWS, _FEWEST_ROWS = 64, 8
 """Positions of an output that are looked at, at the most and at the least."""
 _CONSTANT = 1e-3
 """A unit whose values deviate by less than this share of the scale of all units is constant."""
@@ -34,28 +35,31 @@ class Learning:
     """
 
     def __init__(self, trained: Mapping[str, Sequence[Tensor]], path: Path, *, continues: bool) -> None:
-        self.trained, self.path, self.kept = trained, path, False
-        self.start = self._sampled()
+        self.names, self.path, self.kept = [*trained], path, False
+        self.samples = Samples([*trained.values()])
+        start = self.samples.values()
         if continues and (stored := self._stored()) is not None:
-            self.start, self.kept = {name: value.to(self.start[name].device) for name, value in stored.items()}, True
-        self.before: dict[str, Tensor] = {}
+            start, self.kept = stored.to(start.device), True
+        self.start, self.start_norms = start, torch.stack(torch._foreach_norm([*self.samples.split(start)]))
+        self.before: Tensor | None = None
         self.outputs: dict[str, Tensor] = {}
 
     def begin(self) -> None:
         """Note the weights before a step."""
-        self.outputs, self.before = {}, self._sampled()
+        self.outputs, self.before = {}, self.samples.values()
 
     def keep(self) -> None:
         """Write the start, once a step has been done: a start that fails before leaves nothing. Later calls do nothing."""
         if not self.kept:
             self.kept = True
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_whole(self.path, save({name: value.cpu() for name, value in self.start.items()}), sync=False)
+            start = dict(zip(self.names, self.samples.split(self.start.cpu()), strict=True))
+            files.write_whole(self.path, save({name: value.clone() for name, value in start.items()}), sync=False)
 
     def output(self, component: str, value: Tensor) -> None:
         """Note what a module of a component put out, of any shape; the last one of a step counts."""
-        if (measured := measure(value)) is not None:
-            self.outputs[component] = measured
+        if (rows := positions(value)) is not None:
+            self.outputs[component] = rows
 
     def figures(self) -> dict[str, float]:
         """Return the figures of the step since `begin`: {} without one.
@@ -63,52 +67,104 @@ class Learning:
         update/COMPONENT: norm of the update over that of the weights; moved/COMPONENT: of the difference to the stage's start over that of
         the start; activation/COMPONENT: root mean square of its output; dead/COMPONENT: share of the output's units that are constant.
         """
-        values: dict[str, Tensor] = {}
-        for component, before in self.before.items():
-            after, start = sample(self.trained[component]), self.start[component]
-            values[f"update/{component}"] = _ratio(after - before, before)
-            values[f"moved/{component}"] = _ratio(after - start, start)
-        for component, measured in self.outputs.items():
-            values[f"activation/{component}"], values[f"dead/{component}"] = measured.unbind()
-        self.before, self.outputs = {}, {}
-        numbers = torch.stack([value.float() for value in values.values()]).tolist() if values else []
-        return {name: number for name, number in zip(values, numbers, strict=True) if math.isfinite(number)}
+        names, values = list[str](), list[Tensor]()
+        if self.before is not None:
+            after, split = self.samples.values(), self.samples.split
+            norms = torch.stack(torch._foreach_norm([*split(after - self.before), *split(after - self.start), *split(self.before)]))
+            changes, sizes = norms.split([2 * len(self.names), len(self.names)])
+            names += [f"{figure}/{name}" for figure in ("update", "moved") for name in self.names]
+            values.append(changes / torch.cat([sizes, self.start_norms]))
+        for components in _alike(self.outputs).values():
+            names += [f"{figure}/{name}" for figure in ("activation", "dead") for name in components]
+            values.append(measure([self.outputs[name] for name in components]))
+        self.before, self.outputs = None, {}
+        numbers = torch.cat(values).tolist() if values else []
+        return {name: number for name, number in zip(names, numbers, strict=True) if math.isfinite(number)}
 
-    def _sampled(self) -> dict[str, Tensor]:
-        return {component: sample(part) for component, part in self.trained.items()}
-
-    def _stored(self) -> dict[str, Tensor] | None:
-        """Return the sample that the file holds; None where there is none that fits these weights."""
+    def _stored(self) -> Tensor | None:
+        """Return the sample that the file holds, as one vector; None where there is none that fits these weights."""
         try:
             stored = load(self.path.read_bytes())
         except Exception:  # noqa: BLE001  whatever is wrong with it, it is made anew
             return None
-        fits = {name: value.shape for name, value in stored.items()} == {name: value.shape for name, value in self.start.items()}
-        return stored if fits else None
+        sizes = dict(zip(self.names, self.samples.sizes, strict=True))
+        fits = {name: [*value.shape] for name, value in stored.items()} == {name: [size] for name, size in sizes.items()}
+        return torch.cat([stored[name].float() for name in self.names]) if fits else None
 
 
-def sample(parameters: Sequence[Tensor]) -> Tensor:
-    """Return some values of parameters, evenly spread and always the same ones, as one float32 vector; of shards, this rank's."""
-    tensors = [local(value.detach()) for value in parameters]
-    every = max(1, sum(value.numel() for value in tensors) // SAMPLED)
-    return torch.cat([torch.as_strided(value, (-(-value.numel() // every),), (every,)) for value in tensors]).float()
+class Samples:
+    """Some values of the parameters of each part of a model, evenly spread and always the same ones; of shards, this rank's.
+
+    `sizes`: how many of each part. Views of the parameters are kept, and made anew where one of them has moved in memory.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Tensor]]) -> None:
+        self.parameters = [value for part in parts for value in part]
+        locals_ = [[local(value.detach()) for value in part] for part in parts]
+        every = [max(1, sum(value.numel() for value in part) // SAMPLED) for part in locals_]
+        self._steps = [step for part, step in zip(locals_, every, strict=True) for _ in part]
+        self.sizes = [sum(-(-value.numel() // step) for value in part) for part, step in zip(locals_, every, strict=True)]
+        self._views: list[Tensor] = []
+        self._addresses: list[int] = []
+
+    @torch.no_grad()
+    def values(self) -> Tensor:
+        """Return the values as one new float32 vector, part after part."""
+        now = [local(value) for value in self.parameters]
+        addresses = [value.data_ptr() for value in now]
+        if addresses != self._addresses:
+            pairs = zip(now, self._steps, strict=True)
+            self._views = [torch.as_strided(value, (-(-value.numel() // step),), (step,)).detach() for value, step in pairs]
+            self._addresses = addresses
+        return torch.cat(self._views).float()
+
+    def split(self, values: Tensor) -> Sequence[Tensor]:
+        """Return views of such a vector, one for each part."""
+        parts: Sequence[Tensor] = values.split(self.sizes)
+        return parts
 
 
-def _ratio(difference: Tensor, values: Tensor) -> Tensor:
-    ratio: Tensor = torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(values)
-    return ratio
+def positions(value: Tensor) -> Tensor | None:
+    """Return a copy of at most 64 positions of an output, evenly spread, as (positions, units).
+
+    `value`: (..., units), or (N, units, ...) of four dimensions and more. None where there are fewer than eight, which say nothing.
+    """
+    if value.ndim < 2:
+        return None
+    units = value.flatten(2).movedim(1, -1) if value.ndim > 3 else value.reshape(-1, *value.shape[-2:])
+    samples, places, _ = units.shape
+    if samples * places < _FEWEST_ROWS:
+        return None
+    every = max(1, samples * places // _ROWS)
+    of_places = min(every, places)
+    rows = units[:: max(1, every // of_places), ::of_places].flatten(0, 1)[:_ROWS]
+    return rows.to(torch.float32, copy=True)
+
+
+def _alike(outputs: Mapping[str, Tensor]) -> dict[int, list[str]]:
+    """Return the names of outputs that have as many positions, by their number."""
+    names = dict[int, list[str]]()
+    for name, rows in outputs.items():
+        names.setdefault(len(rows), []).append(name)
+    return names
 
 
 @torch.no_grad()
-def measure(value: Tensor) -> Tensor | None:
-    """Return (root mean square, share of constant units) of an output (..., units), or (N, units, ...) of four dimensions and more.
+def measure(outputs: Sequence[Tensor]) -> Tensor:
+    """Return (root mean square of each output, then the share of each one's units that are constant). Outputs: (positions, units) each.
 
-    None where it has fewer than eight positions, of which nothing can be said.
+    All have as many positions: they are looked at side by side, as calls cost more than values here.
     """
-    units = value.movedim(1, -1) if value.ndim > 3 else value
-    if not units.ndim or len(rows := units.reshape(-1, units.shape[-1])) < _FEWEST_ROWS:
-        return None
-    rows = rows[:: max(1, len(rows) // _ROWS)].float()
-    scale = rows.square().mean().sqrt()
-    constant = rows.std(0, correction=0) <= _CONSTANT * scale
-    return torch.stack([scale, constant.float().mean()])
+    rows = torch.cat([*outputs], 1)
+    of_output = _of_output(tuple(part.shape[1] for part in outputs), rows.device)
+    units = of_output.sum(0)
+    squares = (rows.square().mean(0) @ of_output) / units
+    constant = (rows - rows.mean(0)).square().mean(0) <= _CONSTANT**2 * (of_output @ squares)
+    return torch.cat([squares.sqrt(), (constant.float() @ of_output) / units])
+
+
+@functools.cache
+def _of_output(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the matrix (units of all outputs, outputs) that is 1 where a unit is of an output. `sizes`: their numbers of units."""
+    matrix: Tensor = torch.block_diag(*[torch.ones(size, 1) for size in sizes]).to(device)
+    return matrix
