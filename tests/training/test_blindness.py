@@ -103,8 +103,8 @@ def test_a_long_stage_is_looked_at_ten_times_as_late_each_time():
 
     def looked(steps, among, done=None):
         plan, state = SimpleNamespace(config=config, steps=steps), SimpleNamespace(stage_done=done, stage_step=0)
-        alarm = blindness.Blindness(plan, None, state, None)
-        return [state.stage_step for state.stage_step in among if alarm._is_time()]
+        alarm = blindness.Blindness(plan, None, state, None, None)
+        return [state.stage_step for state.stage_step in among if alarm.is_time()]
 
     assert looked(20_000, range(1, 20_001)) == [300, 1200, 10_200]
     assert looked(1999, range(1, 2000)) == []  # fewer than 8,000 samples: at the end only

@@ -5,29 +5,22 @@ random numbers; the difference is paired. A model that does not look loses nothi
 """
 
 import contextlib
-import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plait import files
 from plait.assembly import sample_losses
 from plait.assembly.held_out import ChosenSamples, HeldOutData, choose
-from plait.assembly.model import ModelBundle
 from plait.config.schema import Evaluate
 from plait.engine.evaluation import LOSS
 from plait.engine.loss import Batch, has_targets
-from plait.engine.parallel import distributed
 from plait.engine.parallel.rank_failures import on_every_rank
-from plait.engine.precision import autocast
-from plait.engine.state import State
-from plait.errors import BadSample, PlaitError, Stopped, sample_errors
+from plait.errors import BadSample, sample_errors
 from plait.families import registry
 from plait.families.ablation import Ablation, partner
 from plait.training.figures import paired, picture_use
-from plait.training.run_context import RunContext
-from plait.training.stage_evaluation import keep_failure
+from plait.training.monitor.stage_look import StageLook
 from plait.training.stage_plan import StagePlan
 
 log = logging.getLogger(__name__)
@@ -51,46 +44,25 @@ Encoded = tuple[int, Batch, Batch]
 """A sample's position among those chosen, and its batches: with its own pictures, and with another sample's."""
 
 
-class Blindness:
+class Blindness(StageLook):
     """Looks at some evaluations of a stage, and at its end, whether pictures make a difference; warns once where they do not."""
 
-    def __init__(self, plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext) -> None:
-        self.plan, self.bundle, self.state, self.context = plan, bundle, state, context
-        self.rows: list[dict[str, Any]] | None = None
-        """The rows of this stage's looks, the same on all ranks; None: not read yet."""
+    plan: StagePlan
+    name = "blindness"
+    unknown = "whether its pictures make a difference is not known (guard.blindness)"
+    unusable = "can be shown with its own pictures and with another's"
 
-    def look(self) -> None:
-        """Look if it is time to, record the figures, and warn where pictures make no difference. All ranks call this after each step.
-
-        What fails is told, and kept in bench_failures.jsonl: it never costs the training.
-        """
-        state = self.state
-        if not self._is_time():
-            return
-        self.context.heartbeat.phase("evaluate", state.step)
-        try:
-            row = self._measured()
-        except Stopped:
-            raise
-        except Exception as error:
-            if self.context.ranks.size > 1 and not isinstance(error, PlaitError):
-                raise  # of one rank alone, while the others wait for it
-            line = keep_failure(self.context, self.plan, state.step, "blindness", error)
-            log.warning(f"{line}; the run goes on, and whether its pictures make a difference is not known (guard.blindness)")
-            return
-        finally:
-            distributed.reshard(state.model)
-            state.model.train()
-        if row is not None:
-            self._tell({"step": state.step, "stage": state.stage, **row})
+    def is_row(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a recorded row says what pictures save."""
+        return picture_use.is_row(row)
 
     def _picture(self) -> Ablation | None:
         """Return how the pictures of a sample are exchanged, None where this model sees none."""
         ablation = registry.ablations(self.plan.config.family).get("image")
         return ablation if ablation is not None and ablation.lacks(self.bundle.section) is None else None
 
-    def _is_time(self) -> bool:
-        """Return whether to look at this step: the end of the stage, or in a long one the first evaluation after 100, 1,000, ... steps."""
+    def is_time(self) -> bool:
+        """Return whether to look at this step. It is the stage's end, or in a long one the first evaluation after 100, 1,000, ... steps."""
         step = self.state.stage_step
         if step < FEWEST_STEPS or self.state.stage_done is not None:
             return step >= FEWEST_STEPS
@@ -102,21 +74,10 @@ class Blindness:
         before = max((step - 1) // every * every for every in intervals)
         return before < FEWEST_STEPS * int(10 ** int(math.log10(step / FEWEST_STEPS)))
 
-    def _known(self) -> list[dict[str, Any]]:
-        """Return the rows of this stage's looks, those from before the run was continued included."""
-
-        def recorded() -> list[dict[str, Any]]:
-            rows = files.read_rows(self.context.run / "metrics.jsonl", files.STEP_KINDS) if self.context.ranks.first else []
-            return [row for row in rows if picture_use.is_row(row) and row.get("stage") == self.state.stage]
-
-        if self.rows is None:
-            self.rows = on_every_rank(self.context.ranks, recorded)[0]
-        return self.rows
-
-    def _measured(self) -> dict[str, Any] | None:
-        """Return the figures of a look; None where there is nothing to look for, or a stop was requested, or, told, samples do not tell."""
+    def measured(self) -> dict[str, Any] | None:
+        """Return the figures of a look. None: there is nothing to look for, a stop was requested, or, told, samples do not tell."""
         picture = self._picture()
-        if picture is None or any(row["step"] == self.state.step or picture_use.makes_difference(row) for row in self._known()):
+        if picture is None or any(row["step"] == self.state.step or picture_use.makes_difference(row) for row in self.known()):
             return None
         config, ranks = self.plan.config, self.context.ranks
         passes = 3 * self.state.stage_step * config.train.global_batch  # a backward pass costs two forward passes
@@ -157,55 +118,23 @@ class Blindness:
         return ChosenSamples(sources, choose([len(source) for source in sources], count, config.seed))
 
     def _compared(self, picture: Ablation, samples: ChosenSamples, pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]] | None:
-        """Return {"own": row, "other": row} of each pair that can be used, in order, with rows of the loss; None if the run is to stop.
+        """Return {"own": row, "other": row} of each pair that can be used, in order, with rows of the loss; None if the run is to stop."""
+        loss, model = self.plan.loss, self.state.model
 
-        Each rank computes its part. All make as many forward passes, since those of a sharded model are made together.
-        """
-        context, loss = self.context, self.plan.loss
-        ranks, model = context.ranks, self.state.model.eval()
-        mine = range(ranks.rank, len(pairs), ranks.size)
-        encoded: list[Encoded] = []
+        def encode(inputs: Any, position: int) -> Encoded:
+            own, other = (samples[place] for place in pairs[position])
+            return position, sample_losses.encoded(own, inputs), sample_losses.encoded(picture.exchange(own, other), inputs)
 
-        def encode() -> int:
-            encoded.extend(self._encoded(picture, samples, pairs, mine or [ranks.rank % len(pairs)]))
-            return len(encoded) if mine else 0
+        def forward(encoded: Encoded) -> dict[str, Any] | None:
+            position, *batches = encoded
+            rows = {way: sample_losses.row(loss, model, batch) for way, batch in zip(_WAYS, batches, strict=True)}
+            return {"position": position, **rows} if has_targets(loss, rows["own"]["weights"]) else None
 
-        def forward(number: int) -> tuple[dict[str, Any] | None, bool]:
-            position, *batches = encoded[min(number, len(encoded) - 1)]
-            with autocast(self.plan.config.train.precision, ranks.device):
-                rows = [sample_losses.row(loss, model, batch) for batch in batches]
-            counts = bool(mine) and number < len(encoded)
-            return {"position": position, **dict(zip(_WAYS, rows, strict=True))} if counts else None, context.signals.requested()
+        rows = self.forward_passes(range(len(pairs)), encode, forward)
+        return None if rows is None else sorted(rows, key=lambda row: int(row["position"]))
 
-        rows: list[dict[str, Any]] = []
-        for number in range(max(on_every_rank(ranks, encode))):
-            context.heartbeat.part("next")
-            results = on_every_rank(ranks, functools.partial(forward, number))
-            if context.signals.agree(any(requested for _, requested in results)):
-                return None
-            rows += [row for row, _ in results if row is not None and has_targets(loss, row["own"]["weights"])]
-        return sorted(rows, key=lambda row: int(row["position"]))
-
-    def _encoded(
-        self, picture: Ablation, samples: ChosenSamples, pairs: Sequence[tuple[int, int]], positions: Sequence[int]
-    ) -> list[Encoded]:
-        """Encode the pairs at these positions, those that can be used. Raises PlaitError if none can."""
-        inputs, encoded, reason = self.bundle.inputs(self.plan.config, train=False), list[Encoded](), ""
-        for position in positions:
-            try:
-                with sample_errors:
-                    own, other = (samples[place] for place in pairs[position])
-                    exchanged = picture.exchange(own, other)
-                encoded.append((position, sample_losses.encoded(own, inputs), sample_losses.encoded(exchanged, inputs)))
-            except BadSample as error:
-                reason = str(error)
-        if not encoded:
-            raise PlaitError(f"none of {len(positions)} samples can be shown with its own pictures and with another's: {reason}")
-        return encoded
-
-    def _tell(self, row: dict[str, Any]) -> None:
-        """Record the row of a look; tell the first that found a difference, and warn once where there is none."""
-        known = self._known()
+    def tell(self, row: dict[str, Any], known: Sequence[dict[str, Any]]) -> None:
+        """Log the first look that found a difference, and warn once where there is none; the warning is in the row too."""
         warned = any("warnings" in earlier for earlier in known)
         line = f"step {row['step']}: pictures make {picture_use.verdict(row)}: {picture_use.sentence(row)}"
         if picture_use.makes_difference(row):
@@ -213,8 +142,6 @@ class Blindness:
         elif not warned and self._is_sure(row):
             row["warnings"] = [f"{line}. {self._advice()}"]
             log.warning(row["warnings"][0])
-        known.append(row)
-        self.context.tracker.row(row)
 
     def _is_sure(self, row: Mapping[str, Any]) -> bool:
         """Return whether a look that found no difference is worth a warning: it is late, and before the end even the most is little."""

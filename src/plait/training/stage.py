@@ -100,8 +100,8 @@ class StageRun:
         """Why this rank cannot have its data."""
         self.evaluation = StageEvaluation(plan, bundle, state, context) if evaluates(config) else None
         looks = config.guard.blindness and plan.steps >= FEWEST_STEPS
-        self.blindness = Blindness(plan, bundle, state, context) if looks else None
         keep = functools.partial(keep_failure, context, plan)
+        self.blindness = Blindness(plan, bundle, state, context, keep) if looks else None
         self.source_losses = SourceLosses(plan, bundle, state, context, keep) if config.track.monitor else None
         self.ledger = Ledger(plan, bundle, state, context) if keeps_ledger(context.resolved.stages, config) else None
         cached, amounts = config.data.feature_cache != "off", (plan.steps - state.stage_step, sum(plan.order.sizes))

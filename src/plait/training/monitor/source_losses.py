@@ -4,34 +4,25 @@ A source is a training data set. The same samples at the stage's start and some 
 numbers: the losses of steps do not tell sources apart, since each batch is mixed alike. A task is the text `task` among a sample's fields.
 """
 
-import functools
 import logging
 import math
 import re
 from collections.abc import Callable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, Protocol
 
-from plait import files
 from plait.assembly import sample_losses
 from plait.assembly.data import TrainingData
 from plait.assembly.held_out import choose
 from plait.assembly.model import ModelBundle
-from plait.config.schema import RunConfig
 from plait.data.sources.contract import read
-from plait.engine.loss import Batch, Loss, has_targets
-from plait.engine.monitoring.heartbeat import Heartbeat
-from plait.engine.monitoring.signals import Signals
-from plait.engine.monitoring.tracking import Tracker
-from plait.engine.parallel import distributed
-from plait.engine.parallel.distributed import Ranks
+from plait.engine.loss import Batch, has_targets
 from plait.engine.parallel.rank_failures import on_every_rank
-from plait.engine.precision import autocast
 from plait.engine.source_shares import PREFIX as DRAWN
 from plait.engine.state import State
-from plait.errors import BadSample, PlaitError, Stopped, sample_errors
-from plait.training.monitor import source_rule
+from plait.errors import BadSample, sample_errors
+from plait.training.monitor import source_rule, stage_look
+from plait.training.monitor.stage_look import Context, StageLook
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +41,7 @@ Place = tuple[int, int]
 """A sample: the number of its source, and its index there."""
 
 
-class Plan(Protocol):
+class Plan(stage_look.Plan, Protocol):
     """What is read of a stage's plan."""
 
     @property
@@ -61,84 +52,38 @@ class Plan(Protocol):
     def steps(self) -> int:
         """Return how many steps the stage has."""
 
-    @property
-    def loss(self) -> Loss:
-        """Return the family's loss."""
 
-    @property
-    def config(self) -> RunConfig:
-        """Return the configuration with the stage's own settings in place."""
-
-
-class Context(Protocol):
-    """What is used of what the stages of a run share."""
-
-    @property
-    def run(self) -> Path:
-        """Return the run's directory."""
-
-    @property
-    def ranks(self) -> Ranks:
-        """Return the ranks of the run."""
-
-    @property
-    def tracker(self) -> Tracker:
-        """Return where rows are recorded."""
-
-    @property
-    def signals(self) -> Signals:
-        """Return requests to stop."""
-
-    @property
-    def heartbeat(self) -> Heartbeat:
-        """Return what knows what this rank does."""
-
-
-class SourceLosses:
+class SourceLosses(StageLook):
     """Looks at a stage's start, and at steps each twice as far; warns once of each source that does not learn."""
+
+    plan: Plan
+    name = "source losses"
+    unknown = "the losses of its samples are not known (track.monitor)"
+    unusable = "can be used"
 
     def __init__(
         self, plan: Plan, bundle: ModelBundle, state: State, context: Context, keep_failure: Callable[[int, str, Exception], str]
     ) -> None:
         """Make one. `keep_failure(step, what, error)`: keeps why a look failed, and returns it in one line."""
-        self.plan, self.bundle, self.state, self.context, self.keep_failure = plan, bundle, state, context, keep_failure
+        super().__init__(plan, bundle, state, context, keep_failure)
         self.names = _unlike([safe(name) for name in plan.data.names()])
         self.groups: dict[str, list[Place]] | None = None
         """The samples of each group, the same on all ranks; {}: there is nothing to compare; None: not chosen yet."""
-        self.rows: list[dict[str, Any]] | None = None
-
-    def look(self) -> None:
-        """Look if it is time to, record the figures, and warn of a source that does not learn. All ranks call this after each step.
-
-        What fails is told, and kept in bench_failures.jsonl: it never costs the training.
-        """
-        state = self.state
-        if not self._may_be_time():
-            return
-        self.context.heartbeat.phase("evaluate", state.step)
-        try:
-            row = self._measured()
-        except Stopped:
-            raise
-        except Exception as error:
-            if self.context.ranks.size > 1 and not isinstance(error, PlaitError):
-                raise  # of one rank alone, while the others wait for it
-            self.groups = {}
-            line = self.keep_failure(state.step, "source losses", error)
-            log.warning(f"{line}; the run goes on, and the losses of its sources are not known (track.monitor)")
-            return
-        finally:
-            distributed.reshard(state.model)
-            state.model.train()
-        if row is not None:
-            self._tell({"step": state.step, "stage": state.stage, **row})
 
     def _first(self, samples: int) -> int:
         """Return the step from which two looks at so many samples are paid for."""
         return max(FIRST_STEPS, math.ceil(2 * samples / (3 * _SHARE * self.plan.config.train.global_batch)))
 
-    def _may_be_time(self) -> bool:
-        """Return whether to look at this step of the stage: 0, or the first that is paid for, or two, four, ... times that."""
+    def is_row(self, row: dict[str, Any]) -> bool:
+        """Return whether a recorded row has losses by source."""
+        return source_rule.is_row(row)
+
+    def after_failure(self) -> None:
+        """Look no more in this stage."""
+        self.groups = {}
+
+    def is_time(self) -> bool:
+        """Return whether to look at this step of the stage. It is 0, or the first that is paid for, or two, four, ... times that."""
         if self.groups is None:
             least = self._first(source_rule.FEWEST * max(1, len(self.names)))
             return self.plan.steps >= least and (self.state.stage_step == 0 or self.state.stage_step >= FIRST_STEPS)
@@ -152,20 +97,9 @@ class SourceLosses:
     def _places(self) -> list[Place]:
         return sorted({place for places in (self.groups or {}).values() for place in places})
 
-    def _known(self) -> list[dict[str, Any]]:
-        """Return the rows of this stage's looks, those from before the run was continued included."""
-
-        def recorded() -> list[dict[str, Any]]:
-            rows = files.read_rows(self.context.run / "metrics.jsonl", files.STEP_KINDS) if self.context.ranks.first else []
-            return [row for row in rows if source_rule.is_row(row) and row.get("stage") == self.state.stage]
-
-        if self.rows is None:
-            self.rows = on_every_rank(self.context.ranks, recorded)[0]
-        return self.rows
-
-    def _measured(self) -> dict[str, Any] | None:
+    def measured(self) -> dict[str, Any] | None:
         """Return the figures of a look, None where there is nothing to compare, it is not time, or a stop was requested."""
-        known = self._known()
+        known = self.known()
         if self.groups is None:
             self.groups = on_every_rank(self.context.ranks, self._chosen)[0] if known or not self.state.stage_step else {}
             if self._first(len(self._places())) > self.plan.steps:
@@ -220,66 +154,37 @@ class SourceLosses:
         return tasks
 
     def _losses(self, places: Sequence[Place]) -> dict[Place, float] | None:
-        """Return the loss of each sample that can be used, by itself; None if the run is to stop. Each rank computes its part.
+        """Return the loss of each sample that can be used, by itself; None if the run is to stop."""
+        loss, model, sources = self.plan.loss, self.state.model, self.plan.data.sources
+        bench = sample_losses.bench(loss)
 
-        All make as many forward passes, since those of a sharded model are made together.
-        """
-        context, loss = self.context, self.plan.loss
-        ranks, model, bench = context.ranks, self.state.model.eval(), sample_losses.bench(loss)
-        mine = range(ranks.rank, len(places), ranks.size)
-        encoded: list[tuple[Place, Batch]] = []
+        def encode(inputs: Any, place: Place) -> tuple[Place, Batch]:
+            number, index = place
+            return place, sample_losses.encoded(read(sources[number], index), inputs)
 
-        def encode() -> int:
-            encoded.extend(self._encoded([places[position] for position in mine or [ranks.rank % len(places)]]))
-            return len(encoded) if mine else 0
+        def forward(encoded: tuple[Place, Batch]) -> tuple[Place, float] | None:
+            place, batch = encoded
+            row = sample_losses.row(loss, model, batch)
+            value = bench.summarise([row])["loss"] if has_targets(loss, row["weights"]) else math.nan
+            return (place, value) if math.isfinite(value) else None
 
-        def forward(number: int) -> tuple[tuple[Place, float] | None, bool]:
-            place, batch = encoded[min(number, len(encoded) - 1)]
-            with autocast(self.plan.config.train.precision, ranks.device):
-                row = sample_losses.row(loss, model, batch)
-            counts = bool(mine) and number < len(encoded) and has_targets(loss, row["weights"])
-            value = bench.summarise([row])["loss"] if counts else math.nan
-            return (place, value) if math.isfinite(value) else None, context.signals.requested()
+        losses = self.forward_passes(places, encode, forward)
+        return None if losses is None else dict(losses)
 
-        losses: dict[Place, float] = {}
-        for number in range(max(on_every_rank(ranks, encode))):
-            context.heartbeat.part("next")
-            results = on_every_rank(ranks, functools.partial(forward, number))
-            if context.signals.agree(any(requested for _, requested in results)):
-                return None
-            losses |= dict(found for found, _ in results if found is not None)
-        return losses
-
-    def _encoded(self, places: Sequence[Place]) -> list[tuple[Place, Batch]]:
-        """Encode the samples that can be. Raises PlaitError if none can."""
-        inputs, encoded, reason = self.bundle.inputs(self.plan.config, train=False), list[tuple[Place, Batch]](), ""
-        for number, index in places:
-            try:
-                with sample_errors:
-                    sample = read(self.plan.data.sources[number], index)
-                encoded.append(((number, index), sample_losses.encoded(sample, inputs)))
-            except BadSample as error:
-                reason = str(error)
-        if not encoded:
-            raise PlaitError(f"none of {len(places)} samples can be used: {reason}")
-        return encoded
-
-    def _tell(self, row: dict[str, Any]) -> None:
-        """Record the row of a look, with a warning of each group that does not learn and was not told of in this stage."""
-        known = self._known()
-        if known:
-            told = [line for earlier in known for line in earlier.get("warnings", ())]
-            first, now = ({group: row_[source_rule.SAMPLES].get(group, []) for group in self._leaves()} for row_ in (known[0], row))
-            lines = []
-            for group, change, usual in source_rule.stuck(source_rule.falls(first, now)):
-                if self._trained_on(group) and not any(f"source {group}: its loss" in line for line in told):
-                    sentence = source_rule.sentence(group, change, usual, self.state.stage_step)
-                    lines.append(f"step {row['step']}: {sentence} {_LOOK}; {self._advice(group)}")
-            for line in lines:
-                log.warning(line)
-            row |= {"warnings": lines} if lines else {}
-        known.append(row)
-        self.context.tracker.row(row)
+    def tell(self, row: dict[str, Any], known: Sequence[dict[str, Any]]) -> None:
+        """Warn of each group that does not learn and was not told of in this stage. The warnings are in the row too."""
+        if not known:
+            return
+        told = [line for earlier in known for line in earlier.get("warnings", ())]
+        first, now = ({group: row_[source_rule.SAMPLES].get(group, []) for group in self._leaves()} for row_ in (known[0], row))
+        lines = []
+        for group, change, usual in source_rule.stuck(source_rule.falls(first, now)):
+            if self._trained_on(group) and not any(f"source {group}: its loss" in line for line in told):
+                sentence = source_rule.sentence(group, change, usual, self.state.stage_step)
+                lines.append(f"step {row['step']}: {sentence} {_LOOK}; {self._advice(group)}")
+        for line in lines:
+            log.warning(line)
+        row |= {"warnings": lines} if lines else {}
 
     def _leaves(self) -> list[str]:
         """Return the groups that are compared: the tasks of a source that has several, else the source."""
