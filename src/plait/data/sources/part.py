@@ -4,7 +4,8 @@ Whether a sample is held out depends on the run's seed and on the sample's index
 restart, also when more samples are added at the end, and in every source that reads the same file. A bucket is samples of one shape.
 """
 
-from collections.abc import Mapping
+import abc
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,65 +18,54 @@ from plait.keys import key
 _AT_ONCE = 1 << 20  # samples whose numbers are computed together
 
 
-class Part(Source):
-    """The held-out part of a source (`held_out` True), about `share` of its samples, or all others; in the order of the source.
+class Subset(Source):
+    """Some of the samples of the source `whole`. `sizes`: how many of each bucket of `whole`; of one bucket alone, how many there are.
 
-    Which samples are held out is a function of `seed` and index. Either part gets at least one sample of each bucket; the only sample of a
-    bucket of one is trained on. Raises PlaitError if the source is too small to hold anything out.
+    A subclass sets `fingerprint` and `stream`, and says which samples they are.
     """
 
-    def __init__(self, source: Source, share: float, seed: int, *, held_out: bool) -> None:
-        self.whole, self.held_out = OneByOne(source) if held_out and source.stream is not None else source, held_out
-        self.name, self.left_out, self.filtered = source.name, dict(source.left_out), dict(source.filtered)
-        self.has_template, self.allow_blank, self.may_wait = source.has_template, source.allow_blank, source.may_wait
-        self.stored, self.unfiltered = source.stored, source.unfiltered
-        self.fingerprint = f"{source.fingerprint}-{'held' if held_out else 'train'}-{key(str(share), seed):016x}"
-        ends = np.cumsum([0, *(source.groups or (len(source),))])
-        chosen = [_held_out(source, range(begin, end), share, seed) for begin, end in pairwise(ends)]
-        self._held = np.concatenate([np.zeros(0, np.int64), *chosen])
-        if not len(self._held):
-            raise PlaitError(
-                f"a share of {source.name} is held out, which has {len(source):,}, too few for it: list other sources in data.validation"
-            )
-        self._shift = self._held - np.arange(len(self._held))  # held-out sample k follows as many that are trained
-        sizes = [len(part) if held_out else int(end - begin) - len(part) for part, (begin, end) in zip(chosen, pairwise(ends), strict=True)]
-        self._sizes = sizes
-        if source.stream is not None and not held_out:
-            self.stream = source.stream.part(lambda indices: indices - np.searchsorted(self._held, indices))
-        self.groups = tuple(size for size in sizes if size) if source.groups else ()
+    def __init__(self, whole: Source, sizes: Sequence[int]) -> None:
+        self.whole, self._sizes = whole, list(sizes)
+        self.name, self.left_out, self.filtered, self.unfiltered = whole.name, dict(whole.left_out), dict(whole.filtered), whole.unfiltered
+        self.has_template, self.allow_blank, self.stored = whole.has_template, whole.allow_blank, whole.stored
+        self.may_wait = whole.may_wait
+        self.groups = tuple(size for size in self._sizes if size) if whole.groups else ()
+
+    @abc.abstractmethod
+    def in_whole(self, indices: Any) -> Any:
+        """Return the indices, in the whole source, of samples of this subset; `indices`: an integer or an array."""
+
+    def index_in_whole(self, index: int) -> int:
+        """Return the index, in the whole source, of sample `index` of this subset. Raises IndexError if `index` is out of range."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return int(self.in_whole(index))
 
     def __len__(self) -> int:
-        return len(self._held) if self.held_out else len(self.whole) - len(self._held)
+        return sum(self._sizes)
 
     def __getitem__(self, index: int, /) -> Sample:
         return self.whole[self.index_in_whole(index)]
 
     def draw(self, index: int, sample_key: int) -> Sample:
-        """Return sample `index` of this part, drawn by the whole source with the 64-bit seed `sample_key`; IndexError beyond its end."""
+        """Return sample `index` of this subset, drawn by the whole source with the 64-bit seed `sample_key`; IndexError beyond its end."""
         return self.whole.draw(self.index_in_whole(index), sample_key)
 
     def peek(self, index: int) -> Sample:
-        """Return what the whole source tells of sample `index` of this part. Raises IndexError if `index` is out of range."""
+        """Return what the whole source tells of sample `index` of this subset. Raises IndexError if `index` is out of range."""
         return self.whole.peek(self.index_in_whole(index))
 
     def places(self, indices: Any) -> Any:
-        """Return the indices, in the source before any filter, of samples of this part."""
-        held_out = self.held_out
-        return self.whole.places(self._held[indices] if held_out else indices + np.searchsorted(self._shift, indices, side="right"))
+        """Return the indices, in the source before any filter, of samples of this subset."""
+        return self.whole.places(self.in_whole(indices))
 
     @property
     def maker(self) -> str:
         """Return the import path of the class of the whole source."""
         return self.whole.maker
 
-    def index_in_whole(self, index: int) -> int:
-        """Return the index, in the whole source, of sample `index` of this part. Raises IndexError if `index` is out of range."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        return int(self._held[index]) if self.held_out else index + int(np.searchsorted(self._shift, index, side="right"))
-
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
-        """Return the whole source's table, a dict per bucket, with this part's counts: samples, `tokens` in proportion, and batches.
+        """Return the whole source's table, a dict per bucket, with this subset's counts: samples, `tokens` in proportion, and batches.
 
         `global_batch`: samples per step, by which `batches` and `left_over` are counted.
         """
@@ -85,6 +75,36 @@ class Part(Source):
             counts = {"samples": size, "tokens": tokens, "batches": size // global_batch, "left_over": size % global_batch}
             rows += [{**row, **counts}] if size else []
         return rows
+
+
+class Part(Subset):
+    """The held-out part of a source (`held_out` True), about `share` of its samples, or all others; in the order of the source.
+
+    Which samples are held out is a function of `seed` and index. Either part gets at least one sample of each bucket; the only sample of a
+    bucket of one is trained on. Raises PlaitError if the source is too small to hold anything out.
+    """
+
+    def __init__(self, source: Source, share: float, seed: int, *, held_out: bool) -> None:
+        ends = np.cumsum([0, *(source.groups or (len(source),))])
+        chosen = [_held_out(source, range(begin, end), share, seed) for begin, end in pairwise(ends)]
+        self.held_out, self._held = held_out, np.concatenate([np.zeros(0, np.int64), *chosen])
+        if not len(self._held):
+            raise PlaitError(
+                f"a share of {source.name} is held out, which has {len(source):,}, too few for it: list other sources in data.validation"
+            )
+        self._shift = self._held - np.arange(len(self._held))  # held-out sample k follows as many that are trained
+        sizes = [len(part) if held_out else int(end - begin) - len(part) for part, (begin, end) in zip(chosen, pairwise(ends), strict=True)]
+        super().__init__(source, sizes)
+        self.fingerprint = f"{source.fingerprint}-{'held' if held_out else 'train'}-{key(str(share), seed):016x}"
+        if source.stream is not None:
+            if held_out:
+                self.whole = OneByOne(source)
+            else:
+                self.stream = source.stream.part(lambda indices: indices - np.searchsorted(self._held, indices))
+
+    def in_whole(self, indices: Any) -> Any:
+        """Return the indices, in the whole source, of samples of this part; `indices`: an integer or an array."""
+        return self._held[indices] if self.held_out else indices + np.searchsorted(self._shift, indices, side="right")
 
 
 class OneByOne(Source):
