@@ -23,16 +23,14 @@ import xxhash
 from plait.config.schema import SourceEntry
 from plait.data import addresses, paths
 from plait.data.formats import index
-from plait.data.records import IMAGE_KINDS, TEXT_FIELDS, UNREAD_KINDS, Record, from_members
+from plait.data.records import IMAGE_KINDS, TEXT_FIELDS, UNREAD_KINDS, Record
 from plait.data.sources.contract import Sample, Source
 from plait.data.sources.conversations import Conversations, open_conversations
 from plait.data.sources.indexed import LAYOUTS, index_records
 from plait.data.sources.kind import Opening, SourceKind, path_of
 from plait.data.streaming.opening import OPTIONS, StreamOptions, check_options, open_streamed
 from plait.data.streaming.reader import StreamedShards
-from plait.data.streaming.tar_shard import MappedShard, Shard, open_shard
-from plait.data.text import rename
-from plait.errors import BadSample
+from plait.data.streaming.tar_shard import MappedShard, Shard, open_shard, record_of
 
 _OPEN_MAX = 128  # shards open at once, with their indices mapped
 _OPENERS = 8  # threads that look at shards at the start; what they wait for is the store
@@ -75,21 +73,13 @@ class Shards:
 
     def read(self, i: int) -> Record:
         """Return sample `i` as a record. Raises BadSample if one of its files cannot be parsed, PlaitError if its shard cannot be read."""
-        return self._record(*self.members(i))
+        return record_of(*self.members(i), self.columns)
 
     def read_text(self, i: int) -> Record:
         """Return sample `i` with empty bytes in place of its images, which are not read. Raises as `read` does."""
         number = bisect_right(self.ends, i)
         stem, members = self._map(number).texts(i - (self.ends[number - 1] if number else 0))
-        return self._record(f"{self.stems[number]}/{stem}", members)
-
-    def _record(self, name: str, members: list[tuple[str, bytes]]) -> Record:
-        try:
-            record = from_members(name, members)
-            return record._replace(fields=rename(record.fields, self.columns)) if self.columns else record
-        except BadSample as error:
-            error.sample = name
-            raise
+        return record_of(f"{self.stems[number]}/{stem}", members, self.columns)
 
     def members(self, i: int) -> tuple[str, list[tuple[str, bytes]]]:
         """Return the raw files of sample `i`: ("shard/stem", [(extension, bytes)]). Raises PlaitError if the shard cannot be read."""

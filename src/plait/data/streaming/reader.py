@@ -18,13 +18,12 @@ import numpy as np
 import xxhash
 
 from plait.data import addresses
-from plait.data.records import Record, from_members
+from plait.data.records import Record
 from plait.data.remote import RemoteFile
 from plait.data.streaming.block_shuffle import Stream
 from plait.data.streaming.head import first_samples
 from plait.data.streaming.shard_cache import Abandoned, ShardCache
-from plait.data.streaming.tar_shard import MappedShard, Shard, open_remote, open_shard
-from plait.data.text import rename
+from plait.data.streaming.tar_shard import MappedShard, Shard, open_remote, open_shard, record_of
 from plait.errors import BadSample, PlaitError
 
 log = logging.getLogger(__name__)
@@ -136,15 +135,7 @@ class StreamedShards:
 
     def _record(self, number: int, inside: int, *, whole: bool) -> Record:
         stem, members = self._tried(number, lambda: self._map(number, whole=whole)).members(inside)
-        return self._of_members(f"{Path(self.names[number]).stem}/{stem}", members)
-
-    def _of_members(self, name: str, members: list[tuple[str, bytes]]) -> Record:
-        try:
-            record = from_members(name, members)
-            return record._replace(fields=rename(record.fields, self.columns)) if self.columns else record
-        except BadSample as error:
-            error.sample = name
-            raise
+        return record_of(f"{Path(self.names[number]).stem}/{stem}", members, self.columns)
 
     def _from_head(self, i: int) -> Record:
         """Return one of the first samples of the first shard, from its beginning."""
@@ -153,7 +144,7 @@ class StreamedShards:
             if not self._head:
                 for stem, members in islice(first_samples(head), _HEAD_SAMPLES):
                     try:
-                        self._head.append(self._of_members(f"{Path(self.names[0]).stem}/{stem}", members))
+                        self._head.append(record_of(f"{Path(self.names[0]).stem}/{stem}", members, self.columns))
                     except BadSample as error:
                         self._head.append(error)
             if i >= len(self._head):

@@ -3,7 +3,7 @@
 The index of a remote shard comes from the cache, else from `<address>.idx`, else from reading the shard through once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,10 @@ import numpy as np
 from plait.data import addresses
 from plait.data.formats import index, tar
 from plait.data.formats.open_file import OpenFile
-from plait.data.records import IMAGE_KINDS
+from plait.data.records import IMAGE_KINDS, Record, from_members
 from plait.data.remote import RemoteFile, Unavailable
-from plait.errors import PlaitError
+from plait.data.text import rename
+from plait.errors import BadSample, PlaitError
 from plait.files import write_whole
 
 _SCAN_BYTES = 4 << 20  # read at once when a remote shard is indexed
@@ -161,6 +162,19 @@ class MappedShard:
             for place, body in zip(wanted, self.read(offsets, sizes), strict=True):
                 bodies[place] = body
         return self.names[start:end].tobytes().decode("utf-8", "surrogateescape"), list(zip(kinds, bodies, strict=True))
+
+
+def record_of(name: str, members: Sequence[tuple[str, bytes]], columns: Mapping[str, str]) -> Record:
+    """Build record `name` ("shard/stem") of a sample's (extension, bytes), with its fields renamed by `columns`, new name -> old.
+
+    Raises BadSample, which names the sample, if one of its files is broken or a column is missing.
+    """
+    try:
+        record = from_members(name, members)
+        return record._replace(fields=rename(record.fields, columns)) if columns else record
+    except BadSample as error:
+        error.sample = name
+        raise
 
 
 def _local_reader(shard: Shard) -> Callable[[list[int], list[int]], list[bytes]]:
