@@ -21,11 +21,3 @@ def test_the_first_eight_answers_are_kept_with_what_a_reader_needs(tmp_path):
 def test_a_bench_without_answers_keeps_nothing(tmp_path):
     kept_answers.keep(tmp_path, 20, 1, "grid", [{"id": "a", "picture": "a.png"}])
     assert not (tmp_path / "answers.jsonl").exists()
-
-
-def test_answers_of_steps_that_come_again_are_forgotten(tmp_path):
-    kept_answers.forget(tmp_path, 3)
-    for step in (10, 20, 30):
-        kept_answers.keep(tmp_path, step, 1, "accuracy", [row(step)])
-    kept_answers.forget(tmp_path, 20)
-    assert [kept["step"] for kept in files.read_rows(tmp_path / "answers.jsonl")] == [10, 20]

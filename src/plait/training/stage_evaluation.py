@@ -34,8 +34,6 @@ class StageEvaluation:
         self.held_out = HeldOutData(config)
         self.failures: list[str] = []
         """The benches that failed at this step, each with its reason."""
-        if ranks.first:
-            kept_answers.forget(context.run, state.evaluated_step)
         self.evaluations = Evaluations(
             entries=config.evaluate,
             held_out=open_held_out(bundle, config, ranks, self.held_out, stop=context.signals.requested),

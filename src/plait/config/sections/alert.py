@@ -1,14 +1,13 @@
 """The settings of alerts: messages to a person about a run's end, failure, spikes, plateaus and a disk that fills up."""
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from plait.config.sections.base import Rate, Section
 
 Event = Literal["finish", "failure", "spike", "plateau", "disk_low", "stop", "warning"]
-EVENTS: tuple[str, ...] = get_args(Event)
 """What an alert may be about. `stop`: a signal such as SIGTERM stopped the run, all saved; `warning`: a line of a monitor or guard."""
 
 _OPEN = ("json", "jsons", "xml", "xmls", "form", "forms", "dbus", "gnome", "kde", "macosx", "syslog", "windows")

@@ -39,7 +39,6 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 TASKS = ("where", *QUESTIONS)
 """Tasks that need several frames."""
 
-_Look = tuple[str, str, float]  # colour, shape, tilt
 _LARGEST = 0.13  # radius of the largest object, as a share of the shorter side: room to pass each other
 _SCREEN = 1.5  # width of the screen, in radii: narrower than an object
 _NAMINGS = 200  # colours and shapes drawn until the asked objects can be named

@@ -46,11 +46,6 @@ class Dropout(Section):
     text_only: Share = Field(default=0.1, description="of the text without its reference image")
     image_only: Share = Field(default=0.1, description="of the reference image without its text")
 
-    @property
-    def both(self) -> float:
-        """Return the probability that a sample keeps both conditions: 1 minus the other three."""
-        return max(0.0, 1.0 - self.neither - self.text_only - self.image_only)
-
     @model_validator(mode="after")
     def _sums(self) -> "Dropout":
         total = self.neither + self.text_only + self.image_only

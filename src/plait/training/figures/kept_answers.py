@@ -15,11 +15,6 @@ _MOST, _LONGEST = 8, 1000
 _KEPT = ("id", "task", "question", "answer", "gold", "correct")
 
 
-def forget(run: Path, step: int) -> None:
-    """Remove the answers of evaluations after `step`: a start that goes on from there makes them again."""
-    files.keep_rows(run / NAME, lambda row: row["step"] <= step, files.STEP_KINDS)
-
-
 def keep(run: Path, step: int, stage: int, bench: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Append the first answers among the rows of an evaluation, and return them; nothing where it has none. `bench`: its name."""
     answers = [_short(row) for row in rows if "answer" in row][:_MOST]
