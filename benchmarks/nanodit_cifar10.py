@@ -24,7 +24,7 @@ from plait.data import images
 from plait.data.sources.open import open_source
 from plait.engine.parallel.distributed import Ranks
 from plait.families.nanodit import pictures
-from plait.families.nanodit.inputs import Conditions
+from plait.families.nanodit.network.conditions import Conditions
 from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key
 

@@ -14,7 +14,8 @@ import torch
 
 from plait.families.nanodit import family
 from plait.families.nanodit.config import Config
-from plait.families.nanodit.inputs import Conditions, Inputs
+from plait.families.nanodit.inputs import Inputs
+from plait.families.nanodit.network.conditions import Conditions
 from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key, rng
 

@@ -21,7 +21,7 @@ from plait.cli import main
 from plait.data import images
 from plait.engine.parallel.distributed import Ranks
 from plait.families.nanodit import pictures
-from plait.families.nanodit.inputs import Conditions
+from plait.families.nanodit.network.conditions import Conditions
 from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key, rng
 from plait.nn import encoders

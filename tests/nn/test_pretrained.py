@@ -8,36 +8,22 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import DINOv3ViTConfig, DINOv3ViTModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from plait.errors import PlaitError
 from plait.nn.encoders import open_images, open_latents, open_texts, reopen
+from tests.encoder_folders import write_dino, write_t5, write_vae
 
 PICTURES = torch.randint(0, 256, (2, 3, 16, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 @pytest.fixture
 def vae(tmp_path):
-    torch.manual_seed(0)
-    blocks = {"block_out_channels": (8, 8), "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    model = AutoencoderKL(**blocks, latent_channels=4, norm_num_groups=4, sample_size=16, scaling_factor=0.5, shift_factor=0.1)
-    model.save_pretrained(tmp_path / "vae")
-    return model.eval(), str(tmp_path / "vae")
+    return write_vae(tmp_path / "vae"), str(tmp_path / "vae")
 
 
 @pytest.fixture
 def t5(tmp_path):
-    torch.manual_seed(0)
-    words = ["<pad>", "</s>", "<unk>", "a", "red", "dog", "left", "of", "blue", "cat"]
-    fast = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    fast.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    model = T5EncoderModel(T5Config(vocab_size=10, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4))
-    tokenizer.save_pretrained(tmp_path / "t5")
-    model.save_pretrained(tmp_path / "t5")
-    return model.eval(), str(tmp_path / "t5")
+    return write_t5(tmp_path / "t5"), str(tmp_path / "t5")
 
 
 def test_vae_gives_the_mode_its_pin_and_its_published_scale(vae):
@@ -74,10 +60,7 @@ def test_t5_keeps_the_valid_states_and_tells_what_it_cut(t5):
 
 @pytest.mark.parametrize("registers", [0, 4])
 def test_dino_gives_the_class_token_at_the_models_own_area(tmp_path, registers):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32}
-    model = DINOv3ViTModel(DINOv3ViTConfig(**sizes, num_register_tokens=registers)).eval()
-    model.save_pretrained(tmp_path)
+    model = write_dino(tmp_path, registers)
     grey = torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)
     pixels = (torch.full((1, 3, 32, 32), 128 / 255) - torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)) / torch.tensor(
         [0.229, 0.224, 0.225]

@@ -44,6 +44,7 @@ def empty(folder: Path) -> dict[str, Tensor]:
 
 
 def _collect(folder: Path, load: Callable[[Path], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    folder = folder / "transformer" if (folder / "model_index.json").is_file() else folder  # a pipeline of diffusers, and its network
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     parts = [path for path in paths if path.suffix == ".safetensors"]
     _check_pickles(folder, [path for path in paths if path.suffix in _PICKLES and not _NO_WEIGHTS.match(path.name)], parts)

@@ -1,6 +1,6 @@
 """The command `plait export`: write a checkpoint as a directory that other software loads. `declare` adds the arguments of `run`."""
 
-from plait.commands.arguments import add_checkpoint, path
+from plait.commands.arguments import add_checkpoint, add_weights, path
 from plait.commands.command import Arguments, Command, Parser
 from plait.families import registry
 
@@ -14,19 +14,19 @@ def declare(parser: Parser) -> None:
     parser.add_argument("out", metavar="DIR", type=path, help="the new directory")
     layouts = [(family, name, meaning) for family, section in registry.model_configs() for name, meaning in section.layouts.items()]
     known = "; ".join(f"{name}, of {family}: {meaning}" for family, name, meaning in layouts)
-    parser.add_argument("--to", default="hf", help=f"the layout, of those that the family has (default: hf). {known}".replace("%", "%%"))
-    parser.add_argument("--raw", action="store_true", help="the last weights, not their average")
+    parser.add_argument("--to", metavar="LAYOUT", help=f"one of those that the family has (default: its first). {known}".replace("%", "%%"))
+    add_weights(parser)
 
 
 def run(arguments: Arguments) -> None:
     """Write the weights of `checkpoint` (RUN, RUN@STEP, ...) into the new directory `out`, in the layout `to`, such as hf.
 
-    All three are arguments; `raw`: the last weights, not their average. Raises PlaitError if the directory exists, there is no such
-    checkpoint, or its model family has no such layout.
+    All three are arguments; `raw`: the last weights, not their average; `ema_length`: an average of this length. Raises PlaitError if the
+    directory exists, there is no such checkpoint, or its model family has no such layout.
     """
     from plait.commands.actions import export
 
-    export.export(arguments.checkpoint, arguments.out, arguments.to, averaged=not arguments.raw)
+    export.export(arguments.checkpoint, arguments.out, arguments.to, averaged=not arguments.raw, length=arguments.ema_length)
 
 
 COMMANDS = (Command(("export",), "write a checkpoint as a directory that other software loads", declare, run),)

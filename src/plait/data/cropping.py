@@ -1,5 +1,6 @@
 """Crop pictures of any size to one size, which they cover without distortion.
 
+An export holds a copy of this code.
 Shapes: C channels = 3, H height, W width in pixels. `mode`: the interpolation, "bicubic" or "bilinear".
 """
 
@@ -7,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from plait.data.images import crop
 from plait.data.resizing import MOST_AREA, resize
 
 
@@ -17,9 +17,10 @@ def cover(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic"
     scale = max(height / h, width / w)
     high, wide = max(height, round(h * scale)), max(width, round(w * scale))
     if high * wide > MOST_AREA * height * width:
-        top, left = (high - height) * at[0] / scale, (wide - width) * at[1] / scale
-        return _resized_window(image, (left, top, min(w, left + width / scale), min(h, top + height / scale)), height, width, mode)
-    return crop(resize(image, high, wide, mode=mode), round((high - height) * at[0]), round((wide - width) * at[1]), height, width)
+        x, y = (wide - width) * at[1] / scale, (high - height) * at[0] / scale
+        return _resized_window(image, (x, y, min(w, x + width / scale), min(h, y + height / scale)), height, width, mode)
+    above, left = round((high - height) * at[0]), round((wide - width) * at[1])
+    return resize(image, high, wide, mode=mode)[..., above : above + height, left : left + width]
 
 
 def _resized_window(image: torch.Tensor, box: tuple[float, float, float, float], height: int, width: int, mode: str) -> torch.Tensor:

@@ -11,7 +11,10 @@ class Publisher(Protocol):
     """`export.py` of a family: writes and reads other layouts. A start refuses read weights that do not fit; missing ones stay as built."""
 
     exports: Mapping[str, Callable[..., list[str]]]
-    """By layout, as in `plait export --to LAYOUT`: functions from (model, config, assets, folder to create) to lines to print."""
+    """By layout, as in `plait export --to LAYOUT`: functions from (model, config, assets, folder to create) to lines to print.
+
+    One that names `run` is given by it what plait.json tells of the run, such as its `train.precision`.
+    """
 
     def imported(self, weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Return `weights` by `model`'s names and shapes; unknown ones keep theirs. May raise PlaitError for missing or misshapen ones."""

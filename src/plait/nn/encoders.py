@@ -59,7 +59,11 @@ def open_latents(name: str, device: str = "cpu") -> LatentCodec:
         match = re.fullmatch(r"tiny(?::(\d+)x(\d+))?", name)
         if match is None:
             raise PlaitError(f"encoder {name!r}: write tiny, or tiny:4x48 for patches of 4 pixels in 48 channels")
-        return TinyLatents(int(match[1]), int(match[2])) if match[1] else TinyLatents()
+        if not match[1]:
+            return TinyLatents()
+        if (reason := TinyLatents.unfit(int(match[1]), int(match[2]))) is not None:
+            raise PlaitError(reason)
+        return TinyLatents(int(match[1]), int(match[2]))
     codec: LatentCodec = _pretrained("Vae", name, device)
     return codec
 

@@ -6,13 +6,11 @@ shift and scale), Raffel et al. 2020 (T5), Siméoni et al. 2025 (DINOv3).
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import xxhash
 from diffusers import AutoencoderKL, AutoencoderKLWan
 from huggingface_hub import snapshot_download
@@ -22,11 +20,11 @@ from transformers import AutoModel, AutoTokenizer, T5EncoderModel
 from plait import files
 from plait.config import hub_errors
 from plait.errors import PlaitError
+from plait.nn.encoder_calls import dino_vectors, t5_states, vae_pictures
 from plait.nn.trust import CONFIG, DIFFUSERS, WEIGHTS
 
 _PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
 _VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderKLWan": AutoencoderKLWan}
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def locate(name: str) -> tuple[Path, dict[str, Any]]:
@@ -73,12 +71,12 @@ class Vae:
         kind = _config(folder).get("_class_name")
         if kind not in _VAES:
             raise PlaitError(f"encoder {name!r} is a {kind}; known: {', '.join(_VAES)}")
-        self._model = (
+        self.model = (
             _VAES[kind].from_pretrained(str(folder), torch_dtype=torch.float32, **DIFFUSERS).eval().requires_grad_(False).to(device)
         )
         self.published: tuple[list[float], list[float]] | None
         self._device, self._clip = device, kind == "AutoencoderKLWan"
-        config = self._model.config
+        config = self.model.config
         if self._clip:
             self.channels, self.downsample = config.z_dim, config.scale_factor_spatial
             self.published = (list(config.latents_mean), list(config.latents_std))
@@ -90,16 +88,13 @@ class Vae:
     def encode(self, images: Tensor) -> Tensor:
         """Return latents (B, C, H / downsample, W / downsample) float32, not normalised, of images (B, 3, H, W) uint8."""
         pixels = images.to(self._device).float() / 127.5 - 1
-        mode: Tensor = self._model.encode(pixels[:, :, None] if self._clip else pixels).latent_dist.mode()
+        mode: Tensor = self.model.encode(pixels[:, :, None] if self._clip else pixels).latent_dist.mode()
         return (mode[:, :, 0] if self._clip else mode).float().cpu()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return images (B, 3, H, W) uint8 of latents (B, C, h, w), not normalised."""
-        inputs = latents.to(self._device).float()
-        decoded: Tensor = self._model.decode(inputs[:, :, None] if self._clip else inputs).sample
-        pixels = decoded[:, :, 0] if self._clip else decoded
-        return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+        return vae_pictures(self.model, latents.to(self._device))
 
 
 def _shift_and_scale(config: Any) -> tuple[list[float], list[float]] | None:
@@ -121,19 +116,17 @@ class T5:
         folder, self.pin = locate(name)
         if "d_model" not in (config := _config(folder)):
             raise PlaitError(f"encoder {name!r} is a {config.get('model_type')}; captions need a T5 encoder")
-        self._tokenizer = AutoTokenizer.from_pretrained(str(folder), **CONFIG)
+        self.tokenizer = AutoTokenizer.from_pretrained(str(folder), **CONFIG)
         model: nn.Module = T5EncoderModel.from_pretrained(str(folder), dtype=torch.float32, **WEIGHTS)
-        self._model = model.eval().requires_grad_(False).to(device)
+        self.model = model.eval().requires_grad_(False).to(device)
         self.width, self.max_tokens, self._device = int(config["d_model"]), max_tokens, device
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> list[tuple[np.ndarray, int]]:
         """Return for each caption its states (L, width) float32 and its number of tokens before truncation."""
-        lengths = [len(ids) for ids in self._tokenizer(captions, verbose=False)["input_ids"]]
-        tokens = self._tokenizer(captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt").to(self._device)
-        states = self._model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state.float().cpu()
-        valid = tokens["attention_mask"].bool().cpu()
-        return [(state[mask].numpy(), total) for state, mask, total in zip(states, valid, lengths, strict=True)]
+        lengths = [len(ids) for ids in self.tokenizer(captions, verbose=False)["input_ids"]]
+        states = t5_states(self.model, self.tokenizer, captions, self.max_tokens, self._device)
+        return [(state.numpy(), total) for state, total in zip(states, lengths, strict=True)]
 
 
 class Dino:
@@ -148,8 +141,8 @@ class Dino:
         if "patch_size" not in config or "dino" not in str(config.get("model_type")):
             raise PlaitError(f"encoder {name!r} is a {config.get('model_type')}; image vectors need a DINOv3 or DINOv2")
         model: nn.Module = AutoModel.from_pretrained(str(folder), dtype=torch.float32, **WEIGHTS)
-        self._model = model.eval().requires_grad_(False).to(device)
-        self.width, self._patch, self._side, self._device = config["hidden_size"], config["patch_size"], config["image_size"], device
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.width, self._device = config["hidden_size"], device
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -157,10 +150,4 @@ class Dino:
 
         Images are resized to the area that the model was trained at; their aspect ratio is kept to within a patch.
         """
-        h, w = images.shape[-2:]
-        scale = self._side / math.sqrt(h * w) / self._patch
-        size = [max(1, round(side * scale)) * self._patch for side in (h, w)]
-        pixels = F.interpolate(images.to(self._device), size=size, mode="bicubic", antialias=True).float() / 255
-        mean, std = (torch.tensor(row, device=self._device).view(1, 3, 1, 1) for row in (_IMAGENET_MEAN, _IMAGENET_STD))
-        states: Tensor = self._model((pixels - mean) / std).last_hidden_state
-        return states[:, 0].float().cpu()
+        return dino_vectors(self.model, images.to(self._device))

@@ -1,7 +1,7 @@
 """Encoders without weights, for offline work: images to latents and back, captions to states, images to one feature vector.
 
 Each is a fixed formula that needs no file. They have the interfaces of a VAE, a T5 encoder and DINOv3 (encoders.py). They keep enough of
-images and captions for a model to learn from them.
+images and captions for a model to learn from them. An export holds a copy of this code.
 """
 
 import functools
@@ -14,7 +14,6 @@ import torch
 import xxhash
 from torch import Tensor
 
-from plait.errors import PlaitError
 from plait.keys import rng
 
 _REVISION = "1"  # of the formulas below: a change of any digit is another encoder
@@ -53,13 +52,12 @@ class TinyLatents:
     `published`: (mean, std) of each channel, as a VAE's configuration gives them to normalise its latents: here one scale for all channels,
     so that a model sees pixels in another basis. Statistics measured per channel would amplify the finest detail, which is all but absent
     from most images, to the level of everything else.
-    Raises PlaitError unless 1 <= downsample <= 32 and 1 <= channels <= 3 downsample^2.
+    Raises ValueError unless 1 <= downsample <= 32 and 1 <= channels <= 3 downsample^2.
     """
 
     def __init__(self, downsample: int = 4, channels: int = 48) -> None:
-        if not (1 <= downsample <= 32 and 1 <= channels <= 3 * downsample**2):
-            most = 3 * downsample**2
-            raise PlaitError(f"tiny:{downsample}x{channels} cannot be: patches of {downsample} (1 to 32) pixels have 1 to {most} channels")
+        if (reason := self.unfit(downsample, channels)) is not None:
+            raise ValueError(reason)
         self.downsample, self.channels = downsample, channels
         self.published: tuple[list[float], list[float]] | None = ([0.0] * channels, [_PIXEL_SCALE] * channels)
         functions = [(c, v, u) for c in range(3) for v in range(downsample) for u in range(downsample)]
@@ -69,6 +67,14 @@ class TinyLatents:
         self._basis = basis.reshape(channels, -1).float()  # rows orthonormal
         self._odd_across = torch.tensor([u % 2 == 1 for _, _, u in chosen])  # these change sign when their patch is mirrored
         self.pin = pin(f"tiny:{downsample}x{channels}", np.round(basis.numpy() * 1e6).astype(np.int64).tobytes())
+
+    @staticmethod
+    def unfit(downsample: int, channels: int) -> str | None:
+        """Return why there is no such codec, None where there is one."""
+        most = 3 * downsample**2
+        if 1 <= downsample <= 32 and 1 <= channels <= most:
+            return None
+        return f"tiny:{downsample}x{channels} cannot be: patches of {downsample} (1 to 32) pixels have 1 to {most} channels"
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) uint8 to latents (B, C, H / downsample, W / downsample) float32.

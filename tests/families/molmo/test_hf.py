@@ -14,11 +14,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from plait.data import image_files
+from plait.data.pixels.rgb import to_rgb
 from plait.errors import BadSample
 from plait.families.molmo import export, family
 from plait.families.molmo.config import Config
 from plait.families.molmo.generate import answers
-from plait.families.molmo.hf.image_processing_plait_molmo import PlaitMolmoImageProcessor, to_rgb
+from plait.families.molmo.hf.image_processing_plait_molmo import PlaitMolmoImageProcessor
 from plait.families.molmo.hf.modeling_plait_molmo import PlaitMolmoForConditionalGeneration
 from plait.families.molmo.hf.processing_plait_molmo import PlaitMolmoProcessor
 from tests.families.molmo.conftest import TEXTS, photo
@@ -358,7 +359,7 @@ def test_the_code_of_an_export_imports_only_itself_and_what_transformers_needs(m
     config, model, _ = make()
     export.write_hf(model, config, directory, tmp_path / "out")
     code = {path.stem: ast.parse(path.read_text()) for path in (tmp_path / "out").glob("*.py")}
-    assert len(code) == len(export.standalone()) == 9
+    assert len(code) == len(export.standalone()) == 10
     for tree in code.values():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.level:

@@ -15,7 +15,7 @@ from plait.families.nanodit import family, pictures
 from plait.families.nanodit.config import Config
 from plait.families.nanodit.evaluate import benches
 from plait.families.nanodit.generate import GenerateOptions, sample_shape
-from plait.families.nanodit.inputs import noise
+from plait.families.nanodit.network.conditions import noise
 from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key
 from plait.nn import encoders

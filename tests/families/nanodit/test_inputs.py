@@ -9,7 +9,8 @@ from PIL import Image
 
 from plait.errors import BadSample
 from plait.families.nanodit import family
-from plait.families.nanodit.inputs import Conditions, caption, noise
+from plait.families.nanodit.inputs import caption
+from plait.families.nanodit.network.conditions import Conditions, noise
 
 from .conftest import sample
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from plait.families.nanodit import family, model
+from plait.families.nanodit import family
 from plait.families.nanodit.config import SIZES, Config
-from plait.families.nanodit.inputs import Conditions
+from plait.families.nanodit.network import transformer
+from plait.families.nanodit.network.conditions import Conditions
 
 from .conftest import sample
 
@@ -44,8 +45,8 @@ def test_every_parameter_has_a_gradient_after_three_updates(make):
 
 def test_patches_come_back_where_they_were():
     x = torch.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)
-    tokens = model.to_patches(x, 2)
-    assert torch.equal(model.from_patches(tokens, 2, 2, 3), x)
+    tokens = transformer.to_patches(x, 2)
+    assert torch.equal(transformer.from_patches(tokens, 2, 2, 3), x)
     assert torch.equal(tokens[0, 4].reshape(3, 2, 2), x[0, :, 2:4, 2:4])  # row 1, column 1 of 3
 
 

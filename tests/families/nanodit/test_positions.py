@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from plait.families.nanodit import positions
+from plait.families.nanodit.network import positions
 
 
 def test_a_position_has_its_sines_and_cosines():
@@ -35,4 +35,4 @@ def test_scaled_times_are_dissimilar_and_unscaled_ones_are_not(scale, similar):
 
 def test_times_are_scaled_by_a_thousand():
     t = torch.tensor([0.25])
-    assert torch.equal(positions.time(t, 256), positions.sinusoid(torch.tensor([250.0]), 256))
+    assert torch.equal(positions.embed_time(t, 256), positions.sinusoid(torch.tensor([250.0]), 256))

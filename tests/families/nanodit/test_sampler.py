@@ -5,7 +5,7 @@ import torch
 
 from plait.families.nanodit import sampler
 from plait.families.nanodit.config import Sampling
-from plait.families.nanodit.inputs import Conditions, noise
+from plait.families.nanodit.network.conditions import Conditions, noise
 from plait.families.nanodit.sampler import BOTH, IMAGE, NEITHER, TEXT, Request, combination, draw, times
 
 from .conftest import sample

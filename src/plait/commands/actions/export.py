@@ -4,6 +4,7 @@ The layouts (formats such as `hf`, for transformers) are those of the model fami
 """
 
 import difflib
+import inspect
 import logging
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from plait.families import offers
 log = logging.getLogger(__name__)
 
 
-def export(spec: str | Path, out: Path, to: str, *, averaged: bool = True) -> None:
+def export(spec: str | Path, out: Path, to: str | None = None, *, averaged: bool = True, length: float | None = None) -> None:
     """Write the checkpoint that `spec` names (RUN, RUN@STEP, ...) into the new directory `out`, in the layout `to`, such as "hf".
 
-    `averaged`: use the EMA weights if there are any. Raises PlaitError for a family without that layout, if `out` exists, and if there is
+    `to` None: the family's first. `averaged`: use the EMA weights if there are any; `length`: use a post-hoc average of this length (a
+    share of the run) instead. Raises PlaitError for a family without that layout, if `out` exists, and if there is
     no such checkpoint.
     """
     if out.exists():
@@ -31,18 +33,22 @@ def export(spec: str | Path, out: Path, to: str, *, averaged: bool = True) -> No
         raise PlaitError(
             f"family {family!r} has no layout that other software reads; `plait ckpt consolidate` writes its weights as safetensors"
         )
+    to = next(iter(publisher.exports)) if to is None else to
     if to not in publisher.exports:
         near = difflib.get_close_matches(to, publisher.exports, 1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(publisher.exports)}"
         raise PlaitError(f"--to {to!r} is no layout of family {family!r}: {hint}")
     with distributed.join() as ranks:
-        bundle = saved.open_checkpoint(located, ranks, averaged=averaged)
+        bundle = saved.open_checkpoint(located, ranks, averaged=averaged, length=length)
         if ranks.first:
-            for line in publisher.exports[to](bundle.model, bundle.section, bundle.assets, out):
+            write = publisher.exports[to]
+            more = {"run": saved.settings(config)} if "run" in inspect.signature(write).parameters else {}
+            for line in write(bundle.model, bundle.section, bundle.assets, out, **more):
                 log.info(line)
             told = exported.settings(out, bundle, config, set(checkpoint.manifest["state"]["trained"]))
             saved.write_model_settings(out, told)
             if told["left_out"]:
                 log.warning(f"{to} leaves out what the run trained of {', '.join(told['left_out'])}: another layout may hold it")
-            which = "averaged" if averaged and checkpoint.tensors("ema") else "last"
-            log.info(f"{checkpoint.folder}, {which} weights, as {to}: written to {out}")
+            which = "averaged weights" if averaged and checkpoint.tensors("ema") else "last weights"
+            which = which if length is None else f"weights averaged over a length of {length}"
+            log.info(f"{checkpoint.folder}, {which}, as {to}: written to {out}")

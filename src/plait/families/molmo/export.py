@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+import plait.data.pixels.rgb
 import plait.data.resizing
 import plait.families.molmo.hf
 from plait.engine.checkpoints.folders import new_folder
@@ -35,7 +36,7 @@ __all__ = ["exports", "imported", "load"]
 SHARD = "5GB"
 _STANDALONE = Path(str(plait.families.molmo.hf.__file__)).parent
 """The folder of the code that an export holds a copy of, and its chat template."""
-_ALSO = (Path(plait.data.resizing.__file__),)
+_ALSO = (Path(plait.data.resizing.__file__), Path(plait.data.pixels.rgb.__file__))
 """Code from elsewhere that it imports."""
 _IMPORT = re.compile(r"^from plait(?:\.\w+)*\.(\w+) import", re.MULTILINE)
 _AUTO_MAP = {

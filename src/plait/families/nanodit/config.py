@@ -1,10 +1,12 @@
 """The `model:` section of family nanodit (a text-conditioned diffusion transformer): size, conditions, time, sampling. No torch."""
 
+from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plait.config.schema import ModelSection
+from plait.families.nanodit.network.shape import Shape
 
 
 class Size(NamedTuple):
@@ -103,10 +105,14 @@ class Sampling(Section):
 
 
 class Config(ModelSection):
-    """The `model:` section of family nanodit. `refused`: {setting: {value: reason}} of other settings that it cannot train with."""
+    """The `model:` section of family nanodit. `layouts`: {what `plait export --to` takes: what loads it}.
+
+    `refused`: {setting: {value: reason}} of other settings that it cannot train with.
+    """
 
     model_config = ConfigDict(allow_inf_nan=False)
 
+    layouts: ClassVar[dict[str, str]] = {"diffusers": "diffusers, with its own code: a pipeline with its encoders"}
     refused: ClassVar[dict[tuple[str, ...], dict[str, str]]] = {
         ("train", "precision"): {"fp16": "its residual stream grows beyond float16's 65,504; use bf16, which has float32's range"}
     }
@@ -168,6 +174,11 @@ class Config(ModelSection):
     def mlp(self) -> int:
         """Return the width of the feed-forward layer, `hidden` times `mlp_ratio` rounded."""
         return round(self.hidden * self.mlp_ratio)
+
+    @property
+    def shape(self) -> Shape:
+        """Return what the network's layers are made from."""
+        return Shape(**{field.name: getattr(self, field.name) for field in fields(Shape)})
 
 
 def _pixels(values: Any) -> Any:

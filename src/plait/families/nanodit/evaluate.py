@@ -23,8 +23,9 @@ from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.nanodit import distances, flow, pictures
 from plait.families.nanodit.ablations import ABLATIONS
 from plait.families.nanodit.config import Config, Sampling
-from plait.families.nanodit.inputs import Conditions, Inputs, Sample, caption, noise
-from plait.families.nanodit.model import NanoDiT
+from plait.families.nanodit.inputs import Inputs, Sample, caption
+from plait.families.nanodit.network.conditions import Conditions, noise
+from plait.families.nanodit.network.transformer import NanoDiT
 from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key
 from plait.nn import encoders

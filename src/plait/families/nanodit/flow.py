@@ -6,12 +6,13 @@ Every draw takes a NumPy generator made from the sample's key. Legend: z, x0, no
 """
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from plait.families.nanodit.config import Dropout, Time
+if TYPE_CHECKING:
+    from plait.families.nanodit.config import Dropout, Time
 
 T_FLOOR = 0.05
 """Smallest t in the division of x-prediction's training loss, v = (z - x) / t, which is unbounded near the data (Li & He 2025,
@@ -65,14 +66,14 @@ def shifted(t: float, shift: float) -> float:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def draw_time(time: Time, random: np.random.Generator) -> float:
+def draw_time(time: "Time", random: np.random.Generator) -> float:
     """Draw the t in (0, 1) of one training sample by the settings `time`: uniform, or sigmoid(N(loc, scale)); then `shifted`."""
     if time.sampling == "uniform":
         return shifted(float(random.random()), time.shift)
     return shifted(1 / (1 + math.exp(-(time.loc + time.scale * float(random.standard_normal())))), time.shift)
 
 
-def draw_kept(dropout: Dropout, random: np.random.Generator) -> Kept:
+def draw_kept(dropout: "Dropout", random: np.random.Generator) -> Kept:
     """Draw which conditions (text, reference image) a training sample keeps: one of four outcomes, by the probabilities in `dropout`.
 
     Two independent masks of .2 would give "neither" .04 and "both" .64 in place of .10 and .70.

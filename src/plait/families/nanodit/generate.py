@@ -13,7 +13,7 @@ from plait.families.idle_options import refuse_idle
 from plait.families.nanodit import pictures, prompts
 from plait.families.nanodit.config import Config, Sampling
 from plait.families.nanodit.inputs import Inputs
-from plait.families.nanodit.model import NanoDiT
+from plait.families.nanodit.network.transformer import NanoDiT
 from plait.families.nanodit.options import GenerateOptions
 from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key

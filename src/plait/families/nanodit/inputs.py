@@ -6,13 +6,11 @@ the same on any number of ranks and workers. Conditions are what the model gener
 """
 
 import functools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +20,7 @@ from plait.data.sources.metadata import METADATA, read_metadata
 from plait.errors import BadSample
 from plait.families.nanodit import flow
 from plait.families.nanodit.config import Config
-from plait.keys import key as key_of
+from plait.families.nanodit.network.conditions import Conditions, noise, pack, word_ids
 from plait.keys import rng
 
 Sample = dict[str, Any]
@@ -30,26 +28,9 @@ Sample = dict[str, Any]
 
 WITHOUT = "without"
 """Key of a sample: conditions that it is encoded without, a set of "text" and "image"."""
-_WORD = re.compile(r"\w+|[^\w\s]")
 _PAD_TO = 128  # text tokens; `data.pad: to_128`
 _DOWNSAMPLE = 8  # of latents without metadata
 _MAX_TOKENS = 512  # text tokens of `data.pad: to_max` when data.max_tokens is not set: what long captions need
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Conditions of one sample; None: absent. `text`: features (T, F), or ids (T,) with model.text `words`; `image`: features (F,).
-
-    `cut`: number of text tokens that `data.max_tokens` cut off.
-    """
-
-    text: Tensor | None = None
-    image: Tensor | None = None
-    cut: int = 0
-
-    def only(self, *, text: bool, image: bool) -> "Conditions":
-        """Return a copy without the text if `text` is False, and without the image if `image` is False."""
-        return Conditions(self.text if text else None, self.image if image else None, self.cut if text else 0)
 
 
 @dataclass(frozen=True)
@@ -87,6 +68,11 @@ class Inputs:
         """Return {"name", "revision", "xxh3"} of the encoder of the shards' "latents", "texts" or "images" (`kind`); None: unknown."""
         pins: dict[str, dict[str, Any]] = (self.metadata or {}).get("encoders", {})
         return pins.get(kind)
+
+    @property
+    def prediction(self) -> str:
+        """Return what the network gives: "v", a velocity, or "x", the clean sample."""
+        return self.config.prediction
 
     @property
     def downsample(self) -> int:
@@ -150,12 +136,7 @@ class Inputs:
 
     def words(self, text: str) -> Tensor | None:
         """Return word ids (T,) of a caption, or None without words. An id is a word's hash modulo `model.words`."""
-        return self._words(text)[0]
-
-    def _words(self, text: str) -> tuple[Tensor | None, int]:
-        words = _WORD.findall(text.lower())
-        ids = [key_of("word", word) % self.config.words for word in words[: self.max_tokens]]
-        return torch.tensor(ids, dtype=torch.int64) if ids else None, len(words) - len(ids)
+        return word_ids(text, self.config.words, self.max_tokens)[0]
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Return a batch of examples of one shape: `x0` and `noise` (B, C, H, W), `t` (B,), and what `pack` returns.
@@ -173,29 +154,9 @@ class Inputs:
         }
 
     def pack(self, rows: Sequence[Conditions]) -> dict[str, Tensor]:
-        """Pack the conditions of B samples: the T valid text tokens of all, one after another, and image features with null flags.
-
-        Returns `text` (T, features) or (T,), `text_index` (T,): their indices in the flattened `text_mask` (B, L), `text_null` (T,);
-        `image` (B, features), `image_null` (B,). A row without text has one null token: the caption's own mask would leak its length.
-        """
-        lengths = [1 if row.text is None else len(row.text) for row in rows]
-        longest = self._padded(max(lengths))
-        mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
-        null = torch.zeros(len(rows), longest, dtype=torch.bool)
-        null[:, 0] = torch.tensor([row.text is None for row in rows])
-        config = self.config
-        blank = torch.zeros(1, dtype=torch.int64) if config.text == "words" else torch.zeros(1, config.text_dim)
-        text = torch.cat([blank if row.text is None else row.text.to(blank.dtype) for row in rows])
-        index = mask.flatten().nonzero()[:, 0]
-        if self.pad != "longest":  # padding is packed too, so that shapes never change
-            text = blank.new_zeros(len(rows) * longest, *blank.shape[1:]).index_copy(0, index, text)
-            index = torch.arange(len(rows) * longest)
-        batch = {"text": text, "text_index": index, "text_null": null.flatten()[index], "text_mask": mask}
-        if config.image_dim:
-            blank = torch.zeros(config.image_dim)
-            batch["image"] = torch.stack([blank if row.image is None else row.image for row in rows])
-            batch["image_null"] = torch.tensor([row.image is None for row in rows])
-        return batch
+        """Pack the conditions of B samples for the network (`conditions.pack`), padded as `pad` says."""
+        longest = max(1 if row.text is None else len(row.text) for row in rows)
+        return pack(rows, self.config.shape, None if self.pad == "longest" else self._padded(longest))
 
     def _padded(self, longest: int) -> int:
         if self.pad == "to_max":
@@ -208,7 +169,7 @@ class Inputs:
         if not text:
             return None, 0
         if self.config.text == "words":
-            return self._words(captions.swap(text) if mirrored else text)
+            return word_ids(captions.swap(text) if mirrored else text, self.config.words, self.max_tokens)
         name = "t5h_flip" if mirrored and captions.names_side(text) else "t5h"
         whole = _array(sample, name, torch.float32)
         states = whole[: self.max_tokens]
@@ -226,11 +187,6 @@ class Inputs:
         if not captions.names_side(text):
             return True
         return flip.swap_caption and (self.config.text == "words" or "t5h_flip" in sample.get("arrays", {}))
-
-
-def noise(shape: Sequence[int], key: int) -> Tensor:
-    """Return standard normal noise of `shape` (C, H, W), float32, that depends on `key` alone."""
-    return torch.from_numpy(rng(key, "noise").standard_normal(tuple(shape), dtype=np.float32))
 
 
 def caption(sample: Sample) -> str:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from plait.families.nanodit.config import Config
-from plait.families.nanodit.inputs import Conditions, Example, Inputs
+from plait.families.nanodit.inputs import Example, Inputs
+from plait.families.nanodit.network.conditions import Conditions
 
 _STRIDE = 8
 """Pixels of a side of a latent cell."""

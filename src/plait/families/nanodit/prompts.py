@@ -9,7 +9,8 @@ from torch import Tensor
 
 from plait.data import cropping, images
 from plait.errors import PlaitError
-from plait.families.nanodit.inputs import Conditions, Inputs
+from plait.families.nanodit.inputs import Inputs
+from plait.families.nanodit.network.conditions import Conditions
 from plait.nn import encoders
 
 

@@ -7,13 +7,16 @@ Legend: B batch, z (B, C, H, W).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from plait.families.nanodit import flow
-from plait.families.nanodit.config import Sampling
-from plait.families.nanodit.inputs import Conditions, Inputs, noise
+from plait.families.nanodit.flow import shifted, velocity
+from plait.families.nanodit.network.conditions import Conditions, noise
+
+if TYPE_CHECKING:
+    from plait.families.nanodit.config import Sampling
 
 Velocity = Callable[[Tensor, float], Tensor]
 """A function from (z, t) to dz/dt, of the shape of z."""
@@ -24,6 +27,17 @@ Subset = tuple[bool, bool]
 """Which conditions the model gets: (text, image)."""
 Table = dict[Subset, float]
 """{subset of the conditions: coefficient of the velocity under it}."""
+
+
+class Packing(Protocol):
+    """What packs conditions for a model, such as Inputs."""
+
+    @property
+    def prediction(self) -> str:
+        """Return what the model gives: "v", a velocity, or "x", the clean sample."""
+
+    def pack(self, rows: Sequence[Conditions], /) -> dict[str, Tensor]:
+        """Return the conditions of B samples as the network takes them."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class Request:
     key: int
 
 
-def combination(sampling: Sampling) -> Table:
+def combination(sampling: "Sampling") -> Table:
     """Return {(text, image): coefficient of the velocity}, with bools for which conditions the model gets; coefficients sum to 1.
 
     two_scale: v = v_u + s_t (v_t - v_u) + s_d (v_d - v_u). joint: v = v_u + s_d (v_d - v_u) + s_t (v_b - v_d), with v_u, v_t, v_d, v_b
@@ -50,15 +64,15 @@ def combination(sampling: Sampling) -> Table:
     return {NEITHER: 1 - text - image, TEXT: text, IMAGE: image}
 
 
-def times(sampling: Sampling) -> list[float]:
+def times(sampling: "Sampling") -> list[float]:
     """Return the `sampling.steps` + 1 times of the integration, falling from 1 (noise) to 0 (data).
 
     `sampling.grid`: evenly spaced, or "quadratic" (their squares, denser near the data). A `sampling.shift` above 1 then moves all times
-    but the ends towards 1 (function `flow.shifted`).
+    but the ends towards 1 (`shifted`, of flow.py).
     """
     uniform = [1 - i / sampling.steps for i in range(sampling.steps + 1)]
     grid = [t * t for t in uniform] if sampling.grid == "quadratic" else uniform
-    return [flow.shifted(t, sampling.shift) for t in grid]
+    return [shifted(t, sampling.shift) for t in grid]
 
 
 def integrate(velocity: Velocity, z: Tensor, grid: Sequence[float], solver: str) -> Tensor:
@@ -76,7 +90,7 @@ def integrate(velocity: Velocity, z: Tensor, grid: Sequence[float], solver: str)
 
 
 @torch.no_grad()
-def draw(model: nn.Module, inputs: Inputs, requests: Sequence[Request], sampling: Sampling) -> Tensor:
+def draw(model: nn.Module, inputs: Packing, requests: Sequence[Request], sampling: "Sampling") -> Tensor:
     """Generate a sample per request, all of one shape. Returns (B, C, H, W) float32 on the model's device, each independent of others.
 
     `inputs`: packs the conditions for the model; `sampling`: solver, steps and guidance.
@@ -88,10 +102,10 @@ def draw(model: nn.Module, inputs: Inputs, requests: Sequence[Request], sampling
     plain = _Guided(model, inputs, conditions, {BOTH: 1.0}, device)
     low, high = sampling.interval
 
-    def velocity(z: Tensor, t: float) -> Tensor:
+    def slope(z: Tensor, t: float) -> Tensor:
         return (guided if low <= t <= high else plain)(z, t)
 
-    return integrate(velocity, z, times(sampling), sampling.solver)
+    return integrate(slope, z, times(sampling), sampling.solver)
 
 
 class _Guided:
@@ -101,9 +115,9 @@ class _Guided:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Inputs, rows: Sequence[Conditions], table: Mapping[Subset, float], device: torch.device
+        self, model: nn.Module, inputs: Packing, rows: Sequence[Conditions], table: Mapping[Subset, float], device: torch.device
     ) -> None:
-        self.model, self.prediction = model, inputs.config.prediction
+        self.model, self.prediction = model, inputs.prediction
         any_text = any(row.text is not None for row in rows)
         any_image = any(row.image is not None for row in rows)
         merged: Table = {}
@@ -117,6 +131,6 @@ class _Guided:
     def __call__(self, z: Tensor, t: float) -> Tensor:
         repeated = z.repeat(len(self.table), 1, 1, 1)
         t_B = torch.full((len(repeated),), t, device=z.device)
-        v = flow.velocity(self.model({**self.batch, "z": repeated, "t": t_B}).float(), repeated, t_B, self.prediction)
+        v = velocity(self.model({**self.batch, "z": repeated, "t": t_B}).float(), repeated, t_B, self.prediction)
         by_subset = torch.unflatten(v, 0, (len(self.table), len(z)))
         return torch.stack([coefficient * part for coefficient, part in zip(self.table.values(), by_subset, strict=True)]).sum(0)

@@ -1,4 +1,4 @@
-"""Compute sinusoidal embeddings of token positions and of times; nothing is stored, so images may have any size.
+"""Compute sinusoidal embeddings of token positions and of times; nothing is stored, so images may have any size. Imports torch alone.
 
 Legend: N tokens in reading order (rows from the top, each from the left), B batch.
 """
@@ -35,6 +35,6 @@ def grid(height: int, width: int, dim: int, *, centred: bool, device: torch.devi
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
-def time(t: Tensor, width: int) -> Tensor:
+def embed_time(t: Tensor, width: int) -> Tensor:
     """Embed times (B,) in [0, 1] as (B, width) sines and cosines of 1000 t."""
     return sinusoid(TIME_SCALE * t, width)
