@@ -4,14 +4,15 @@ import contextlib
 import hashlib
 import json
 import re
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub.hf_api
 from huggingface_hub import constants
+
+from tests import loopback
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BRANCH = "diffusers/base/post-trained"
@@ -109,19 +110,12 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(200, body, ETag=f'"{blob(body)}"', X_Repo_Commit=COMMIT)
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(loopback.Server):
     """`repositories`: by (models or datasets, owner/name). `asked`: (method, path, token) of every request."""
 
-    daemon_threads = True
-    block_on_close = False
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.repositories, self.asked, self.closing = {}, [], threading.Event()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
+        super().__init__(Handler)
+        self.repositories, self.asked = {}, []
 
     def downloaded(self):
         """The files whose content was asked for."""
@@ -149,14 +143,6 @@ def point(monkeypatch, url, folder):
 @contextlib.contextmanager
 def serving(monkeypatch, folder):
     """A Hub that this process asks while the block lasts; its cache is below `folder`, and there is no token."""
-    hub = Hub()
-    point(monkeypatch, hub.url, folder)
-    thread = threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with loopback.running(Hub()) as hub:
+        point(monkeypatch, hub.url, folder)
         yield hub
-    finally:
-        hub.closing.set()
-        hub.shutdown()
-        hub.server_close()
-        thread.join()

@@ -7,6 +7,37 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
+class Server(ThreadingHTTPServer):
+    """A web server on loopback, at a free port, for many clients that come at once."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+    """Clients that wait to be accepted. Of http.server's five, the next one is dropped, and its client tries again for up to a minute."""
+
+    def __init__(self, handler):
+        super().__init__(("127.0.0.1", 0), handler)
+        self.closing = threading.Event()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@contextlib.contextmanager
+def running(server):
+    """Serve while the block lasts; `server.closing` is set at its end, for handlers that wait."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 @contextlib.contextmanager
 def swallowing():
     """Yield the port of a server that takes every connection and reads what comes, and never answers: a black hole."""
@@ -57,13 +88,6 @@ class _Keeper(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def keeping(status=200):
     """Yield (port, list of (path, JSON)) of a web server that keeps what is posted, and answers `status`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Keeper)
-    server.kept, server.status = [], status
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server.server_address[1], server.kept
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with running(Server(_Keeper)) as server:
+        server.kept, server.status = [], status
+        yield server.server_port, server.kept

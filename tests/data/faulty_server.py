@@ -4,9 +4,10 @@ import contextlib
 import re
 import socket
 import struct
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests import loopback
 
 STATUS = re.compile(r"\d{3}")
 
@@ -85,20 +86,13 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
 
-class FaultyServer(ThreadingHTTPServer):
+class FaultyServer(loopback.Server):
     """`files`: bodies by path. `fault(path, range)` names what goes wrong with a request, "" for nothing. `asked`: all requests."""
 
-    daemon_threads = True
-    block_on_close = False
-
     def __init__(self, files):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.asked, self.closing = dict(files), [], threading.Event()
+        super().__init__(Handler)
+        self.files, self.asked = dict(files), []
         self.fault = lambda path, asked: ""
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
 
     def next_faults(self, *faults):
         """Spoil the next requests, one fault each."""
@@ -106,19 +100,9 @@ class FaultyServer(ThreadingHTTPServer):
         self.fault = lambda path, asked: next(coming, "")
 
 
-@contextlib.contextmanager
 def serving(files):
     """A FaultyServer of `files` while the block lasts."""
-    server = FaultyServer(files)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.closing.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return loopback.running(FaultyServer(files))
 
 
 def wait_until(condition, limit_s=60):

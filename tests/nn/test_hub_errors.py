@@ -1,7 +1,6 @@
 """What the Hub refuses is one line with its cure, through every way that leads to it; the client's retries are not shown."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import huggingface_hub
 import pytest
@@ -12,7 +11,7 @@ from plait.data.sources import hub_files
 from plait.data.sources.datasets import Table
 from plait.errors import PlaitError
 from plait.nn import pretrained
-from tests import hub_server
+from tests import hub_server, loopback
 from tests.hub_server import TOKEN, Repository
 
 RECIPE = "family: theworld\nmodel: {base: tiny}\ndata: {train: [{source: scenes}]}\ntrain: {steps: 1}\n"
@@ -125,10 +124,8 @@ class RefusingProxy(BaseHTTPRequestHandler):
 def proxied(monkeypatch, tmp_path, hub):
     """A Hub behind a proxy that answers with its `status`."""
     pytest.importorskip("datasets")
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), RefusingProxy)
+    proxy = loopback.Server(RefusingProxy)
     proxy.asked, proxy.status = [], 403
-    thread = threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
     hub_server.point(monkeypatch, "https://hub.invalid", tmp_path)
     monkeypatch.setattr("datasets.config.HF_ENDPOINT", "https://hub.invalid")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
@@ -137,11 +134,9 @@ def proxied(monkeypatch, tmp_path, hub):
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
     huggingface_hub.close_session()
-    yield proxy
+    with loopback.running(proxy):
+        yield proxy
     huggingface_hub.close_session()
-    proxy.shutdown()
-    proxy.server_close()
-    thread.join()
 
 
 @pytest.mark.parametrize(("status", "waits"), [(403, 0), (404, 0), (502, 3)])
