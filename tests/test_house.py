@@ -53,7 +53,12 @@ OPTIONAL_PACKAGES = {
 
 @functools.cache
 def tree(path):
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return ast.parse(text(path))
+
+
+@functools.cache
+def text(path):
+    return path.read_text(encoding="utf-8")
 
 
 def name_of(path):
@@ -81,7 +86,7 @@ def imported(node, package):
 @functools.cache
 def imports(path):
     package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
-    return set().union(*(imported(node, package) for node in ast.walk(tree(path))))
+    return set().union(*(imported(node, package) for node in nodes(path)))
 
 
 @pytest.mark.parametrize(
@@ -119,8 +124,13 @@ def layer(module):
     return next((i for i, names in enumerate(LAYERS) if room(module) in names), None)
 
 
+@functools.cache
+def nodes(path):
+    return list(ast.walk(tree(path)))
+
+
 def functions(path):
-    return [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [node for node in nodes(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def cycle(graph):
@@ -143,19 +153,36 @@ def cycle(graph):
     return next((found for node in sorted(graph) if (found := visit(node))), None)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_file_keeps_to_its_lines(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LINES
+def faults(found):
+    """What `found(path)` finds wrong with each file, by module, but for files without a fault."""
+    return {name_of(path): wrong for path in FILES if (wrong := found(path))}
+
+
+def hold(found, rule=""):
+    """Fail with a line for each file in which `found(path)` finds something wrong."""
+    assert not (wrong := faults(found)), "\n".join([rule, *(f"{module}: {fault}" for module, fault in wrong.items())])
+
+
+def test_a_fault_is_told_with_its_file():
+    assert len(FILES) > 500
+    with pytest.raises(AssertionError, match=r"lines\n *plait\.cli: \[3\]"):
+        hold(lambda path: [3] if path.name == "cli.py" else [], "lines")
+
+
+def test_a_file_keeps_to_its_lines():
+    hold(lambda path: max(0, len(text(path).splitlines()) - FILE_LINES), f"lines beyond {FILE_LINES}")
 
 
 def test_the_command_line_fits_on_a_screen_or_two():
     assert len((SOURCE / "cli.py").read_text(encoding="utf-8").splitlines()) <= 80
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_function_keeps_to_its_lines(path):
-    lines = {node.name: node.end_lineno - node.lineno + 1 for node in functions(path)}
-    assert not {name: count for name, count in lines.items() if count > FUNCTION_LINES}
+def test_a_function_keeps_to_its_lines():
+    def long(path):
+        lines = {node.name: node.end_lineno - node.lineno + 1 for node in functions(path)}
+        return {name: count for name, count in lines.items() if count > FUNCTION_LINES}
+
+    hold(long)
 
 
 def test_functions_are_short():
@@ -172,12 +199,13 @@ def test_every_room_has_a_layer():
     assert {room(module) for module in MODULES} - {""} == set().union(*LAYERS)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_point_down(path):
-    own = name_of(path)
-    for other in imports(path):
-        if room(own) and room(other):
-            assert layer(other) < layer(own) or room(other) == room(own), f"{own} imports {other}"
+def test_imports_point_down():
+    def upward(path):
+        own = name_of(path)
+        others = [other for other in imports(path) if room(own) and room(other) != room(own) and room(other)]
+        return [other for other in others if layer(other) >= layer(own)]
+
+    hold(upward)
 
 
 def test_no_family_imports_another():
@@ -210,22 +238,24 @@ def test_there_are_no_import_cycles_of_packages():
     assert cycle(graph) is None
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_only_optional_packages_and_a_commands_work_are_imported_inside_functions(path):
-    of_prove = path.parent.name == "prove" and path.name not in ("prove.py", "compare.py", "smoke_config.py")
-    a_command = path.parent in (SOURCE / "commands", SOURCE / "commands/runs") or of_prove
-    for function in functions(path):
-        for node in ast.walk(function):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-                allowed = {name.split(".")[0] for name in names} <= OPTIONAL_PACKAGES
-                assert allowed or (a_command and function.name.startswith("run")), f"{function.name} imports {names}"
+def test_only_optional_packages_and_a_commands_work_are_imported_inside_functions():
+    def inside(path):
+        of_prove = path.parent.name == "prove" and path.name not in ("prove.py", "compare.py", "smoke_config.py")
+        a_command = path.parent in (SOURCE / "commands", SOURCE / "commands/runs") or of_prove
+        found = []
+        for function in functions(path):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+                    allowed = {name.split(".")[0] for name in names} <= OPTIONAL_PACKAGES
+                    found += [] if allowed or (a_command and function.name.startswith("run")) else [f"{function.name} imports {names}"]
+        return found
+
+    hold(inside)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_every_file_says_what_it_is(path):
-    if path.read_text(encoding="utf-8").strip():
-        assert ast.get_docstring(tree(path)), "a file opens with a docstring"
+def test_every_file_says_what_it_is():
+    hold(lambda path: text(path).strip() and not ast.get_docstring(tree(path)), "a file opens with a docstring")
 
 
 def public(path):
@@ -241,15 +271,17 @@ def public(path):
     return [("", tree(path)), *inside(tree(path), "")]
 
 
-def first_sentence(text):
+def first_sentence(said):
     """The first sentence of a docstring; "et al. 2023" does not end one."""
-    return re.split(r"(?<!al)[.!?](?=\s+[^a-z\s])", " ".join(text.partition("\n\n")[0].split()))[0]
+    return re.split(r"(?<!al)[.!?](?=\s+[^a-z\s])", " ".join(said.partition("\n\n")[0].split()))[0]
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_docstring_begins_with_a_short_sentence(path):
-    sentences = {name: first_sentence(ast.get_docstring(node) or "") for name, node in public(path)}
-    assert not {name: sentence for name, sentence in sentences.items() if len(sentence.split()) > SENTENCE_WORDS}
+def test_a_docstring_begins_with_a_short_sentence():
+    def long(path):
+        sentences = {name: first_sentence(ast.get_docstring(node) or "") for name, node in public(path)}
+        return {name: sentence for name, sentence in sentences.items() if len(sentence.split()) > SENTENCE_WORDS}
+
+    hold(long)
 
 
 def test_the_first_sentence_is_told_from_the_rest():
@@ -261,7 +293,7 @@ def test_the_first_sentence_is_told_from_the_rest():
 @functools.cache
 def errors():
     """The names of PlaitError and all that is derived from it."""
-    classes = [node for path in FILES for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)]
+    classes = [node for path in FILES for node in nodes(path) if isinstance(node, ast.ClassDef)]
     names, before = {"PlaitError"}, set()
     while names != before:
         before = set(names)
@@ -282,16 +314,17 @@ def raised(function):
     return names & errors()
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_what_raises_says_so(path):
-    nodes = dict(public(path))
-    silent = {}
-    for name, node in nodes.items():
-        if isinstance(node, ast.FunctionDef) and (names := raised(node)):
-            owner = nodes[name.rpartition(".")[0]] if node.name == "__init__" else node
-            text = f"{ast.get_docstring(node) or ''} {ast.get_docstring(owner) or ''}"
-            silent |= {} if re.search("[Rr]aise", text) else {name: names}
-    assert not silent
+def test_what_raises_says_so():
+    def silent(path):
+        of_file, found = dict(public(path)), {}
+        for name, node in of_file.items():
+            if isinstance(node, ast.FunctionDef) and (names := raised(node)):
+                owner = of_file[name.rpartition(".")[0]] if node.name == "__init__" else node
+                said = f"{ast.get_docstring(node) or ''} {ast.get_docstring(owner) or ''}"
+                found |= {} if re.search("[Rr]aise", said) else {name: names}
+        return found
+
+    hold(silent)
 
 
 def test_what_raises_is_found():
@@ -300,25 +333,31 @@ def test_what_raises_is_found():
     assert sum(bool(raised(node)) for path in FILES for node in functions(path)) > 200
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_call_names_its_arguments_beyond_the_sixth(path):
+def test_a_call_names_its_arguments_beyond_the_sixth():
     """Except shapes of tensors, and what takes any number of arguments, such as the parts of a key."""
-    calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call) and len(node.args) > POSITIONAL]
-    assert not [node.lineno for node in calls if not ast.unparse(node.func).endswith(("permute", "reshape"))]
+
+    def lines(path):
+        calls = [node for node in nodes(path) if isinstance(node, ast.Call) and len(node.args) > POSITIONAL]
+        return [node.lineno for node in calls if not ast.unparse(node.func).endswith(("permute", "reshape"))]
+
+    hold(lines)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_nothing_is_left_for_later_or_without_a_name(path):
-    assert not re.search(r"\b(TODO|FIXME|XXX)\b", path.read_text(encoding="utf-8"))
-    assert path.stem not in {"utils", "common", "misc", "helpers"}
-    assert not any(isinstance(node, ast.ExceptHandler) and node.type is None for node in ast.walk(tree(path)))
+def test_nothing_is_left_for_later_or_without_a_name():
+    hold(lambda path: re.findall(r"\b(?:TODO|FIXME|XXX)\b", text(path)))
+    hold(lambda path: path.stem in {"utils", "common", "misc", "helpers"})
+    handlers = {path: [node for node in nodes(path) if isinstance(node, ast.ExceptHandler)] for path in FILES}
+    hold(lambda path: [node.lineno for node in handlers[path] if node.type is None], "lines of an except that names no error")
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name != "cli.py"], ids=name_of)
-def test_nothing_prints(path):
-    """Lines to a person go through the reporter; `cli.py` alone writes errors, when there may be no reporter yet."""
-    calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    assert not [node.lineno for node in calls if node.func.id == "print"]
+def test_nothing_prints():
+    """Lines to a person go through the reporter."""
+
+    def lines(path):
+        calls = [node for node in nodes(path) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        return [node.lineno for node in calls if node.func.id == "print"]
+
+    hold(lines)
 
 
 def test_files_that_documents_name_exist():
@@ -333,9 +372,9 @@ def test_files_that_documents_name_exist():
 def test_files_that_docstrings_name_exist():
     names = {path.name for path in FILES} | {"file.py", "torchrun.py"}
     for path in FILES:
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
-                missing = [named for named in re.findall(r"(?<![\w/.])([a-z_]+\.py)\b", text) if named not in names]
+        for node in nodes(path):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (said := ast.get_docstring(node)):
+                missing = [named for named in re.findall(r"(?<![\w/.])([a-z_]+\.py)\b", said) if named not in names]
                 assert not missing, f"{name_of(path)} names {missing}"
 
 
