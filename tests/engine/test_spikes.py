@@ -13,6 +13,7 @@ from plait.engine.monitoring import spikes
 from plait.engine.state import GROUPS, State
 from plait.errors import Stopped
 from plait.keys import rng
+from plait.training.spikes import passes
 from tests import processes, toy_family
 
 SETTINGS = ("train.steps=110", "stages=[]", "evaluate=[]", "checkpoint.best=null", "checkpoint.every_steps=20", "guard.blindness=false")
@@ -109,8 +110,20 @@ def test_two_ranks_find_the_same_sample(made, tmp_path, monkeypatch, policy, str
     assert told["replay"]["loss"] == pytest.approx(alone["replay"]["loss"], rel=1e-4)
     one, other = group(tmp_path, "weights"), group(folder / policy, "weights")
     assert all(torch.allclose(value, other[name], rtol=1e-4, atol=1e-6) for name, value in one.items())  # fp32: sums in another order
-    norms = [[module["gradient_norm"] for module in box["modules"].values()] for box in (told, alone)]
-    assert norms[0] == ([None] * 3 if strategy == "fsdp" else pytest.approx(norms[1], rel=1e-4))
+    norms = [[part["gradient_norm"] for part in [*box["modules"].values(), *box["samples"]]] for box in (told, alone)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4) and len(norms[0]) == 7
+    assert f"; gradient norm {max(norms[0][3:]):.4g}, the others " in told["cause"]
+
+
+def test_of_a_large_sharded_step_the_losses_alone_are_known_which_is_told(made, tmp_path, monkeypatch):
+    _, recipe, sample = made
+    toy_family_at(monkeypatch)
+    monkeypatch.setattr(passes, "MOST_APART", 3)
+    processes.fork(2, toy_family.train, recipe, tmp_path, *SETTINGS, "guard.spikes=skip", "distributed.strategy=fsdp")
+    told = json.loads((tmp_path / "spikes" / f"step-{STEP:08d}" / "spike.json").read_text())
+    assert told["cause"].startswith(f"sample {sample} (loss ")
+    assert "; gradients of single samples are not known, as weights are sharded and the step has more than " in told["cause"]
+    assert not any("gradient_norm" in row for row in told["samples"]) and told["replay"]["grad_norm"] is None
 
 
 def test_a_box_has_the_steps_figures_its_replay_modules_and_samples(made):

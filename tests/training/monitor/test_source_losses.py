@@ -75,6 +75,32 @@ def test_a_task_with_wrong_labels_is_named(recipe, tmp_path):
     assert line.partition(": its loss")[0].endswith("/count")
 
 
+TASKS = ("sum", "count", "mean", "most", "least", "shade")
+
+
+def of_tasks(recipe, folder, steps):
+    """The looks of a run over two sources of six tasks each."""
+    toy.train(recipe, folder / "run", *SETTINGS, sources(folder, "one", "two"), f"train.steps={steps}", "checkpoint.every_steps=null")
+    return rows(folder / "run")
+
+
+def test_many_tasks_are_looked_at_by_fewer_samples_each_and_of_a_shorter_stage_the_sources_which_is_told(recipe, tmp_path, capsys):
+    for source in ("one", "two"):
+        for task in TASKS:
+            write(tmp_path, source, task=task, count=40)
+    first, *later = of_tasks(recipe, tmp_path, 80)
+    assert {name: len(values) for name, values in first[source_rule.SAMPLES].items()} == {"jsonl_one.jsonl": 8, "jsonl_two.jsonl": 8}
+    assert [row["step"] for row in later] == [50]
+    told = "the losses of tasks are not looked at, those of sources are: 80 steps are too few to pay for them"
+    assert told in capsys.readouterr().out
+    *_, last = of_tasks(recipe, tmp_path, 120)  # the same run goes on, and what was never looked at is not compared
+    groups = last[source_rule.SAMPLES]
+    assert last["step"] == 100, "twice 96 samples forward are 1 % of 100 steps of 64, which count three times"
+    assert {len(values) for name, values in groups.items() if "/" in name} == {8} and len(groups) == 14
+    assert all(len(values) == 48 for name, values in groups.items() if "/" not in name) and warnings(tmp_path / "run") == []
+    assert told not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_healthy_sources_are_left_alone(recipe, tmp_path, seed):
     write(tmp_path, "one")

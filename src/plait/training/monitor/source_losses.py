@@ -7,7 +7,7 @@ numbers: the losses of steps do not tell sources apart, since each batch is mixe
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, Protocol
 
@@ -117,8 +117,7 @@ class SourceLosses(StageLook):
         """Choose the samples of each source and task, on rank 0; {} where there is but one of both together."""
         if not self.context.ranks.first:
             return {}
-        budget = 3 * _SHARE * FIRST_STEPS * self.plan.config.train.global_batch / (2 * len(self.names))
-        count = max(source_rule.FEWEST, min(_MOST, int(budget)))
+        count = self._count(len(self.names))
         groups: dict[str, list[Place]] = {}
         left_out = [name for name, source in zip(self.names, self.plan.data.sources, strict=True) if source.may_wait]
         for number, (name, source) in enumerate(zip(self.names, self.plan.data.sources, strict=True)):
@@ -139,7 +138,25 @@ class SourceLosses(StageLook):
             return {}
         if left_out:
             log.info(f"the losses of {', '.join(left_out)} are not looked at: too few usable samples, read while waiting, or too many")
-        return groups
+        return self._paid_for(groups)
+
+    def _count(self, groups: int) -> int:
+        """Return how many samples of each of so many groups are paid for from the first step on that is judged, within the limits."""
+        budget = 3 * _SHARE * FIRST_STEPS * self.plan.config.train.global_batch / (2 * groups)
+        return max(source_rule.FEWEST, min(_MOST, int(budget)))
+
+    def _paid_for(self, groups: Mapping[str, list[Place]]) -> dict[str, list[Place]]:
+        """Return the groups with fewer samples where many tasks make looks dear; of a stage too short even so, the sources alone."""
+        alone = {name: places for name, places in groups.items() if name in self.names}
+        of_tasks = {name: [task for task in groups if task.startswith(f"{name}/")] for name in alone}
+        count = self._count(sum(len(tasks) or 1 for tasks in of_tasks.values()))
+        fewer = {name: places[:count] for name, places in groups.items()}
+        fewer |= {name: [*chain(*(fewer[task] for task in tasks))] for name, tasks in of_tasks.items() if tasks}
+        if self._first(sum(len(fewer[name]) for name in alone)) <= self.plan.steps or len(alone) < 2 or len(alone) == len(groups):
+            return fewer
+        log.info(f"the losses of tasks are not looked at, those of sources are: {self.plan.steps:,} steps are too few to pay for them")
+        fewest = source_rule.FEWEST
+        return {name: fewer[name][:: max(1, len(fewer[name]) // fewest)][:fewest] for name in alone}
 
     def _read(self, number: int, count: int) -> dict[str, list[Place]]:
         """Read up to `count` samples of a source, and return those that can be read by their task, "" for none."""
@@ -176,7 +193,8 @@ class SourceLosses(StageLook):
         if not known:
             return
         told = [line for earlier in known for line in earlier.get("warnings", ())]
-        first, now = ({group: row_[source_rule.SAMPLES].get(group, []) for group in self._leaves()} for row_ in (known[0], row))
+        samples = known[0][source_rule.SAMPLES], row[source_rule.SAMPLES]
+        first, now = ({group: groups[group] for group in _leaves(groups) if group in _leaves(samples[0])} for groups in samples)
         lines = []
         for group, change, usual in source_rule.stuck(source_rule.falls(first, now)):
             if self._trained_on(group) and not any(f"source {group}: its loss" in line for line in told):
@@ -185,11 +203,6 @@ class SourceLosses(StageLook):
         for line in lines:
             log.warning(line)
         row |= {"warnings": lines} if lines else {}
-
-    def _leaves(self) -> list[str]:
-        """Return the groups that are compared: the tasks of a source that has several, else the source."""
-        groups = self.groups or {}
-        return [group for group in groups if not any(other.startswith(f"{group}/") for other in groups)]
 
     def _number(self, group: str) -> int:
         return self.names.index(group.partition("/")[0])
@@ -211,6 +224,11 @@ class SourceLosses(StageLook):
 def _unlike(names: Sequence[str]) -> list[str]:
     """Return the names, with its place behind each that another one before it is like."""
     return [f"{name} {place + 1}" if name in names[:place] else name for place, name in enumerate(names)]
+
+
+def _leaves(groups: Collection[str]) -> list[str]:
+    """Return the groups that are compared: the tasks of a source that has several, else the source."""
+    return [group for group in groups if not any(other.startswith(f"{group}/") for other in groups)]
 
 
 def safe(name: str) -> str:

@@ -34,7 +34,7 @@ from plait.engine.state import State
 from plait.errors import BadSample, PlaitError, Stopped, sample_errors
 from plait.keys import key
 from plait.training.spikes.cause import Before, cause_of
-from plait.training.spikes.passes import Passes, Replay, norms_by_module
+from plait.training.spikes.passes import MOST_APART, Passes, Replay, norms_by_module
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +137,8 @@ class BlackBox:
         now = self._passes(replay, state.stage_step)
         before = self._before(replay, row) if state.stage_step else None
         cause = cause_of(now.rows, now.modules, before)
+        if now.norm is None:
+            cause += f"; gradients of single samples are not known, as weights are sharded and the step has more than {MOST_APART} samples"
         weights = norms_by_module(trained, modules)
         norms = {
             name: {

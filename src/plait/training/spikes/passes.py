@@ -25,12 +25,15 @@ from plait.keys import key
 
 Figures = dict[str, Any]
 
+MOST_APART = 64
+"""Samples of a step whose gradients are computed apart where weights are sharded: each takes a forward and a backward pass of all ranks."""
+
 
 @dataclass(frozen=True)
 class Passes:
     """Figures of a step's samples: `rows`, one a sample, and of all together: the `loss`, the gradient's `norm`, and that by module.
 
-    A model whose weights are sharded makes forward passes alone, in `precision`: then there are no norms.
+    A model whose weights are sharded makes them in `precision`, and forward passes alone, without norms, of more than MOST_APART samples.
     """
 
     rows: list[Figures]
@@ -64,17 +67,17 @@ class Replay:
         loss_weights = dict(zip(terms, loop.sum_over_ranks([own[term] for term in terms], self.ranks), strict=True))
         with torch.compiler.set_stance("force_eager"):
             if distributed.is_sharded(self.model):
-                return self._forward(micros, names, loss_weights)
+                return self._sharded(micros, names, loss_weights)
             with _gradients_kept(self.model), _in_float32(self.model):
                 rows = on_every_rank(self.ranks, functools.partial(self._each, micros, names, loss_weights))
                 modules = self._norms()
         norm = math.sqrt(sum(value**2 for value in modules.values()))
-        return self._passes([row for part in rows for row in part], loss_weights, modules, norm)
+        every = [row for part in rows for row in part]
+        return Passes(every, self._total(every, loss_weights), modules, norm, "fp32")
 
-    def _passes(self, rows: list[Figures], loss_weights: Mapping[str, float], modules: dict[str, float], norm: float | None) -> Passes:
-        sums = {term: sum(row["sums"][term] for row in rows) for term in loss_weights}
-        precision = "fp32" if norm is not None else self.precision
-        return Passes(rows, self._of(sums, loss_weights), modules, norm, precision)
+    def _total(self, rows: Sequence[Figures], loss_weights: Mapping[str, float]) -> float:
+        """Return the loss of all rows together."""
+        return self._of({term: sum(row["sums"][term] for row in rows) for term in loss_weights}, loss_weights)
 
     def _of(self, sums: Mapping[str, float], loss_weights: Mapping[str, float]) -> float:
         """Return the loss of numerators over denominators, by term."""
@@ -107,10 +110,10 @@ class Replay:
                         value.grad = None
         return rows
 
-    def _backward(self, sums: Mapping[str, Tensor], loss_weights: Mapping[str, float]) -> None:
+    def _backward(self, sums: Mapping[str, Tensor], loss_weights: Mapping[str, float], times: float = 1.0) -> None:
         if not has_targets(self.loss, loss_weights):
             return
-        factors = {term: self.loss.coefficients[term] / loss_weights[term] for term in sums if loss_weights[term] > 0}
+        factors = {term: times * self.loss.coefficients[term] / loss_weights[term] for term in sums if loss_weights[term] > 0}
         terms = [term for term in factors if sums[term].requires_grad]
         torch.autograd.backward([sums[term] for term in terms], [torch.full_like(sums[term], factors[term]) for term in terms])
 
@@ -123,19 +126,52 @@ class Replay:
             value.grad = None
         return norms_by_module(gradients, self.modules)
 
-    def _forward(self, micros: Sequence[MicroBatch], names: Sequence[str], loss_weights: Mapping[str, float]) -> Passes:
-        """Make forward passes alone, as many on each rank, as those of a sharded model are made together."""
+    def _sharded(self, micros: Sequence[MicroBatch], names: Sequence[str], loss_weights: Mapping[str, float]) -> Passes:
+        """Make as many passes on each rank, as those of a sharded model are made together.
+
+        A backward pass adds the gradients of all ranks. So those of a sample are apart where the others multiply theirs by zero.
+        """
+        counts = self.ranks.gather(len(micros))
+        apart = sum(counts) <= MOST_APART
         rows: list[Figures] = []
+        modules: dict[str, float] = {}
         try:
-            for number in range(max(self.ranks.gather(len(micros)))):
-                at = min(number, len(micros) - 1)
-                with torch.no_grad(), autocast(self.precision, self.ranks.device):
-                    sums = self._sums(micros[at])
-                if number < len(micros):
-                    rows.append(self._row(micros[at], names[at], sums))
+            with _gradients_kept(self.model):
+                for number in range(max(counts)):
+                    mine = number < len(micros)
+                    sums = self._together(micros[min(number, len(micros) - 1)], loss_weights, gradient=apart, counts=mine)
+                    if mine:
+                        rows.append(self._row(micros[number], names[number], sums))
+                if apart:
+                    modules = self._gradient_norms(self.modules)
+                    for rank, number in [(rank, number) for rank, count in enumerate(counts) for number in range(count)]:
+                        mine = rank == self.ranks.rank
+                        self._together(micros[number if mine else min(number, len(micros) - 1)], loss_weights, gradient=True, counts=mine)
+                        norm = sum(self._gradient_norms(dict.fromkeys(self.modules, "")).values())
+                        if mine:
+                            rows[number]["gradient_norm"] = norm
         finally:
             distributed.reshard(self.model)
-        return self._passes([row for part in self.ranks.gather(rows) for row in part], loss_weights, {}, None)
+        every = [row for part in self.ranks.gather(rows) for row in part]
+        of_all = math.sqrt(sum(value**2 for value in modules.values())) if apart else None
+        return Passes(every, self._total(every, loss_weights), modules, of_all, self.precision)
+
+    def _together(self, micro: MicroBatch, loss_weights: Mapping[str, float], *, gradient: bool, counts: bool) -> Mapping[str, Tensor]:
+        """Pass a sample forward while the other ranks pass theirs, and with `gradient` backward; one that does not count adds zeros."""
+        with torch.set_grad_enabled(gradient), distributed.accumulating(self.model, True):
+            with autocast(self.precision, self.ranks.device):
+                sums = self._sums(micro)
+            if gradient:
+                self._backward(sums, loss_weights, self.ranks.size if counts else 0.0)
+        return sums
+
+    def _gradient_norms(self, modules: Mapping[str, str]) -> dict[str, float]:
+        """Return the norm, by module, of the sharded gradients in the parameters, and drop them."""
+        gradients = {name: value.grad for name, value in self.trained.items() if value.grad is not None}
+        norms = norms_by_module(gradients, modules)
+        for value in self.trained.values():
+            value.grad = None
+        return norms
 
 
 def norms_by_module(tensors: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str, float]:
