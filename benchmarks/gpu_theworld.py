@@ -34,6 +34,7 @@ from plait.engine.precision import TYPES, set_precision
 from plait.engine.state import State
 from plait.families.theworld import family, towers
 from plait.families.theworld.config import Config
+from plait.families.theworld.inputs import NO_LATENTS
 from plait.families.theworld.loss import Loss
 from plait.families.theworld.model import TheWorld
 from plait.families.theworld.pretrained import hub
@@ -77,7 +78,7 @@ def build(section: Config, device: torch.device) -> TheWorld:
     return TheWorld(gemma, encoder, projector).to(device)
 
 
-def micro_batch(section: Config, rows: int, text: int, seed: int) -> dict[str, torch.Tensor]:
+def micro_batch(section: Config, rows: int, text: int, seed: int) -> dict[str, Any]:
     """Rows as the recipe's: a question of 16 tokens around picture and world, then `text` supervised tokens; pictures of noise."""
     assert section.world is not None
     random = torch.Generator().manual_seed(seed)
@@ -96,8 +97,8 @@ def micro_batch(section: Config, rows: int, text: int, seed: int) -> dict[str, t
     size = section.world.image_size
     batch["pixels"] = torch.randint(256, (rows, 3, side, side), generator=random, dtype=torch.uint8)
     batch["frames"] = torch.randint(256, (rows, 3, size, size), generator=random, dtype=torch.uint8)
-    batch["frame_counts"] = torch.ones(rows, dtype=torch.int64)
-    return batch
+    counts = {"frame_counts": [1] * rows, "latent_counts": [0] * rows}
+    return {**batch, **counts, "latents": NO_LATENTS, "cut": torch.zeros(rows, dtype=torch.int64)}
 
 
 def step_batch(step: int, settings: Any, section: Config, text: int) -> StepBatch:

@@ -60,10 +60,11 @@ def _attention(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, *
     return pairs * (query.shape[-1] * (1 + scores) + value.shape[-1] * (1 + (scores > 0) + _gradients(value)))
 
 
-def _supervised(_: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor | None = None, **__: Any) -> Tensor:
+def _supervised(_: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor | None = None, **named: Any) -> Any:
     """Count the logits of positions with a target, or a weight: `plait.nn` computes no others, and keeps none for the backward pass."""
-    chosen_N = target_N >= 0 if weight_N is None else weight_N > 0
-    return chosen_N.sum(dtype=torch.float64) * (2.0 * head_VD.numel() * (1 + _gradients(hidden_ND, head_VD)))
+    chosen_N, places_S = target_N >= 0 if weight_N is None else weight_N > 0, named.get("places_S")
+    chosen = chosen_N.sum(dtype=torch.float64) if places_S is None else len(places_S)
+    return chosen * (2.0 * head_VD.numel() * (1 + _gradients(hidden_ND, head_VD)))
 
 
 _RULES: dict[str, Callable[..., float | Tensor]] = {

@@ -15,19 +15,22 @@ from torch.overrides import handle_torch_function, has_torch_function
 CHUNK_POSITIONS = 256
 
 
-def weighted_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+def weighted_cross_entropy(
+    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor, *, places_S: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return (cross-entropy in nats, z-loss), each a sum over N positions weighted by `weight_N`, as scalars.
 
     Logits (N, V) are those of hidden states (N, D) and an output head (V, D); `target_N`: token ids (N,).
     Sums over positions with w_n > 0 of w_n (Z_n - z_n) and of w_n Z_n^2, with z_n the target's logit and Z_n = logsumexp of all logits;
     the second is the z-loss of PaLM (Chowdhery et al. 2022, section 5). Float32 scalars (float64 for float64 inputs). Without a weighted
-    position both are exactly 0, with gradients of zero. Under autocast the products are computed in its dtype.
+    position both are exactly 0, with gradients of zero. Under autocast the products are computed in its dtype. `places_S`: the indices of
+    all positions with a weight; None: they are looked for, for which the host waits for the device.
     """
     if has_torch_function(factors := (hidden_ND, head_VD, target_N, weight_N)):  # a FLOP counter sees one product with its gradients
-        counted: tuple[Tensor, Tensor] = handle_torch_function(weighted_cross_entropy, factors, *factors)
+        counted: tuple[Tensor, Tensor] = handle_torch_function(weighted_cross_entropy, factors, *factors, places_S=places_S)
         return counted
-    weighted = weight_N > 0
-    hidden_ND, target_N, weight_N = hidden_ND[weighted], target_N[weighted], weight_N[weighted]
+    places_S = (weight_N > 0).nonzero()[:, 0] if places_S is None else places_S
+    hidden_ND, target_N, weight_N = (value.index_select(0, places_S) for value in (hidden_ND, target_N, weight_N))
     device = hidden_ND.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
     wide = torch.float64 if product == torch.float64 else torch.float32

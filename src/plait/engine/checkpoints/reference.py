@@ -51,10 +51,11 @@ def frozen(
 
 
 def _inputs(batches: Sequence[StepBatch]) -> dict[str, str]:
-    """Return a hash of each tensor of the batches, by name."""
+    """Return a hash of each tensor and list of numbers of the batches, by name; dicts say where in those something is."""
     hashes: dict[str, xxhash.xxh3_64] = {}
     for batch in (micro.batch for step in batches for micro in step.micro):
-        for name, value in batch.items():
+        for name, given in ((name, value) for name, value in batch.items() if not isinstance(value, dict)):
+            value = given if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.int64)
             content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             hashes.setdefault(name, xxhash.xxh3_64()).update(f"{value.dtype}{tuple(value.shape)}".encode() + content)
     return {name: hashed.hexdigest() for name, hashed in sorted(hashes.items())}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from plait.engine.parallel.distributed import to_device
 from plait.errors import PlaitError
 from plait.families.idle_options import of_draw, refuse_idle
 from plait.families.molmo.inputs import Example, Inputs
@@ -54,7 +55,7 @@ def answers(
 
     `model`: in eval mode. `inputs`: collates the prompts, decodes the answers. `sampling`: how tokens are chosen, by default the likeliest.
     """
-    batch = {name: value.to(model.head.device) for name, value in inputs.collate(examples, left=True).items()}
+    batch = to_device(inputs.collate(examples, left=True), model.head.device)
     rows = decode(CachedMolmo(model, batch), max_new_tokens=max_new_tokens, stops=inputs.tokenizer.stops, sampling=sampling)
     return [inputs.tokenizer.decode(row).strip() for row in rows]
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 from transformers import PreTrainedConfig
 
 from plait.data import images
@@ -23,7 +22,7 @@ from plait.families.molmo import styles, towers
 from plait.families.molmo.config import Config
 from plait.families.molmo.hf.sizes import IMAGE_PROMPT, IMAGE_TOKENS
 from plait.families.molmo.hf.tiling import TiledImage, tile
-from plait.families.molmo.packing.sequence import Annotation, Row, batch_rows, build_row
+from plait.families.molmo.packing.sequence import Annotation, Row, batch_rows, build_row, places_of
 from plait.families.molmo.styles import Conversation, TextSpan
 from plait.keys import rng
 
@@ -123,11 +122,11 @@ class Inputs:
         limits.check_length(int(row.positions.max()) + 1, self.tokenizer.positions)
         return Example(row, tiles)
 
-    def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
+    def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Any]:
         """Collate examples to a batch: `ids`, `labels`, `loss_weights`, `positions` (B, L) and `segments` (B, L, 2), as of `batch_rows`.
 
         Of n crops: `crops` (n, 3, S, S), `real` (n, P), image share of each patch (-1: partly padded), and `pools` (T, 4), the patches of
-        each image token, as indices into `real`; -1: none. `cut` (B,): answer tokens cut off. `left`: pad before the tokens.
+        each image token, as indices into `real`; -1: none. `cut` (B,): answer tokens cut off. `places`: of `places_of`. `left`: pad there.
         """
         pad = "longest" if left else self.pad
         batch = batch_rows([example.row for example in examples], pad_id=self.tokenizer.eos, pad=pad, max_tokens=self.max_tokens, left=left)
@@ -142,7 +141,7 @@ class Inputs:
         batch |= {"crops": torch.cat(crops), "real": torch.cat(real)}
         batch["pools"] = torch.cat(pools) if pools else torch.empty(0, 4, dtype=torch.int64)
         batch["cut"] = torch.tensor([example.row.cut for example in examples])
-        return batch
+        return {**batch, "places": places_of(batch, self.tokenizer.image_start)}
 
     def image_ids(self, tiled: TiledImage) -> list[int]:
         """Return the token ids of one tiled image: start, patches, ends of rows, and end."""

@@ -1,7 +1,7 @@
 """Molmo: a vision tower, a connector and a causal language model, with image features added to the embeddings of `<im_patch>`.
 
 Tower and language model are transformers' own classes. Which position sees which is in the batch (sequence.py), not decided here.
-A batch is what `Inputs.collate` returns: ids, labels, loss_weights, positions (B, L), segments (B, L, 2), crops, real, pools.
+A batch is what `Inputs.collate` returns: ids, labels, loss_weights, positions (B, L), segments (B, L, 2), crops, real, pools, places.
 Legend: B rows, L positions, K positions of the cache and L, D width, V rows of the language model's embedding, T image tokens of the batch.
 """
 
@@ -17,7 +17,6 @@ from plait.families.molmo import towers
 from plait.families.molmo.config import Config
 from plait.families.molmo.features.crops import CROP_FEATURES
 from plait.families.molmo.hf.connector import Connector, add_features
-from plait.families.molmo.hf.sizes import PATCH
 from plait.families.molmo.hf.vision_tower import VisionTower
 from plait.families.molmo.packing.sequence import attention_mask
 from plait.families.molmo.towers import embedding_rows
@@ -26,7 +25,7 @@ from plait.nn.connectors import root_mean_square, seeded
 from plait.nn.idle import contains_sharded, zero_from, zero_from_parameters
 from plait.nn.weighted import weighted_cross_entropy
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 COMPONENTS = ("connector", "vision", "language")
 _META_SCALE = 0.02  # rms assumed of embeddings on the meta device
 _NORMED_AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
@@ -52,9 +51,8 @@ class Molmo(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss": sum of w * cross-entropy, "z_loss": sum of w * (log normaliser)^2} over positions of weight w; 0 without any."""
         hidden_BLD = self.hidden(self.embed(batch), batch)
-        loss, z_loss = weighted_cross_entropy(
-            hidden_BLD.flatten(0, 1), self.head, batch["labels"].flatten(), batch["loss_weights"].flatten()
-        )
+        hidden_ND, target_N, weight_N = hidden_BLD.flatten(0, 1), batch["labels"].flatten(), batch["loss_weights"].flatten()
+        loss, z_loss = weighted_cross_entropy(hidden_ND, self.head, target_N, weight_N, places_S=batch["places"]["loss"])
         return {"loss": loss + self._zero_of_unused(batch).to(loss), "z_loss": z_loss}
 
     @property
@@ -73,15 +71,16 @@ class Molmo(nn.Module):
         if len(crops):
             features_nPF = batch[CROP_FEATURES].unflatten(0, (len(crops), -1)) if CROP_FEATURES in batch else self._features(crops)
             features_TD = self.connector(features_nPF, batch["real"], batch["pools"])
-            embeds_BLD = add_features(embeds_BLD, features_TD, ids_BL == self.rows + PATCH)
+            embeds_BLD = add_features(embeds_BLD, features_TD, batch["places"]["image"])
         return embeds_BLD
 
     def hidden(self, embeds_BLD: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
         """Return the language model's last hidden states (B, L, D) for what `embed` returned; fills the key-value `cache`, if given."""
         if self.training and (self.config.residual_dropout or self.config.response_residual_dropout):
             answer_BL1 = (batch["loss_weights"] > 0)[..., None]
-            rates = embeds_BLD.new_tensor([1 - self.config.residual_dropout, 1 - self.config.response_residual_dropout])
-            self._keep_BL1 = torch.where(answer_BL1, rates[1], rates[0])
+            rates = (self.config.residual_dropout, self.config.response_residual_dropout)
+            keep, keep_answer = (embeds_BLD.new_full((), 1 - rate) for rate in rates)
+            self._keep_BL1 = torch.where(answer_BL1, keep_answer, keep)
         else:
             self._keep_BL1 = None
         positions_BL = batch["positions"]

@@ -1,14 +1,14 @@
 """What `plait plan` asks of molmo: a batch of the usual shapes without data or tokenizer, and learning rates that have worked."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from plait.families.molmo import towers
 from plait.families.molmo.config import DEBUG, Config
 from plait.families.molmo.hf.tiling import tile
-from plait.families.molmo.packing.sequence import Annotation, batch_rows, build_row
+from plait.families.molmo.packing.sequence import Annotation, batch_rows, build_row, places_of
 
 _TEXT = 256
 """Text tokens assumed of a sample, all but 16 of them supervised: a dense caption."""
@@ -17,7 +17,7 @@ _RATES = {"connector": 2e-4, "vision": 6e-6, "language": 2e-5}  # of the caption
 _DEBUG_RATE = 1e-3
 
 
-def assumed_batch(config: Config, *, samples: int, tokens: int | None, picture: tuple[int, int] | None) -> dict[str, Tensor]:
+def assumed_batch(config: Config, *, samples: int, tokens: int | None, picture: tuple[int, int] | None) -> dict[str, Any]:
     """Return a batch of `samples` captions, each of a picture cut into as many crops as there may be.
 
     It is as `Inputs.collate` makes it, whatever size of `picture` is known. A row has the picture's tokens and 256 of text, or so many
@@ -37,7 +37,7 @@ def assumed_batch(config: Config, *, samples: int, tokens: int | None, picture: 
     patches = tiled.real.numel()
     pools = [torch.where(tiled.pools >= 0, tiled.pools + number * patches, tiled.pools) for number in range(samples)]
     batch |= {"crops": torch.cat([tiled.crops] * samples), "real": torch.cat([tiled.real] * samples), "pools": torch.cat(pools)}
-    return {**batch, "cut": torch.zeros(samples, dtype=torch.int64)}
+    return {**batch, "cut": torch.zeros(samples, dtype=torch.int64), "places": places_of(batch, rows_of_text)}
 
 
 def usual_rates(config: Config) -> Mapping[str, float]:

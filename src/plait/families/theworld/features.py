@@ -63,7 +63,7 @@ def _images(batch: Mapping[str, Any]) -> Sequence[Tensor]:
 
 
 def _clips(batch: Mapping[str, Any]) -> Sequence[Tensor]:
-    clips = torch.split(batch["frames"], batch["frame_counts"].tolist()) if len(batch["frames"]) else ()
+    clips = torch.split(batch["frames"], batch["frame_counts"]) if len(batch["frames"]) else ()
     return [clip for clip in clips if len(clip)]  # a row with a stored future has none
 
 

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from plait.data.formats.clips import is_clip, read_clip
 from plait.data.records import IMAGE_KINDS
+from plait.engine.parallel.distributed import to_device
 from plait.errors import PlaitError
 from plait.families.idle_options import of_draw, refuse_idle
 from plait.families.theworld.inputs import WORLD_OF, Example, Inputs
@@ -79,7 +80,7 @@ def answers(
 
     `inputs`: collates the prompts and decodes the answers; `sampling`: how tokens are chosen, by default the likeliest.
     """
-    batch = {name: value.to(model.gemma.device) for name, value in inputs.collate(examples, left=True).items()}
+    batch = to_device(inputs.collate(examples, left=True), model.gemma.device)
     rows = decode(CachedTheWorld(model, batch), max_new_tokens=max_new_tokens, stops=inputs.chat.stops, sampling=sampling)
     return [inputs.chat.decode(row).strip() for row in rows]
 

@@ -115,20 +115,20 @@ class Inputs:
         """Encode the conversation up to its last user turn, for generation, untruncated. Raises BadSample: roles, bad image, too long."""
         return self.example(sample, self.chat.prompt(sample["messages"], len(sample["images"])))
 
-    def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
+    def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Any]:
         """Pad examples to a batch of B rows and L positions; return tensors by name.
 
-        `ids`, `kinds`, `labels`, `attention_mask`, `token_types`, `positions` (B, L): as of `pad_rows`. `pixels` (n, 3, S, S) and `frames`
-        (F, 3, W, W): those of all rows, concatenated; `latents` (T, C, h, h): those of predicted futures. `frame_counts`,
-        `latent_counts`: frames and latents of each row with a world block. `cut` (B,): supervised tokens cut off. `left`: pad on the left.
+        `ids`, `kinds`, `labels`, `attention_mask`, `token_types`, `positions` (B, L), `places`: as of `pad_rows`. `pixels` (n, 3, S, S),
+        `frames` (F, 3, W, W): those of all rows, concatenated; `latents` (T, C, h, h): of predicted futures. `frame_counts`,
+        `latent_counts`: lists, frames and latents of each row with a world block. `cut` (B,): supervised tokens cut off. `left`: pad there.
         """
         pad = "longest" if left else self.pad
         batch = pad_rows([example.row for example in examples], pad_id=self.chat.pad, pad=pad, max_tokens=self.max_tokens, left=left)
         worlds = [example for example in examples if len(example.frames) or len(example.latents)]
         batch["pixels"] = torch.cat([example.pixels for example in examples])
         batch["frames"] = torch.cat([example.frames for example in examples])
-        batch["frame_counts"] = torch.tensor([len(example.frames) for example in worlds], dtype=torch.int64)
-        batch["latent_counts"] = torch.tensor([len(example.latents) for example in worlds], dtype=torch.int64)
+        batch["frame_counts"] = [len(example.frames) for example in worlds]
+        batch["latent_counts"] = [len(example.latents) for example in worlds]
         batch["latents"] = torch.cat([example.latents for example in worlds if len(example.latents)] or [NO_LATENTS])
         batch["cut"] = torch.tensor([example.row.cut for example in examples])
         return batch

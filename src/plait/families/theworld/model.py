@@ -1,12 +1,14 @@
 """Gemma 3 with a world encoder (of a video VAE), whose tokens join those of images and text in a sequence. They are the world block.
 
 Gemma and the encoder are transformers' and diffusers' own classes. A row without a world block is computed exactly as Gemma computes it. A
-batch is what `Inputs.collate` returns: ids, kinds, labels, attention_mask, token_types, positions (B, L), pixels, frames, frame_counts.
+batch is what `Inputs.collate` returns: ids, kinds, labels, attention_mask, token_types, positions (B, L), pixels, frames, frame_counts,
+places. What depends on values is there, so that no micro-batch waits for the device.
 Legend: B rows, L positions, D width, K image tokens, V vocabulary rows.
 """
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +22,14 @@ from plait.families.theworld import towers
 from plait.families.theworld.config import TINY, Config, WorldEncoderConfig
 from plait.families.theworld.pretrained import gemma as pretrained_gemma
 from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder, unit_range
-from plait.families.theworld.sequence import Kind
 from plait.families.theworld.world import WorldProjector, group_by_length
 from plait.keys import key
 from plait.nn.connectors import root_mean_square, seeded
 from plait.nn.idle import contains_sharded, zero_from, zero_from_parameters
 from plait.nn.losses import token_cross_entropy
 
-Batch = dict[str, Tensor]
-"""Tensors by name, as `Inputs.collate` returns them."""
+Batch = dict[str, Any]
+"""Tensors by name, and counts, as `Inputs.collate` returns them."""
 IMAGE_FEATURES, WORLD_LATENTS = "image_features", "world_latents"
 """Entries of a batch with what a frozen encoder made of its `pixels` (n, K, D) and `frames` (T of all rows, C, h, h), if it was kept."""
 
@@ -49,24 +50,22 @@ class TheWorld(nn.Module):
         if contains_sharded(self.gemma.model.language_model):  # also going back through it gathers: all ranks do, or none
             embeds_BLD = embeds_BLD + self._zero_of_unused(batch).to(embeds_BLD.dtype)
         hidden_BLD = self.hidden(embeds_BLD, batch)
-        target_BL = batch["labels"][:, 1:]
-        total = token_cross_entropy(hidden_BLD[:, :-1].flatten(0, 1), self.gemma.lm_head.weight, target_BL.flatten(), softcap=self.softcap)
+        hidden_ND, target_N, places = hidden_BLD.flatten(0, 1)[:-1], batch["labels"].flatten()[1:], batch["places"]["loss"]
+        total = token_cross_entropy(hidden_ND, self.gemma.lm_head.weight, target_N, softcap=self.softcap, places_S=places)
         return {"loss": total + self._zero_of_unused(batch).to(total)}
 
     def embed(self, batch: Batch) -> Tensor:
         """Return embeddings (B, L, D) of the tokens, with image features and world blocks at their positions."""
         embeds_BLD: Tensor = self.gemma.get_input_embeddings()(batch["ids"])
-        kinds_BL1 = batch["kinds"][..., None]
-        pixels = batch["pixels"]
+        pixels, places = batch["pixels"], batch["places"]
         if len(pixels):
-            features = (batch[IMAGE_FEATURES] if IMAGE_FEATURES in batch else self.image_features(pixels)).to(embeds_BLD.dtype)
-            embeds_BLD = embeds_BLD.masked_scatter(kinds_BL1 == Kind.IMAGE, features)
+            features = batch[IMAGE_FEATURES] if IMAGE_FEATURES in batch else self.image_features(pixels)
+            embeds_BLD = _put(embeds_BLD, places["image"], features)
         elif contains_sharded(self.gemma.model.vision_tower):
             blank = self.image_features(pixels.new_zeros(1, *pixels.shape[1:]))
             embeds_BLD = embeds_BLD + zero_from(blank).to(embeds_BLD.dtype)
         if len(batch["frame_counts"]):
-            blocks = self._world_blocks(batch).to(embeds_BLD.dtype)
-            embeds_BLD = embeds_BLD.masked_scatter(kinds_BL1 >= Kind.WORLD, blocks)
+            embeds_BLD = _put(embeds_BLD, places["world"], self._world_blocks(batch))
         return embeds_BLD
 
     def hidden(self, embeds_BLD: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
@@ -104,7 +103,7 @@ class TheWorld(nn.Module):
     def _world_blocks(self, batch: Batch) -> Tensor:
         """Return all world blocks, concatenated in the rows' order: (positions, D)."""
         assert self.projector is not None and self.world is not None
-        counts, futures = batch["frame_counts"].tolist(), batch["latent_counts"].tolist()
+        counts, futures = batch["frame_counts"], batch["latent_counts"]
         rows, stored = [torch.empty(0)] * len(counts), batch.get(WORLD_LATENTS)
         lengths = counts if stored is None else [self.world.grid.latent_frames(count) if count else 0 for count in counts]
         for indices, group in group_by_length(batch["frames"] if stored is None else stored, lengths):
@@ -141,11 +140,17 @@ class TheWorld(nn.Module):
         unused: list[nn.Module] = []
         if not len(batch["pixels"]):
             unused += [self.gemma.model.vision_tower, self.gemma.model.multi_modal_projector]
-        if self.world is not None and not bool((batch["frame_counts"] > 1).any()):  # no clip: time convolutions see nothing
+        if self.world is not None and not any(count > 1 for count in batch["frame_counts"]):  # no clip: time convolutions see nothing
             unused += [self.world]
         if self.projector is not None and not len(batch["frame_counts"]):
             unused += [self.projector]
         return zero_from_parameters((p for module in unused for p in module.parameters()), batch["ids"].device)
+
+
+def _put(embeds_BLD: Tensor, places: Tensor, features: Tensor) -> Tensor:
+    """Return the embeddings with `features`, in order, at the positions `places`."""
+    rows_ND = embeds_BLD.flatten(0, 1)
+    return rows_ND.index_copy(0, places, features.reshape(-1, rows_ND.shape[1]).to(rows_ND.dtype)).view_as(embeds_BLD)
 
 
 def _gradients_if_trained(*modules: nn.Module) -> torch.autograd.grad_mode.set_grad_enabled:

@@ -8,6 +8,7 @@ here, with the text; never from input ids.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,13 +87,13 @@ def _check_truncation(kinds: list[int], labels: list[int], max_tokens: int) -> N
 
 def pad_rows(
     rows: Sequence[Row], *, pad_id: int, pad: str = "longest", max_tokens: int | None = None, left: bool = False
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Pad rows to one batch of int64 tensors (B, L): `ids`, `kinds`, `labels`, `attention_mask`, `token_types`, `positions`.
 
     `pad`: "longest", "to_128" (a multiple), "to_max" (`max_tokens`) or "none"; `left`: pad before the tokens; `pad_id`: padding's token id.
     `token_types` is 1 where a position attends both ways within its block; brackets, and the marks around images, keep blocks apart.
-    `positions` count each row's tokens from 0. Raises PlaitError for "to_max" without `max_tokens`, and for "none" with rows of different
-    lengths.
+    `positions` count each row's tokens from 0; `places`: as of `places_of`. Raises PlaitError for "to_max" without `max_tokens`, and for
+    "none" with rows of different lengths.
     """
     length = _padded_length([len(row) for row in rows], pad, max_tokens)
     fill = {"ids": pad_id, "kinds": int(Kind.TEXT), "labels": IGNORED}
@@ -105,7 +106,15 @@ def pad_rows(
         batch["attention_mask"][i, columns] = 1
     batch["token_types"] = ((batch["kinds"] == Kind.IMAGE) | (batch["kinds"] == Kind.WORLD)).to(torch.int64)
     batch["positions"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0) * batch["attention_mask"]
-    return batch
+    return {**batch, "places": places_of(batch["kinds"], batch["labels"])}
+
+
+def places_of(kinds_BL: Tensor, labels_BL: Tensor | None = None) -> dict[str, Tensor]:
+    """Return indices into the B L positions: those of "image" and "world" features, and of "loss", whose next token is supervised."""
+    chosen = {"image": kinds_BL == Kind.IMAGE, "world": kinds_BL >= Kind.WORLD}
+    if labels_BL is not None:
+        chosen["loss"] = torch.nn.functional.pad(labels_BL[:, 1:] != IGNORED, (0, 1))
+    return {name: marks_BL.flatten().nonzero()[:, 0] for name, marks_BL in chosen.items()}
 
 
 def _padded_length(lengths: list[int], pad: str, max_tokens: int | None) -> int:

@@ -116,7 +116,7 @@ def test_a_whole_export_has_the_encoder_and_gives_the_logits(make, directory, tm
     prompt = inputs.prompt(clip(name, 1))
     batch = inputs.collate([prompt], left=True)
     given = {"input_ids": batch["ids"], "attention_mask": batch["attention_mask"], "kinds": batch["kinds"], "pixels": batch["pixels"][None]}
-    given |= {"pixel_counts": torch.tensor([1]), "frames": batch["frames"][None], "frame_counts": batch["frame_counts"]}
+    given |= {"pixel_counts": torch.tensor([1]), "frames": batch["frames"][None], "frame_counts": torch.tensor(batch["frame_counts"])}
     with torch.no_grad():
         theirs, ours = them(**given).logits, model.logits(model.hidden(model.embed(batch), batch))
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)

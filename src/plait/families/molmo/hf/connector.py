@@ -91,8 +91,7 @@ class Connector(nn.Module):
         return torch.where(extra_BL[..., None], extra_BLD, words_BLD)
 
 
-def add_features(embeds_BLD: Tensor, features_TD: Tensor, patches_BL: Tensor) -> Tensor:
-    """Add the vectors of image tokens to the embeddings, in order, at the T positions where `patches_BL` is true."""
-    positions_T = patches_BL.flatten().nonzero()[:, 0]
+def add_features(embeds_BLD: Tensor, features_TD: Tensor, positions_T: Tensor) -> Tensor:
+    """Add the vectors of image tokens to the embeddings, in order, at T of the B L positions."""
     assert len(positions_T) == len(features_TD), f"{len(positions_T)} positions for {len(features_TD)} image tokens"
     return embeds_BLD.flatten(0, 1).index_add(0, positions_T, features_TD.to(embeds_BLD.dtype)).view_as(embeds_BLD)

@@ -78,7 +78,7 @@ class PlaitMolmoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pools_T4 = torch.where(pools > 0, pools - 1 + before_B[:, None, None], -1)[pooled_BT]
         real_nP = (3 - marks[given_BN]) / 2  # 1 for image, 0.5 in part, 0 for padding
         features_TD = self.connector(self.vision(crops[given_BN]), real_nP, pools_T4)
-        return add_features(embeds_BLD, features_TD.to(embeds_BLD.device), patches_BL)
+        return add_features(embeds_BLD, features_TD.to(embeds_BLD.device), patches_BL.flatten().nonzero()[:, 0])
 
     def forward(
         self,

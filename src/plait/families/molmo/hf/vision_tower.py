@@ -40,7 +40,7 @@ class VisionTower(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         """Encode uint8 crops (n, 3, S, S) to features (n, p * p, 2 * hidden). There are p patches a side, and no CLS."""
         unit = crops.float() / 255
-        mean, std = (unit.new_tensor(values).view(3, 1, 1) for values in (self.tower.mean, self.tower.std))
+        mean, std = (torch.cat([unit.new_full((1, 1, 1), value) for value in values]) for values in (self.tower.mean, self.tower.std))
         x = self.embeddings(((unit - mean) / std).to(next(self.embeddings.parameters()).dtype))
         x = x if self.pre_norm is None else self.pre_norm(x)
         outputs = []

@@ -5,13 +5,14 @@ the prefix and itself, and its positions continue those of the prefix. A documen
 Labels are shifted here: a position's label is the token after it in its annotation, with that token's weight. B rows, L positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from plait.errors import BadSample, PlaitError
+from plait.families.molmo.hf.sizes import PATCH
 
 SHARED = 0  # annotation number of the prefix, which all annotations of a document see
 PADDING = -1  # document number of padding
@@ -124,6 +125,12 @@ def batch_rows(rows: Sequence[Row], *, pad_id: int, pad: str, max_tokens: int | 
             batch["segments"][i, columns, 1] = row.annotations
             start += len(row)
     return batch
+
+
+def places_of(batch: Mapping[str, Tensor], text_rows: int) -> dict[str, Tensor]:
+    """Return indices into the B L positions of a batch: of "image" features, and of "loss", where a token is learned."""
+    chosen = {"image": batch["ids"] == text_rows + PATCH, "loss": batch["loss_weights"] > 0}
+    return {name: marks_BL.flatten().nonzero()[:, 0] for name, marks_BL in chosen.items()}
 
 
 def _padded_length(lengths: list[int], pad: str, max_tokens: int | None) -> int:

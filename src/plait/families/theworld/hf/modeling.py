@@ -21,7 +21,7 @@ from plait.families.theworld.hf.configuration import CODE, CODE_TEXT, TheWorldCo
 from plait.families.theworld.model import Batch, TheWorld
 from plait.families.theworld.pretrained import held, hub
 from plait.families.theworld.pretrained.encoder import WorldEncoder
-from plait.families.theworld.sequence import Kind
+from plait.families.theworld.sequence import Kind, places_of
 from plait.families.theworld.world import WorldProjector
 from plait.files import write_whole
 from plait.nn import trust
@@ -235,5 +235,5 @@ def _batch(ids: Tensor, kinds: Tensor | None, images: tuple[Any, Any], clips: tu
             raise ValueError(
                 f"`kinds` has {places} positions for {what}, and {given} pictures are given: pass all that the processor gives"
             )
-    batch = {"ids": ids, "kinds": kinds_BL, "pixels": pixels, "frames": frames, "frame_counts": frame_counts}
-    return {**batch, "latent_counts": torch.zeros_like(frame_counts), "latents": torch.empty(0, 1, 1, 1)}
+    batch = {"ids": ids, "kinds": kinds_BL, "pixels": pixels, "frames": frames, "frame_counts": frame_counts.tolist()}
+    return {**batch, "latent_counts": [0] * len(frame_counts), "latents": torch.empty(0, 1, 1, 1), "places": places_of(kinds_BL)}

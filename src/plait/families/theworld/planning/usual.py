@@ -1,9 +1,9 @@
 """A batch of the usual shapes without data or tokenizer, and learning rates that have worked."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from plait.families.theworld import towers
 from plait.families.theworld.config import TINY, Config
@@ -19,7 +19,7 @@ _RATES = {"projector": 1e-4, "vision": 5e-5, "language": 1e-5, "world": 5e-6}  #
 _TINY_RATE = 1e-3
 
 
-def assumed_batch(config: Config, *, samples: int, tokens: int | None, picture: tuple[int, int] | None) -> dict[str, Tensor]:
+def assumed_batch(config: Config, *, samples: int, tokens: int | None, picture: tuple[int, int] | None) -> dict[str, Any]:
     """Return a batch of `samples` conversations about one picture each, as `Inputs.collate` makes it.
 
     The size of the `picture` does not matter, as each is resized. A row has the world block, the picture's tokens and 128 of text, or so
@@ -42,9 +42,8 @@ def assumed_batch(config: Config, *, samples: int, tokens: int | None, picture: 
     frames, width = (grid.frames(world.steps), world.image_size) if world and grid else (0, 8)
     batch["pixels"] = torch.zeros(samples, 3, side, side, dtype=torch.uint8)
     batch["frames"] = torch.zeros(samples * frames, 3, width, width, dtype=torch.uint8)
-    batch["frame_counts"] = torch.tensor([frames] * samples if world else [], dtype=torch.int64)
-    batch["latent_counts"] = torch.zeros(len(batch["frame_counts"]), dtype=torch.int64)
-    return {**batch, "latents": NO_LATENTS, "cut": torch.zeros(samples, dtype=torch.int64)}
+    counts = {"frame_counts": [frames] * samples if world else [], "latent_counts": [0] * samples if world else []}
+    return {**batch, **counts, "latents": NO_LATENTS, "cut": torch.zeros(samples, dtype=torch.int64)}
 
 
 def usual_rates(config: Config) -> Mapping[str, float]:

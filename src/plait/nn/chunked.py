@@ -1,0 +1,65 @@
+"""Cross-entropy of chunks of positions, with its gradients: the code for what `torch.nn.functional.linear_cross_entropy` does not do.
+
+`losses.py` has the function that is called, and says when this is used. Legend: N positions, D width, V words.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Chunking(NamedTuple):
+    """Settings of how logits are computed: their `softcap` or None, the types of `product` and `sums`, and `positions` at a time."""
+
+    softcap: float | None
+    product: torch.dtype
+    sums: torch.dtype
+    positions: int
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Forward keeps one log-normaliser per position; backward recomputes each chunk's logits: d loss / d logits = softmax - onehot."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, how: Chunking) -> Tensor:
+        """Return the summed cross-entropy of positions that all have a target."""
+        ctx.how = how
+        head = head_VD.to(how.product)
+        total = torch.zeros((), dtype=how.sums, device=hidden_ND.device)
+        normalisers = []
+        for hidden, target in zip(torch.split(hidden_ND, how.positions), torch.split(target_N, how.positions), strict=True):
+            logits = _logits(hidden, head, how)
+            normalisers.append(logits.logsumexp(-1))
+            total += (normalisers[-1] - logits.gather(-1, target[:, None])[:, 0]).sum()
+        ctx.save_for_backward(hidden_ND, head_VD, target_N, torch.cat(normalisers))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the hidden states and of the head."""
+        hidden_ND, head_VD, target_N, normaliser_N = ctx.saved_tensors
+        how: Chunking = ctx.how
+        head = head_VD.to(how.product)
+        grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        grad_head = torch.zeros_like(head_VD, dtype=normaliser_N.dtype) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(target_N), how.positions):
+            chunk = slice(start, start + how.positions)
+            hidden = hidden_ND[chunk].to(how.product)
+            logits = _logits(hidden, head, how)
+            slope = (logits - normaliser_N[chunk, None]).exp_()
+            slope.scatter_add_(-1, target_N[chunk, None], slope.new_full((len(slope), 1), -1.0))
+            if how.softcap is not None:
+                slope *= 1 - (logits / how.softcap) ** 2  # d (c tanh(z / c)) / dz
+            slope = (slope * grad).to(how.product)
+            if grad_hidden is not None:
+                grad_hidden[chunk] = slope @ head
+            if grad_head is not None:
+                grad_head += slope.T @ hidden
+        return grad_hidden, None if grad_head is None else grad_head.to(head_VD.dtype), None, None
+
+
+def _logits(hidden: Tensor, head: Tensor, how: Chunking) -> Tensor:
+    logits = F.linear(hidden.to(how.product), head).to(how.sums)
+    return logits if how.softcap is None else how.softcap * torch.tanh(logits / how.softcap)
