@@ -20,7 +20,7 @@ from plait.data.loading.loader import Loader
 from plait.data.order import permute
 from plait.data.sources.open import open_source
 from plait.data.sources.part import Part
-from plait.data.streaming import counts, opening, reader, shard_cache
+from plait.data.streaming import counts, failures, opening, shard_cache
 from plait.data.streaming.block_shuffle import Stream
 from plait.errors import PlaitError
 from tests import hub_server
@@ -458,7 +458,7 @@ def test_a_server_that_is_down_ends_the_run_and_the_stream_goes_on_later(tmp_pat
         with pytest.raises(remote.Unreachable, match=r"is down: [0-9]+ reads in a row failed"):
             walked([source], order_of([source], [1.0], 5, 24), 0, 1, workers=1)
         server.fault = lambda path, span: ""
-        monkeypatch.setattr(reader, "_AGAIN_S", 0.0)
+        monkeypatch.setattr(failures, "_AGAIN_S", 0.0)
         assert sorted(walked([source], order_of([source], [1.0], 5, 24), 0, 1, workers=1)[0]) == list(range(24))
 
 
@@ -467,7 +467,7 @@ def test_a_shard_with_another_number_of_samples_than_listed_ends_the_run(tmp_pat
     bodies["001.tar"] = labelled(tmp_path / "b.tar", 4, 3).read_bytes()
     with serving(bodies) as server:
         source = opened(f"{server.url}/{{000..001}}.tar", tmp_path / "cache")
-        with pytest.raises(reader.WrongCount, match=r"001.tar has 3 samples, and 4 are listed: make the list of counts again with"):
+        with pytest.raises(failures.WrongCount, match=r"001.tar has 3 samples, and 4 are listed: make the list of counts again with"):
             walked([source], order_of([source], [1.0], 5, 8), 0, 1, workers=1)
 
 

@@ -104,7 +104,7 @@ class ParquetRows:
 
     def column(self, name: str) -> list[Any] | None:
         """Return one column of the chosen rows; None if it does not exist, or holds images."""
-        if name not in self.table.rows.column_names or name in self.table.pictures:
+        if name not in self.table.rows.column_names or name in self.table.records.pictures:
             return None
         values = list(self._all(name))
         return [values[i] for i in self.chosen]

@@ -85,7 +85,7 @@ KEYS = {
     "hub_private_repo": FlatKey("bool"),
 }
 NO_MEANING = {
-    "streaming": "rows of the Hub are downloaded and read by index; tar shards at an address are streamed (options.stream)",
+    "streaming": "large parquet and tar shards at an address are streamed (options.stream); other rows are downloaded and read by index",
     "load_full_cosmos_pipeline": "only the VAE is ever loaded: the diffusion transformer, T5 and the guardrail take no part in encoding",
     "push_to_hub": "training uploads nothing; write a finished run with `plait export RUN --to hf`, and upload that folder",
     "hub_model_id": "training does not publish",

@@ -1,6 +1,6 @@
 """Compare the columns of the parquet or Arrow files of one source, to name file and columns that differ in an error."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,15 @@ def check_columns(files: Sequence[str]) -> None:
 
     The order of columns does not matter. `files`: paths on disk, of parquet if they end in .parquet, else of Arrow.
     """
-    schemas = _schemas(files) if len(files) > 1 else {}
-    first = next(iter(schemas), "")
-    for file, schema in schemas.items():
-        lacking = [name for name in schemas[first].names if name not in schema.names]
-        further = [name for name in schema.names if name not in schemas[first].names]
+    same_columns({file: schema.names for file, schema in (_schemas(files) if len(files) > 1 else {}).items()})
+
+
+def same_columns(columns: Mapping[str, Sequence[str]]) -> None:
+    """Raise PlaitError if a file lacks a column that the first one has, or has one more. `columns`: {file: names of its columns}."""
+    first = next(iter(columns), "")
+    for file, names in columns.items():
+        lacking = [name for name in columns[first] if name not in names]
+        further = [name for name in names if name not in columns[first]]
         if lacking or further:
             faults = {"lacks": lacking, "has also": further}
             what = " and ".join(f"{verb} the columns {', '.join(names)}" for verb, names in faults.items() if names)

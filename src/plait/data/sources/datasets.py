@@ -1,6 +1,6 @@
 """The kind `datasets`: rows of parquet, JSON, CSV or Arrow files, or of a Hub dataset, through the optional package `datasets`.
 
-Files at an address are downloaded first.
+Files at an address are downloaded first, but for parquet that is streamed, row group by row group.
 
 JSON and CSV are read without the package, which guesses types (the text "2024-01-15" becomes a date, "007" a number) and refuses a whole
 file for one broken row. Images stay encoded; a ClassLabel becomes its name, so that a template writes "frog" and not "6".
@@ -13,10 +13,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from plait.config import hub_errors
@@ -24,22 +24,22 @@ from plait.config.schema import SourceEntry
 from plait.data import addresses, paths
 from plait.data.formats import tables
 from plait.data.formats.spans import check_bytes, check_file
-from plait.data.link_lists.refusal import RemotePicture, refuse_known
-from plait.data.records import PATH_FIELDS, Record, is_absent, picture_cells
+from plait.data.link_lists.refusal import refuse_known
+from plait.data.parquet.row_groups import RowGroups, footers_of
+from plait.data.parquet.rows import RowRecords, holds_short
+from plait.data.records import Record
 from plait.data.remote_files import fetched
 from plait.data.sources import hub_files
 from plait.data.sources.contract import Reader, Source
-from plait.data.sources.conversations import open_conversations
+from plait.data.sources.conversations import Conversations, open_conversations
 from plait.data.sources.folder import Chosen, reader_of
 from plait.data.sources.indexed import LAYOUTS, Chain, IndexedRecords
 from plait.data.sources.kind import Opening, SourceKind
-from plait.data.text import kind_of, rename
-from plait.errors import BadSample, PlaitError
+from plait.data.streaming.opening import LARGE_BYTES, StreamOptions, check_options, size_of
+from plait.errors import PlaitError
 
 _FORMATS = {**{ending: layout.format for ending, layout in LAYOUTS.items()}, ".parquet": "parquet", ".arrow": "arrow"}
 """The format of a file by the ending of its name, in small letters or capitals; also the package's name of its loader."""
-_SHORT = {"float32": np.float32, "float16": np.float16}
-_WHOLE = 2.0**53  # to this, Python writes a whole number with all its digits
 _NAMED = 4  # files that a message names
 
 
@@ -62,7 +62,6 @@ class Table:
             raise PlaitError("source datasets needs the package `datasets`: pip install 'plait[hub-data]'") from error
         self.title = addresses.name_of(path) if path else str(hub_name)
         self.left_out: Mapping[str, int] = {}
-        self.root, self.outside = _root_of_images(path, options), bool(options.get("outside", False))
         try:
             with _quiet(datasets):
                 rows = _load_path(datasets, path, split, cache) if path else _load_hub(datasets, str(hub_name), split, options, cache)
@@ -76,11 +75,18 @@ class Table:
             raise PlaitError(
                 f"{addresses.shown(path or str(hub_name))} ({split}) holds no rows; its columns are {', '.join(rows.features) or 'none'}"
             )
-        self.columns, self.builder = dict(columns), rows.info.builder_name
-        self.labels = {name: f for name, f in rows.features.items() if isinstance(f, datasets.ClassLabel)}
-        self.pictures = [name for name, feature in rows.features.items() if _is_image(datasets, feature)]
-        self.short = {name: feature for name, feature in rows.features.items() if _is_short(feature)}
-        for name in (name for name in self.pictures if not _holds_bytes(rows.features[name])):
+        self.builder = rows.info.builder_name
+        short = {name: _short_places(feature) for name, feature in rows.features.items()}
+        self.records = RowRecords(
+            self.title,
+            columns=dict(columns),
+            pictures=[name for name, feature in rows.features.items() if _is_image(datasets, feature)],
+            labels={name: list(kind.names) for name, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)},
+            short={name: places for name, places in short.items() if holds_short(places)},
+            root=_root_of_images(path, options),
+            outside=bool(options.get("outside", False)),
+        )
+        for name in (name for name in self.records.pictures if not _holds_bytes(rows.features[name])):
             rows = rows.cast_column(name, _encoded(datasets, rows.features[name]))
         self.rows = rows
         content = [self.title, split, len(rows), {name: str(feature) for name, feature in rows.features.items()}, rows.dataset_size]
@@ -89,54 +95,9 @@ class Table:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _name(self, i: int) -> str:
-        return f"{self.title}[{i}]"
-
     def read(self, i: int) -> Record:
         """Return row `i` as a record (fields and encoded images). Raises BadSample if a column is missing or an image cannot be read."""
-        try:
-            return self._read(i)
-        except BadSample as error:
-            error.sample = self._name(i)
-            raise
-
-    def _read(self, i: int) -> Record:
-        row = self.rows[i]
-        for name, label in self.labels.items():
-            if row[name] is not None:  # -1 stands for a missing label
-                row[name] = label.int2str(row[name]) if row[name] >= 0 else None
-        for name, feature in self.short.items():
-            row[name] = _in_short(row[name], feature)
-        pictures = {name: row[name] for name in self.pictures}
-        fields = rename(row, self.columns)
-        named = [cell for name in ("image", "images") for cell in picture_cells(fields.get(name))]
-        cells = named or [cell for name in self.pictures for cell in picture_cells(pictures[name])]
-        cells = cells or next(([path] for path in map(fields.get, PATH_FIELDS) if isinstance(path, str) and not is_absent(path)), [])
-        images, frames = (
-            [self._bytes(value, self._name(i), fields) for value in values] for values in (cells, picture_cells(fields.get("frames")))
-        )
-        read = ("image", "images", "frames", *self.pictures)
-        plain = {name: None if name in read else value for name, value in fields.items() if name not in read or is_absent(value)}
-        name = plain.get("id")
-        return Record(self._name(i) if name is None else str(name), plain, images, frames)
-
-    def _bytes(self, value: object, where: str, fields: Mapping[str, Any]) -> bytes:
-        """Return the encoded bytes of an image cell: bytes, a path, or what `datasets` gives for one ({"bytes", "path"}).
-
-        Raises BadSample for anything else, and for a path that names no file below the folder of images.
-        """
-        if isinstance(value, bytes):
-            return value
-        if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-            return bytes(value["bytes"])
-        name = value.get("path") if isinstance(value, Mapping) else value
-        if not isinstance(name, str):
-            raise BadSample(f"{where}: no image, but {kind_of(value)}")
-        if name.startswith(("http://", "https://")):
-            raise RemotePicture.at(name, fields)
-        if self.root is None:
-            raise BadSample(f"{where}: its image is a path, {name!r}, and this dataset has no folder: set options {{images: FOLDER}}")
-        return paths.read_image(self.root, name, anywhere=self.outside)
+        return self.records.record(self.rows[i], i)
 
 
 @contextmanager
@@ -302,27 +263,13 @@ def _holds_bytes(feature: Any) -> bool:
     return isinstance(of_one, Mapping) and set(of_one) == {"bytes", "path"} and "binary" in str(getattr(of_one["bytes"], "dtype", ""))
 
 
-def _is_short(feature: Any) -> bool:
-    """Return whether a column holds numbers of 16 or 32 bits, also in lists and structs."""
+def _short_places(feature: Any) -> Any:
+    """Return where a column holds numbers of 16 or 32 bits, also in lists and structs, as RowRecords takes it."""
     if isinstance(feature, Mapping):
-        return any(map(_is_short, feature.values()))
+        return {name: _short_places(inner) for name, inner in feature.items()}
     if hasattr(feature, "feature"):
-        return _is_short(feature.feature)
-    return getattr(feature, "dtype", "") in _SHORT and not hasattr(feature, "shape")  # arrays of several dimensions are no text
-
-
-def _in_short(value: Any, feature: Any) -> Any:
-    """Return a cell whose numbers of 16 or 32 bits are the shortest decimals that they stand for: 0.1 for 0.10000000149011612.
-
-    Whole numbers stay as they are.
-    """
-    if value is None or not _is_short(feature):
-        return value
-    if isinstance(feature, Mapping):
-        return {name: _in_short(value[name], inner) for name, inner in feature.items()}
-    if hasattr(feature, "feature"):
-        return [_in_short(item, feature.feature) for item in value]
-    return value if value.is_integer() and abs(value) < _WHOLE else float(str(_SHORT[feature.dtype](value)))
+        return [_short_places(feature.feature)]
+    return None if hasattr(feature, "shape") else getattr(feature, "dtype", None)  # arrays of several dimensions are no text
 
 
 def _encoded(datasets: Any, feature: Any) -> Any:
@@ -331,10 +278,15 @@ def _encoded(datasets: Any, feature: Any) -> Any:
     return undecoded if isinstance(feature, datasets.Image) else datasets.List(undecoded)
 
 
-def _hub_reader(entry: SourceEntry, split: str, cache: str | None) -> Reader:
-    """Return a reader of a Hub dataset: plait's own for text files and imagefolders, the package's table for other formats."""
+def _hub_reader(entry: SourceEntry, split: str, cache: str | None, *, training: bool) -> Reader:
+    """Return a reader of a Hub dataset: plait's own for text files, imagefolders and streams, the package's table for other formats."""
     downloaded = hub_files.download(str(entry.name), split, entry.options)
     reader: Reader
+    if downloaded.parquet:
+        streamed = _streamed(downloaded.parquet, entry, cache, training=training, labels=downloaded.classes)
+        return streamed or Table(None, entry.name, split, entry.options, cache, entry.columns)
+    if entry.options.get("stream") is True:
+        raise PlaitError(f"options.stream is of parquet, and {entry.name} is of other files, or the Hub could not be asked: leave it out")
     if downloaded.folder is not None:
         chosen = Chosen(frozenset(downloaded.pictures), downloaded.metadata, downloaded.labels)
         reader = reader_of(Path(downloaded.folder), entry, cache, chosen)
@@ -354,15 +306,50 @@ def _hub_reader(entry: SourceEntry, split: str, cache: str | None) -> Reader:
     return reader
 
 
-def _reader(path: str, entry: SourceEntry, split: str, cache: str | None) -> Reader:
-    """Return a reader of the files that a path names."""
+def _reader(path: str, entry: SourceEntry, split: str, cache: str | None, *, training: bool) -> Reader:
+    """Return a reader of the files that a path names. `training`: whether they are trained on, and large ones at an address streamed."""
     if _is_saved(path):
+        if entry.options.get("stream") is True:
+            raise PlaitError(f"options.stream is of parquet, and {path} is a folder that `save_to_disk` wrote: leave it out")
         return Table(path, None, split, entry.options, cache, entry.columns)
-    copies = _copies(path, split, cache)
+    files = _files(path, split)
+    if (streamed := _streamed(files, entry, cache, training=training)) is not None:
+        streamed.left_out = paths.left_out(path, tuple(_FORMATS), files)
+        return streamed
+    copies = [fetched(file, cache) if addresses.is_remote(file) else Path(file) for file in files]
     text = copies[0].suffix.lower() in LAYOUTS
     reader: Reader = _records(copies, entry, cache) if text else Table(path, None, split, entry.options, cache, entry.columns)
     reader.left_out = {**reader.left_out, **paths.left_out(path, tuple(_FORMATS), [str(copy) for copy in copies])}
     return reader
+
+
+def _streamed(
+    files: Sequence[str], entry: SourceEntry, cache: str | None, *, training: bool, labels: Mapping[str, list[str]] | None = None
+) -> RowGroups | None:
+    """Return a reader of parquet files that are streamed; None for others.
+
+    `files`: paths or addresses; `training`: whether they are trained on, and large ones at an address streamed; `labels`: names of classes
+    that the files do not tell. Raises PlaitError where other files are to be streamed.
+    """
+    options, parquet = StreamOptions.of(entry.options), all(_format(file) == "parquet" for file in files)
+    if options.stream is True and not parquet:
+        raise PlaitError(f"options.stream is of parquet, and {addresses.shown(files[0])} is {_format(files[0])}: leave it out")
+    large = options.stream == "auto" and parquet and training and addresses.is_remote(files[0]) and size_of(files) >= LARGE_BYTES
+    if options.stream is not True and not large:
+        return None
+    title = addresses.name_of(entry.path) if entry.path else str(entry.name)
+    root, outside = _root_of_images(entry.path, entry.options), bool(entry.options.get("outside", False))
+    records = RowRecords(title, columns=dict(entry.columns), labels=labels or {}, root=root, outside=outside)
+    return RowGroups(footers_of(files, cache), records, options, cache)
+
+
+class RowGroupSamples(Conversations):
+    """Rows of parquet that are read row group by row group, in training in the order of their stream."""
+
+    def __init__(self, entry: SourceEntry, reader: RowGroups, *, training: bool) -> None:
+        super().__init__(entry, reader)
+        self.may_wait, self.stored = reader.remote, False
+        self.stream = reader.stream(len(self)) if training else None
 
 
 def _records(files: Sequence[Path], entry: SourceEntry, cache: str | None) -> Reader:
@@ -375,7 +362,12 @@ def _records(files: Sequence[Path], entry: SourceEntry, cache: str | None) -> Re
 def _open(entry: SourceEntry, opening: Opening) -> Source:
     cache, split = str(opening.cache) if opening.cache else None, entry.split or opening.split
     refuse_known(entry)
-    reader = _reader(entry.path, entry, split, cache) if entry.path else _hub_reader(entry, split, cache)
+    training = opening.split == "train"
+    open_reader = partial(_reader, entry.path) if entry.path else _hub_reader
+    reader = open_reader(entry, split, cache, training=training)
+    if isinstance(reader, RowGroups):
+        streamed = reader
+        return open_conversations(entry, reader, lambda row, _: RowGroupSamples(row, streamed, training=training))
     return open_conversations(entry, reader)
 
 
@@ -383,7 +375,8 @@ KIND = SourceKind(
     "datasets",
     needs="path or name",
     name_is=" on the Hub",
-    options=("config", "revision", "images", "outside"),
+    options=("config", "revision", "images", "outside", "stream", "block", "machines", "cache_gb"),
     paths=("images",),
+    check=check_options,
     open=_open,
 )

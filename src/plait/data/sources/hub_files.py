@@ -56,10 +56,10 @@ _NUMBER = re.compile(r"-?\d{1,9}")
 class HubFiles:
     """What was downloaded of a split: `files` of records, or `folder`, a folder of images. Neither: the package `datasets` is to read it.
 
-    `packaged`: neither, because only the package reads its format. All three empty or False: the Hub could not be asked, or `datasets` is
-    missing. `pictures`: paths of the split's pictures below the folder. `metadata`: whether the folder's metadata file is read; `labels`:
-    whether the name of a picture's folder is its label. `classes`: {column: names of its classes} by the dataset's card. `left_out`:
-    {reason: number of files that are not read}.
+    `packaged`: neither, because only the package reads its format; `parquet`: then the addresses of its files, if they are of that format.
+    All four empty or False: the Hub could not be asked, or `datasets` is missing. `pictures`: paths of the split's pictures below the
+    folder. `metadata`: whether the folder's metadata file is read; `labels`: whether the name of a picture's folder is its label.
+    `classes`: {column: names of its classes} by the dataset's card. `left_out`: {reason: number of files that are not read}.
     """
 
     files: list[str] = field(default_factory=list)
@@ -70,6 +70,7 @@ class HubFiles:
     classes: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     packaged: bool = False
+    parquet: list[str] = field(default_factory=list)
 
 
 def download(name: str, split: str, options: Mapping[str, Any]) -> HubFiles:
@@ -95,7 +96,7 @@ def download(name: str, split: str, options: Mapping[str, Any]) -> HubFiles:
         refused = hub_errors.refusal(error, name, dataset=True)
         if not hub_errors.unreachable(error):
             raise PlaitError(f"datasets cannot load {name} ({split}): {refused or _first_line(error)}") from error
-        downloaded = _downloaded(note)
+        downloaded = replace(_downloaded(note), parquet=[])  # which takes a Hub that answers
         if downloaded.files or downloaded.folder:  # else the table asks once more, and tells it
             tell_unreached(name, error)
         return downloaded
@@ -238,7 +239,9 @@ def _download(name: str, split: str, options: Mapping[str, Any], listed: Sequenc
         folder = _folder(name, inside[split], builder.config, listed, min(commits))
         return replace(folder, classes=classes, labels=_are_labels(inside, builder.config.drop_labels))
     if not text:
-        return HubFiles(packaged=True)
+        parquet = [f"{start}{min(commits)}/{file}" for file in inside[split] if _ending(file) == ".parquet"]
+        every = len(parquet) == len(inside[split])
+        return HubFiles(packaged=True, parquet=parquet if every else [], classes=classes if every else {})
     _check_card(name, builder)
     files = [huggingface_hub.hf_hub_download(name, file, repo_type="dataset", revision=min(commits)) for file in inside[split]]
     return HubFiles(files, classes=classes, left_out=_unread(listed, inside))

@@ -35,12 +35,12 @@ class Stream:
 
     `block`: shards whose samples are mixed. `fetch(number, abandoned)`: brings a shard onto this machine, or gives up once
     `abandoned()` is True; None for shards that lie on a disk. `lanes`: parts of an epoch's sequence that are read side by side, so that as
-    many machines each read shards of their own.
+    many machines each read shards of their own. `unit`: what a shard is called.
     """
 
-    def __init__(self, lengths: Sequence[int], block: int, fetch: Fetch | None = None, *, lanes: int = 1) -> None:
+    def __init__(self, lengths: Sequence[int], block: int, fetch: Fetch | None = None, *, lanes: int = 1, unit: str = "shard") -> None:
         assert lengths and block >= 1 and lanes >= 1
-        self.block, self.fetch, self.lanes = block, fetch, lanes
+        self.block, self.fetch, self.lanes, self.unit = block, fetch, lanes, unit
         self.lengths = np.asarray(lengths, np.int64)
         self._starts = np.cumsum(self.lengths) - self.lengths
         self._epochs: dict[EpochKey, _Epoch] = {}  # the latest; replaced as a whole, as several threads may ask
@@ -48,7 +48,7 @@ class Stream:
     def text(self) -> str:
         """Return in words how the source is read: "streamed, 1,000 shards in blocks of 2"."""
         lanes = f", for {self.lanes} machines" if self.lanes > 1 else ""
-        return f"streamed, {len(self.lengths):,} shard{'s' * (len(self.lengths) > 1)} in blocks of {self.block}{lanes}"
+        return f"streamed, {len(self.lengths):,} {self.unit}{'s' * (len(self.lengths) > 1)} in blocks of {self.block}{lanes}"
 
     def permute(self, position: np.ndarray, epoch: EpochKey) -> np.ndarray:
         """Return the samples at these positions of an epoch: each index once.
@@ -117,7 +117,7 @@ class Stream:
     def part(self, kept: Callable[[np.ndarray], np.ndarray]) -> "Stream":
         """Return the stream of a part of the source. `kept(indices)`: how many samples before each of these indices belong to it."""
         ends = kept(np.cumsum([0, *self.lengths]))
-        return Stream(np.diff(ends).tolist(), self.block, self.fetch, lanes=self.lanes)
+        return Stream(np.diff(ends).tolist(), self.block, self.fetch, lanes=self.lanes, unit=self.unit)
 
     def _epoch(self, epoch: EpochKey) -> _Epoch:
         known = self._epochs.get(epoch)

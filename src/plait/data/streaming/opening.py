@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 LARGE_BYTES = 10_000_000_000
 """Shards at an address that are larger than this together are streamed where `stream` is auto."""
+_BLOCK = 2
 _OPENERS = 8  # threads that look at shards at the start; what they wait for is the store
 
 
@@ -29,12 +30,12 @@ _OPENERS = 8  # threads that look at shards at the start; what they wait for is 
 class StreamOptions:
     """The options of a source of shards that say how it is streamed.
 
-    `block`: shards whose samples are mixed; `machines`: how many share out the shards; `cache_gb`: 1e9 bytes of downloaded shards that are
-    kept; `counts`: a list of their counts.
+    `block`: shards whose samples are mixed (None: 2, of parquet as many as have enough rows); `machines`: how many share out the shards;
+    `cache_gb`: 1e9 bytes of downloaded shards that are kept; `counts`: a list of their counts.
     """
 
     stream: bool | Literal["auto"] = "auto"
-    block: int = 2
+    block: int | None = None
     machines: int = 1
     cache_gb: float = 50.0
     counts: str | None = None
@@ -44,7 +45,7 @@ class StreamOptions:
         """Return the options of an entry. Raises PlaitError for a wrong value."""
         if (wrong := check_options(options)) is not None:
             raise PlaitError(f"options.{wrong[0]} {wrong[1]}")
-        return cls(**{name: value for name, value in options.items() if value is not None})
+        return cls(**{name: options[name] for name in OPTIONS if options.get(name) is not None})
 
 
 OPTIONS = ("stream", "block", "machines", "cache_gb", "counts")
@@ -77,17 +78,17 @@ def open_streamed(
     counts that does not fit, and for shards whose samples cannot be counted.
     """
     listed = counts.listed(shards, options.counts)
-    if options.stream == "auto" and _bytes(shards, listed) < LARGE_BYTES:
+    if options.stream == "auto" and size_of(shards, listed) < LARGE_BYTES:
         return None
     lengths = [listed[path].samples for path in shards] if listed is not None else _counted(shards, cache)
     cache_bytes = int(options.cache_gb * 1e9)
     return StreamedShards(
-        shards, lengths, block=options.block, lanes=options.machines, columns=columns, cache=cache, cache_bytes=cache_bytes
+        shards, lengths, block=options.block or _BLOCK, lanes=options.machines, columns=columns, cache=cache, cache_bytes=cache_bytes
     )
 
 
-def _bytes(shards: Sequence[str], listed: Mapping[str, counts.ShardCount] | None) -> int:
-    """Return how many bytes the shards have together: as they are listed, or as if all were as large as the first one."""
+def size_of(shards: Sequence[str], listed: Mapping[str, counts.ShardCount] | None = None) -> int:
+    """Return how many bytes the shards have together. Where that is not listed, all count as the first one."""
     sizes = [] if listed is None else [listed[path].size for path in shards]
     told = [size for size in sizes if size is not None]
     return sum(told) if told and len(told) == len(sizes) else RemoteFile(shards[0], None).size * len(shards)

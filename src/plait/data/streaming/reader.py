@@ -7,12 +7,11 @@ held-out samples) is read by range, and downloads no shard.
 import json
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -21,27 +20,20 @@ from plait.data import addresses
 from plait.data.records import Record
 from plait.data.remote import RemoteFile
 from plait.data.streaming.block_shuffle import Stream
+from plait.data.streaming.failures import RecentFailures, WrongCount
 from plait.data.streaming.head import first_samples
-from plait.data.streaming.shard_cache import Abandoned, ShardCache
+from plait.data.streaming.shard_cache import ShardCache
 from plait.data.streaming.tar_shard import MappedShard, Shard, open_remote, open_shard, record_of
-from plait.errors import BadSample, PlaitError
+from plait.errors import BadSample
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 _OPEN_MAX = 128  # shards open at once on a disk, with their indices mapped
-_AGAIN_S = 300.0  # until a shard that could not be read is tried again: each of its samples would wait for the retries
 _OPENINGS = 5  # attempts at a shard that is deleted to make room between its download and its opening
 _HEAD_SAMPLES = 32  # of the first shard, that may be read from its beginning
-_OF_PROCESS = ("_mapped", "_remotes", "_failed", "_head", "_lock")
+_OF_PROCESS = ("_mapped", "_remotes", "_failures", "_head", "_lock")
 AHEAD = 3
 """Blocks whose shards are wanted at a time: that of the step that is read, that of the steps prepared ahead, and the next."""
-
-
-class WrongCount(PlaitError):
-    """Raised for a shard with another number of samples than the order was made of: every later sample would be another."""
-
-    of_one_sample = False
 
 
 class StreamedShards:
@@ -78,7 +70,7 @@ class StreamedShards:
     def _start_unmapped(self) -> None:
         self._mapped: OrderedDict[tuple[int, bool], MappedShard] = OrderedDict()
         self._remotes: OrderedDict[int, RemoteFile] = OrderedDict()
-        self._failed: dict[int, tuple[float, str]] = {}
+        self._failures = RecentFailures()
         self._head: list[Record | BadSample] = []
         self._lock, self._told = threading.Lock(), False
 
@@ -117,7 +109,7 @@ class StreamedShards:
         Raises PlaitError if the shard cannot be read.
         """
         number, inside = self._place(i)
-        stem, members = self._tried(number, lambda: self._map(number, whole=True)).members(inside)
+        stem, members = self._failures.tried(number, lambda: self._map(number, whole=True)).members(inside)
         return f"{Path(self.names[number]).stem}/{stem}", members
 
     def fetch(self, number: int, abandoned: Callable[[], bool] = lambda: False) -> None:
@@ -126,7 +118,7 @@ class StreamedShards:
         Raises PlaitError if it cannot be read or written.
         """
         if addresses.is_remote(self.paths[number]):
-            self._tried(number, lambda: self._copy(number, abandoned))
+            self._failures.tried(number, lambda: self._copy(number, abandoned))
 
     def _place(self, i: int) -> tuple[int, int]:
         """Return (shard, place in it) of sample `i`."""
@@ -134,7 +126,7 @@ class StreamedShards:
         return number, i - (int(self.ends[number - 1]) if number else 0)
 
     def _record(self, number: int, inside: int, *, whole: bool) -> Record:
-        stem, members = self._tried(number, lambda: self._map(number, whole=whole)).members(inside)
+        stem, members = self._failures.tried(number, lambda: self._map(number, whole=whole)).members(inside)
         return record_of(f"{Path(self.names[number]).stem}/{stem}", members, self.columns)
 
     def _from_head(self, i: int) -> Record:
@@ -153,22 +145,6 @@ class StreamedShards:
         if isinstance(record, BadSample):
             raise record
         return record
-
-    def _tried(self, number: int, action: Callable[[], T]) -> T:
-        """Return `action()`, which needs shard `number`. Raises PlaitError at once where that failed a short while ago."""
-        failed = self._failed.get(number)
-        if failed is not None and time.monotonic() - failed[0] < _AGAIN_S:
-            raise PlaitError(failed[1])
-        try:
-            result = action()
-        except Abandoned:
-            raise
-        except PlaitError as error:
-            if error.of_one_sample:
-                self._failed[number] = (time.monotonic(), str(error))
-            raise
-        self._failed.pop(number, None)
-        return result
 
     def _map(self, number: int, *, whole: bool) -> MappedShard:
         """Return an open shard: one on this machine, or, unless `whole`, one that is read by range."""

@@ -1,6 +1,6 @@
 """Keep whole remote shards on the local disk, a bounded number of bytes, for all processes and runs of a machine.
 
-    CACHE/streamed/NAME-HASH.tar      one shard; its time of access says when it was last wanted
+    CACHE/streamed/NAME-HASH.tar      one shard; its time of access says when it was last wanted (.arrow: one row group of parquet)
     CACHE/streamed/.NAME-HASH.tar.tmp one that is being downloaded, and locked as long as that lasts
     CACHE/streamed/.room              locked while room is made
 
@@ -16,15 +16,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 from plait.data import addresses
 from plait.data.formats import index
-from plait.data.remote import RemoteFile
 from plait.errors import PlaitError
 from plait.keys import key
 
 log = logging.getLogger(__name__)
 
+_ENDINGS = (".tar", ".arrow")  # of what is kept
 _PIECE_BYTES, _PIECES_AT_ONCE = 8 << 20, 4  # of one shard
 _POLL_S = 0.05  # between looks at a shard that another process downloads
 
@@ -40,23 +41,42 @@ class Abandoned(PlaitError):
     """Raised where a download is given up because nobody waits for it any more."""
 
 
+class Downloadable(Protocol):
+    """A file at an address, or a part of one, that is copied whole."""
+
+    @property
+    def address(self) -> str:
+        """Where it is; a path on a disk, quoted."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What tells a changed file, `version` among it."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset` on. Raises PlaitError if they cannot be had."""
+
+
 class ShardCache:
-    """The folder of downloaded shards below `cache` (None: the user's), of at most `limit_bytes`.
+    """The folder of downloaded shards below `cache` (None: the user's), of at most `limit_bytes`, whose names have this `ending`.
 
     `at_once`: shards that readers need at a time. Where so many of them are larger than the limit, they are kept all the same, and a
     warning says so: with fewer the same shard would be downloaded again and again.
     """
 
-    def __init__(self, cache: str | Path | None, limit_bytes: int, at_once: int) -> None:
+    def __init__(self, cache: str | Path | None, limit_bytes: int, at_once: int, ending: str = _ENDINGS[0]) -> None:
         self.folder, self.limit_bytes, self.at_once = index.cache_folder(cache) / "streamed", limit_bytes, at_once
-        self._warned = False
+        self._ending, self._warned = ending, False
 
-    def path_of(self, remote: RemoteFile) -> Path:
+    def path_of(self, remote: Downloadable) -> Path:
         """Return where a shard is, or will be: a name for each address and version, however the address is signed."""
         version = key(addresses.identity(remote.address), remote.size, remote.stamp["version"])
-        return self.folder / f"{Path(addresses.name_of(remote.address)).stem}-{version:016x}.tar"
+        return self.folder / f"{Path(addresses.name_of(remote.address)).stem}-{version:016x}{self._ending}"
 
-    def find(self, remote: RemoteFile) -> Path | None:
+    def find(self, remote: Downloadable) -> Path | None:
         """Return the path of a shard that is here, which counts as wanted now; None for one that is not."""
         path = self.path_of(remote)
         with contextlib.suppress(OSError):
@@ -65,7 +85,7 @@ class ShardCache:
             return path
         return None
 
-    def obtain(self, remote: RemoteFile, prepare: Callable[[Path], object], abandoned: Callable[[], bool]) -> Path:
+    def obtain(self, remote: Downloadable, prepare: Callable[[Path], object], abandoned: Callable[[], bool]) -> Path:
         """Return the path of a shard, downloaded first if it is not here. `abandoned()`: True once nobody waits for it any more.
 
         `prepare(path)`: called once with the shard before others see it, to index it; where it raises, the shard is not kept.
@@ -94,7 +114,7 @@ class ShardCache:
             raise CacheFull(f"cannot write {path}, a copy of {addresses.shown(remote.address)}: {error.strerror}; {cure}") from error
         return here
 
-    def _download(self, remote: RemoteFile, descriptor: int, beside: Path, abandoned: Callable[[], bool]) -> None:
+    def _download(self, remote: Downloadable, descriptor: int, beside: Path, abandoned: Callable[[], bool]) -> None:
         """Write a shard to the locked file `beside`."""
         with _locked(self.folder / ".room", wait=True):
             self._make_room(remote, beside)
@@ -111,7 +131,7 @@ class ShardCache:
         _side_by_side(copy, range(0, remote.size, _PIECE_BYTES))
         os.fsync(descriptor)
 
-    def _make_room(self, remote: RemoteFile, beside: Path) -> None:
+    def _make_room(self, remote: Downloadable, beside: Path) -> None:
         """Delete shards, the longest unwanted first, until there is room for one more, and what killed downloads have left."""
         limit = max(self.limit_bytes, self.at_once * remote.size)
         if limit > self.limit_bytes and not self._warned:
@@ -124,7 +144,7 @@ class ShardCache:
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
-                if path.suffix == ".tar":
+                if path.suffix in _ENDINGS:
                     whole.append((status.st_atime_ns, status.st_size, path))
                 elif path.suffix != ".tmp" or path == beside:
                     continue
