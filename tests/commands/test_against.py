@@ -138,3 +138,25 @@ def test_several_benches_and_models_are_measured_by_several_ranks(runs):
     for bench in ("loss", "accuracy"):
         told = json.loads((runs / "two" / bench / "against.json").read_text())
         assert len(told["others"]) == 1 and told["sentence"] in done.stdout
+
+
+def test_untrained_is_the_model_that_the_chain_of_runs_began_with(runs, monkeypatch, capsys):
+    monkeypatch.chdir(runs)
+    for number, origin in enumerate(("run", "chain-0")):
+        assert cli.main(["train", "c.yaml", f"--run=chain-{number}", f"--from={origin}", "--train.steps=1"]) == 0
+    assert cli.main(["fork", "chain-1", "forked"]) == 0
+    measured = ["--bench=loss", "--samples=4"]
+    assert cli.main(["eval", "run", *measured, "--against=base", "--out=first"]) == 0
+    untrained = json.loads((runs / "first/against.json").read_text())["others"]["base"]["figures"]
+    for name in ("chain-1", "forked"):
+        capsys.readouterr()
+        assert cli.main(["eval", name, *measured, "--against=base,untrained", f"--out=of-{name}"]) == 0
+        others = json.loads((runs / f"of-{name}/against.json").read_text())["others"]
+        assert others["untrained"]["figures"] == untrained != others["base"]["figures"]
+        out = capsys.readouterr().out
+        assert f"  base is theworld of {name}, which began from chain-0\n" in out and "  untrained is theworld of run\n" in out
+    (runs / "run").rename(runs / "away")
+    assert cli.main(["eval", "chain-1", *measured, "--against=untrained", "--out=none"]) == 2
+    told = "--against untrained: chain-0 began from run, no run on disk, so that what it was before is not known; --against base needs none"
+    assert told in capsys.readouterr().err
+    (runs / "away").rename(runs / "run")

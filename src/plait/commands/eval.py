@@ -34,8 +34,9 @@ def declare(parser: Parser) -> None:
     parser.add_argument(
         "--against",
         metavar="MODELS",
-        help="other models on the same samples, in one table: base (before the first step), random:COMPONENT (that component's values in "
-        "random order), or checkpoints of other runs; several: base,random:projector,runs/other",
+        help="other models on the same samples, in one table: base (before the first step), untrained (before that of the run that the "
+        "chain of `from:` begins with), random:COMPONENT (that component's values in random order), or checkpoints of other runs; "
+        "several: base,random:projector,runs/other",
     )
     parser.add_argument("--data", help="in place of the run's held-out data: a .jsonl, .csv, .parquet, .tar or folder, or KIND:PATH")
     parser.add_argument("--split", help="part of the data")

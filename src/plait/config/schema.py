@@ -4,15 +4,14 @@ How files, presets, stages and the command line are merged is in load.py; which 
 section is validated by the family's own class.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_serializer
+from pydantic import BeforeValidator, Discriminator, Field, Strict, Tag, model_serializer
 
 from plait.config.sections.alert import Alert
 from plait.config.sections.base import Count, Float, Folder, Int, Natural, Rate, Section, Share, Switch, as_number
 from plait.config.sections.guard import Guard
+from plait.config.sections.model import ModelSection as ModelSection  # noqa: PLC0414  families import it from here
 from plait.config.sections.selection import Captions, Filter
 from plait.config.sections.track import Mlflow, Trackio
 
@@ -20,36 +19,6 @@ LENGTH = ("steps", "epochs", "samples")
 """The keys of `train` that set its length: a higher layer that sets one of them removes the others of lower layers."""
 WARMUP = ("warmup", "warmup_steps", "warmup_tokens")
 """The keys of a schedule, and of a component, that set its warm-up; a higher layer that sets one removes the others too."""
-
-
-class ModelSection(BaseModel):
-    """Base of each model family's `model:` section: frozen, and without unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    refused: ClassVar[Mapping[tuple[str, ...], Mapping[str, str]]] = {}
-    """Settings that the family cannot train with: {path, as ("train", "precision"): {refused value: reason}}."""
-    variants: ClassVar[Mapping[str, str]] = {}
-    """Switches of `plait eval` that measure the model with changed settings: {name of the variant: help text}."""
-    layouts: ClassVar[Mapping[str, str]] = {}
-    """Layouts that `plait export --to` writes the model in, one for each of `exports` in the family's export.py: {name: help text}."""
-    renames: ClassVar[Mapping[str, str]] = {}
-    """Names of parameters in older checkpoints: {pattern, as in re.sub: replacement}, for what a library has renamed since."""
-
-    def absent(self) -> Mapping[str, str]:
-        """Return the components that these settings leave out of the model: {name: why, as "model.world is off"}."""
-        return {}
-
-    def variant(self, name: str) -> tuple[Self, int]:
-        """Return (this section with the settings of the variant `name`, one of `variants`; the longest sequence it needs, in tokens).
-
-        Raises NotImplementedError where a family lists variants and does not define this.
-        """
-        raise NotImplementedError(f"{type(self).__name__} lists no variant {name!r}")
-
-    def within(self, folder: Path) -> Self:
-        """Return this section with `folder`, an export, in place of the sources of the pretrained parts that it holds itself."""
-        return self
 
 
 class Template(Section):

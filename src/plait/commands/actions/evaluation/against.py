@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from plait import files
-from plait.commands.actions.evaluation import ablations, evaluate
+from plait.commands.actions.evaluation import ablations, evaluate, untrained
 from plait.commands.actions.evaluation.evaluate import EvaluateOptions, Measured
 from plait.commands.actions.evaluation.subject import Base, Exported, Randomised, Saved, Subject, named
 from plait.commands.pages.table import render_table
@@ -23,8 +23,9 @@ from plait.training.figures.paired import Difference, differences
 
 log = logging.getLogger(__name__)
 
-BASE, RANDOM = "base", "random:"
-"""Names of baselines: the model before its first step; `random:COMPONENT`, with the values of that component in random order."""
+BASE, UNTRAINED, RANDOM = "base", "untrained", "random:"
+"""Names of baselines: the model before its first step; that of the first run of the chain of `from:`; `random:COMPONENT`, with the values
+of that component in random order."""
 
 
 _WHY: Mapping[type[Subject], str] = {
@@ -45,13 +46,13 @@ class Compared:
 def others_of(subject: Subject, names: Sequence[str]) -> dict[str, Subject]:
     """Return the models that `--against` names, by name. Raises PlaitError for one that is unknown, given twice, or of another family.
 
-    A name is "base" or "random:COMPONENT", where `subject` is a checkpoint, or names a checkpoint: RUN, RUN@STEP, RUN/STAGE@best, ...
+    A name is "base", "untrained" or "random:COMPONENT", where `subject` is a checkpoint, or names a checkpoint: RUN, RUN@STEP, ...
     """
     others: dict[str, Subject] = {}
     for name in names:
         if name in others:
             raise PlaitError(f"--against names {name!r} twice")
-        if (name == BASE or name.startswith(RANDOM)) and not isinstance(subject, Saved):
+        if (name in (BASE, UNTRAINED) or name.startswith(RANDOM)) and not isinstance(subject, Saved):
             raise PlaitError(f"--against {name} is for a checkpoint of a run; {_WHY[type(subject)]}")
         try:
             others[name] = _model(subject, name)
@@ -69,6 +70,8 @@ def _model(subject: Subject, name: str) -> Subject:
     """Return the model of this name."""
     if isinstance(subject, Saved) and name == BASE:
         return Base(subject.saved.resolved, subject.run)
+    if isinstance(subject, Saved) and name == UNTRAINED:
+        return untrained.base_of(subject.saved)
     if isinstance(subject, Saved) and name.startswith(RANDOM):
         return Randomised(subject.checkpoint.folder, name.removeprefix(RANDOM))
     return named(name)
@@ -165,6 +168,9 @@ def _report(own: Measured, compared: Sequence[Compared]) -> None:
     for row in rows:
         log.info("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     log.info(f"  {sentence}")
+    for other in compared:
+        if isinstance(other.measured.measurement.subject, Base):
+            log.info(f"  {other.name} is {other.measured.measurement.subject.shown}")
     if own.first:
         files.write_json(folder / "against.json", {"bench": title, "figure": main, **_models(own, compared), "sentence": sentence})
         details = [("measured", own.measurement.subject.shown), ("samples", f"{len(own.result.rows):,}")]

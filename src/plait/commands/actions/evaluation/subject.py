@@ -173,7 +173,8 @@ class Base(Subject):
         mark = xxhash.xxh3_64_hexdigest(self._named.encode())[:6]
         run = begun or Path(str(self.config.run))
         self.run = run if (run / "config.yaml").is_file() and not self.config.from_ else run.with_name(f"{run.name}-base") / mark
-        self.shown, self.moment = f"{self.config.family} of {run}", f"base-{mark}"
+        begun_from = f", which began from {self.config.from_}" if self.config.from_ else ""
+        self.shown, self.moment = f"{self.config.family} of {run}{begun_from}", f"base-{mark}"
 
     def identity(self) -> str:
         """Return a hash of what decides the weights: settings, and names, sizes and times of the files that these name."""
