@@ -334,6 +334,10 @@ def test_every_command_that_tells_of_the_data_tells_what_is_filtered(tmp_path, c
     assert not (tmp_path / "run" / "quarantine.jsonl").exists()
     assert cli.main(["plan", str(path), "--json", source]) == 0
     assert json.loads(capsys.readouterr().out)["stages"][0]["filtered"] == {"jsonl:data.jsonl": {"min_side 33": 15}}
+    both = source.replace("}]", "}, {source: jsonl, path: '" + str(made["path"]) + "', allow_blank: true, filter: {min_side: 30}}]")
+    assert cli.main(["plan", str(path), "--json", both]) == 0
+    planned = json.loads(capsys.readouterr().out)["stages"][0]["filtered"]
+    assert [*planned] == ["jsonl:data.jsonl", "jsonl:data.jsonl (2)"] and [*planned["jsonl:data.jsonl (2)"]] == ["min_side 30"]
 
 
 def test_index_takes_settings_of_a_configuration_alone(tmp_path, capsys):

@@ -6,11 +6,12 @@ section is validated by the family's own class.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Strict, Tag, model_serializer
+from pydantic import Discriminator, Field, Strict, Tag, model_serializer
 
 from plait.config.sections.alert import Alert
-from plait.config.sections.base import Count, Float, Folder, Int, Natural, Rate, Section, Share, Switch, as_number
+from plait.config.sections.base import Count, Float, Folder, Int, Natural, Rate, Section, Share, Switch
 from plait.config.sections.guard import Guard
+from plait.config.sections.held_out import HeldOutShare, OwnShare, fraction
 from plait.config.sections.model import ModelSection as ModelSection  # noqa: PLC0414  families import it from here
 from plait.config.sections.selection import Captions, Filter
 from plait.config.sections.track import Mlflow, Trackio
@@ -35,30 +36,6 @@ class WeightedTemplate(Template):
     weight: Rate = Field(default=1.0, description="how often it is drawn, relative to the others")
 
 
-def _as_share(value: Any, whole: str = "list of sources or a share of the training data") -> str:
-    """Convert "1%" and 0.01 to the text "1%"; for `data.validation`. Raises ValueError for anything that is no share of a whole."""
-    number = as_number(value.removesuffix("%")) if isinstance(value, str) else value
-    if not isinstance(number, int | float):
-        raise ValueError(f"must be a {whole}, such as 1%, got {value!r}")
-    percent = number if isinstance(value, str) and value.endswith("%") else number * 100
-    if not 0 < percent < 100:
-        raise ValueError(f"holds out {value}: a share is more than 0% and less than 100%, such as 1%")
-    return f"{percent:.12g}%"
-
-
-def _as_own_share(value: Any) -> str:
-    """Convert "5%" and 0.05 to the text "5%", and 0 to "0%"; for `held_out` of a source. Raises ValueError for anything else."""
-    return "0%" if value in (0, "0", "0%") else _as_share(value, "share of the source")
-
-
-def _fraction(share: str) -> float:
-    """Return the number that a share spells: 0.05 of "5%"."""
-    return float(share.removesuffix("%")) / 100
-
-
-HeldOutShare = Annotated[str, BeforeValidator(_as_share)]
-
-
 class SourceEntry(Section):
     """One source of samples (a data set), as `data.train` and other lists name it.
 
@@ -75,7 +52,7 @@ class SourceEntry(Section):
     split: str | None = Field(default=None, description="part of the source; without it `train` or `validation`, by the list it stands in")
     weight: Rate = Field(default=1.0, description="share in the mixture, relative to the other sources")
     limit: Count | None = Field(default=None, description="at most so many samples, the first ones; a filter counts within them")
-    held_out: Annotated[str, BeforeValidator(_as_own_share)] | None = Field(
+    held_out: OwnShare | None = Field(
         default=None, description="in data.train: the share of it that is held out and not trained on, such as 5%; 0: none, of any share"
     )
     filter: Filter | None = Field(default=None, description="which of its samples are read: by size, caption, columns, duplicates")
@@ -140,11 +117,11 @@ class Data(Section):
     @property
     def held_out_share(self) -> float | None:
         """The share of each training source that is held out, such as 0.01; None where `validation` lists sources or nothing."""
-        return _fraction(self.validation) if isinstance(self.validation, str) else None
+        return fraction(self.validation) if isinstance(self.validation, str) else None
 
     def share_of(self, entry: SourceEntry) -> float | None:
         """Return the share of a training source that is held out, its own or that of `validation`; None for none of it."""
-        return self.held_out_share if entry.held_out is None else _fraction(entry.held_out) or None
+        return self.held_out_share if entry.held_out is None else fraction(entry.held_out) or None
 
     @property
     def shares(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from plait.assembly.data import TrainingData
 from plait.commands.actions import findings as doctor
 from plait.commands.actions.findings import gigabytes
 from plait.config.resolved import Resolved
@@ -100,7 +101,8 @@ def _data_rows(planned: StageForecast) -> Iterator[tuple[str, str]]:
         yield "data", planned.faults["data"]
     else:
         yield "data", ", ".join(f"{name} {size:,} samples" for name, size in zip(plan.data.names(), plan.order.sizes, strict=True))
-        yield from (("", f"{source.name}: {filtered_text(source)}") for source in plan.data.sources if source.filtered)
+        named = zip(plan.data.names(), plan.data.sources, strict=True)
+        yield from (("", f"{name}: {filtered_text(source)}") for name, source in named if source.filtered)
         yield from (("", text) for text in summary.planned_shares(plan.data.names(), plan.data.sampling_weights, plan.order.counts))
         yield from (("", f"{name:<18} {text}") for name, text in contents_of(plan.data.sources, config.train.global_batch))
         passes = planned.samples / sum(plan.order.sizes) if planned.samples else 0
@@ -182,6 +184,11 @@ def as_dict(
     }
 
 
+def _filtered(data: TrainingData) -> dict[str, dict[str, int]]:
+    """Return {source: {part of its filter: samples left out}}. Sources have the names that a run gives them: the second of one a number."""
+    return dict(zip(data.names(), (dict(source.filtered) for source in data.sources), strict=True))
+
+
 def _stage_dict(stage: PlannedStage) -> dict[str, Any]:
     planned = stage.forecast
     optim = planned.view.config.optim
@@ -190,7 +197,7 @@ def _stage_dict(stage: PlannedStage) -> dict[str, Any]:
         "name": planned.view.name,
         "steps": planned.steps,
         "samples": planned.samples,
-        "filtered": {source.name: dict(source.filtered) for source in planned.plan.data.sources} if planned.plan is not None else None,
+        "filtered": None if planned.plan is None else _filtered(planned.plan.data),
         "global_batch": planned.view.config.train.global_batch,
         "micro_batch": planned.micro_batch,
         "micro_batches": planned.micro_batches,
