@@ -157,6 +157,7 @@ TESTS: dict[str, str] = {
     "training/from_weights.py": "training/test_start.py commands/test_stages.py",
     "training/figures/intervals.py": "training/test_intervals.py",
     "training/launch.py": "training/test_launch.py training/test_processes.py",
+    "training/monitor/gather_waits.py": "training/monitor/test_why.py",
     "training/monitor/causes.py": "training/monitor/test_why.py",
     "training/monitor/learning.py": "training/monitor/test_learning.py",
     "training/monitor/rules.py": "training/monitor/test_learning.py",

@@ -277,4 +277,4 @@ def test_parts_of_a_step_are_marked_as_they_begin(make_loop):
     marks = []
     state = make_state(make_config())
     make_loop(state, make_config(), mark=marks.append).step(state.model, step_batch(0, [micro([1]), micro([2])]), 100, audit=False)
-    assert marks == ["forward", "backward", "forward", "backward", "update"]
+    assert marks == ["copy", "forward", "backward", "copy", "forward", "backward", "update"]

@@ -204,8 +204,9 @@ class Loop:
         sharded = distributed.is_sharded(net)
         for i, micro in enumerate(micros):
             seed(key(self.config.seed, "dropout", self.state.step, self.ranks.rank, i), self.ranks.device)
-            self.mark("forward")
+            self.mark("copy")
             inputs, last = distributed.to_device(micro.batch, self.ranks.device), i == len(micros) - 1
+            self.mark("forward")
             with distributed.accumulating(net, last):
                 with micro_batch.guarded(self.ranks, meet=last, collective=sharded):
                     counting = contextlib.nullcontext() if micro.padding else self.meter.forward(inputs)

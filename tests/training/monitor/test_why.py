@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from plait import cli, files
 from plait.engine.checkpoints.checkpoint import published
 from plait.engine.monitoring import reporter
+from plait.engine.parallel import distributed
 from plait.families import registry
 from plait.training.monitor.window import PARTS
 from tests import processes
@@ -114,20 +115,35 @@ def test_a_slow_source_is_named(recipe, tmp_path, capsys, monkeypatch):
     assert "a sample of jsonl:held.jsonl takes 0.0" in cause["text"]
 
 
-def slow_rank(recipe, run):
-    def forward(self, batch, usual=Wide.forward):
-        time.sleep(0.03 if torch.distributed.get_rank() == 1 else 0.0)
-        return usual(self, batch)
-
-    Wide.forward = forward
-    toy.train(recipe, run, *PLAIN, f"train.steps={LONG}")
+_SLOW_S = {Wide: 0.12, nn.Linear: 0.04}
+"""What the slow rank sleeps in a forward pass, of which there is one of the model, and three of layers: far more than others disturb."""
 
 
-def test_a_slow_rank_is_named(recipe, tmp_path, capfd):
-    assert processes.codes(processes.start(2, slow_rank, recipe, tmp_path / "run")) == [0, 0]
-    cause = why(tmp_path / "run", capfd)["causes"][0]
+def slow_rank(recipe, run, strategy, slow):
+    def forward(self, *inputs, usual=slow.forward):
+        time.sleep(_SLOW_S[slow] if torch.distributed.get_rank() == 1 else 0.0)
+        return usual(self, *inputs)
+
+    slow.forward = forward
+    toy.train(recipe, run, *PLAIN, f"train.steps={LONG}", f"distributed.strategy={strategy}")
+
+
+@pytest.mark.parametrize(("strategy", "slow"), [("ddp", Wide), ("fsdp", Wide), ("fsdp", nn.Linear)])
+def test_a_slow_rank_is_named(recipe, tmp_path, capfd, strategy, slow):
+    assert processes.codes(processes.start(2, slow_rank, recipe, tmp_path / "run", strategy, slow)) == [0, 0]
+    told = why(tmp_path / "run", capfd)
+    cause, (own, of_slow) = told["causes"][0], told["window"]["ranks"]["forward"]
     assert cause["what"] == "ranks" and cause["share"] > 0.3
-    assert cause["text"].startswith("the others wait for rank 1: its forward passes take 0.0")
+    assert cause["text"].startswith(f"the others wait for rank 1: its forward passes take {of_slow:.3g} s a step, ")
+    assert of_slow > own + 0.05
+
+
+def test_batches_that_take_long_to_be_copied_are_named(recipe, tmp_path, capsys, monkeypatch):
+    usual = distributed.to_device
+    monkeypatch.setattr(distributed, "to_device", lambda *given: (time.sleep(0.02), usual(*given))[1])
+    cause = first_cause(recipe, tmp_path / "run", capsys)
+    assert cause["what"] == "copy" and cause["share"] > 0.3
+    assert cause["text"].startswith("batches take 0.02")
 
 
 class Attending(toy.Net):

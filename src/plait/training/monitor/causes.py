@@ -146,9 +146,11 @@ def _median_of_others(values: Sequence[float]) -> float:
 
 
 def _passes(window: Window, stage: Stage) -> Iterator[Cause]:
-    """Say what forward and backward passes do in vain: padding, masks, compiling again, small micro-batches, computing again."""
+    """Say what copies and passes do in vain: padding, masks, compiling again, small micro-batches, computing again."""
     config = stage.view.config
     share = window.passes / window.total if window.total else 0.0
+    copied = f"batches take {window.seconds['copy']:.3g} s of a step to be copied to the device"
+    yield Cause("copy", window.share("copy"), f"{copied}: does the family's collate send more than it needs?")
     if window.padding >= _PADDING:
         shorter = {"to_max": "longest", "to_128": "longest"}.get(config.data.pad)
         cure = stage.override("data.pad", shorter) if shorter else stage.override("train.micro_batch", max(1, window.micro_batch // 2))

@@ -20,9 +20,11 @@ from plait.engine.loop import Row
 from plait.engine.loss import Loss
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.tracking import Tracker
+from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.training.monitor import causes
+from plait.training.monitor.gather_waits import GatherWaits
 from plait.training.monitor.learning import LEARNING, Learning
 from plait.training.monitor.modules import ForwardWatch, modules_of
 from plait.training.monitor.rules import Rules
@@ -60,6 +62,9 @@ class StageMonitor:
     def __init__(self, watched: Watched) -> None:
         self.watched, self.state, self.ranks = watched, watched.state, watched.ranks
         self.forward = ForwardWatch(modules_of(self.state.model, watched.components), self.ranks.device)
+        sharded = distributed.is_sharded(self.state.model)
+        self.own_passes = GatherWaits(self.state.model, self.ranks.device) if sharded else None
+        """Of a sharded model: what this rank computes of its forward passes, without waiting for the others."""
         self.learning: Learning | None = None
         """On rank 0, from the first step on."""
         self.rows: deque[Row] = deque(maxlen=_KEPT)
@@ -97,10 +102,14 @@ class StageMonitor:
             if self.learning is not None:
                 self.learning.begin()
             self.forward.begin(self.learning.output if self.learning is not None else None)
+            if self.own_passes is not None:
+                self.own_passes.begin()
 
     def figures(self, row: Row) -> dict[str, Any]:
         """Return what the row of the step that has just been done gets: `spent`, and how components learn. All ranks call it."""
         self.forward.end()
+        if self.own_passes is not None:
+            self.own_passes.end()
         now = self.watched.heartbeat.spent_s
         parts = dict.fromkeys(PARTS, 0.0)
         for doing, seconds in now.items():
@@ -143,6 +152,8 @@ class StageMonitor:
         ranks, known = self.ranks, {**parts, "positions": float(self.positions)}
         if ranks.size == 1:
             return {}
+        if self.own_passes is not None:
+            known["forward"] = self.own_passes.seconds() * (self.state.step - self.step)
         table = torch.zeros(ranks.size, len(_OF_RANKS), dtype=torch.float64)
         table[ranks.rank] = torch.tensor([known[name] for name in _OF_RANKS], dtype=torch.float64)
         columns = ranks.sum(table).T.tolist()

@@ -8,10 +8,11 @@ from typing import Any
 Spent = dict[str, Any]
 """What a row has under `spent`: of the steps since the row before, seconds by part of a step, and what explains them."""
 
-PARTS = ("data", "start", "forward", "backward", "update", "record", "evaluate", "save", "other")
-"""The parts of a step in the order in which they come. start: denominators are added, which waits for the data of the other ranks. update:
-norms, clipping, optimizer, averages; on a GPU also the wait for the passes. record: metrics, callbacks. other: what stages begin with."""
-_STEP = {"step": "start", "step/forward": "forward", "step/backward": "backward", "step/update": "update", "step/record": "record"}
+PARTS = ("data", "start", "copy", "forward", "backward", "update", "record", "evaluate", "save", "other")
+"""The parts of a step in the order in which they come. start: denominators are added, which waits for the data of the other ranks. copy:
+of batches to the device; on a GPU until the copy is queued. update: norms, clipping, optimizer, averages; on a GPU also the wait for the
+passes. record: metrics, callbacks. other: what stages begin with."""
+_STEP = {"step": "start", **{f"step/{part}": part for part in ("copy", "forward", "backward", "update", "record")}}
 _WARM = 3
 """From so many rows of a start on, its first is left out: workers start in it, memory is allocated, blocks are compiled."""
 

@@ -22,6 +22,7 @@ _MOST_ROWS = 20
 _PARTS = {
     "data": "waiting for data",
     "start": "beginning of steps",
+    "copy": "copies to the device",
     "forward": "forward",
     "backward": "backward",
     "update": "update",

@@ -25,6 +25,7 @@ _BAR = 32
 _WORDS = {
     "data": "wait for data",
     "start": "begin of the step",
+    "copy": "copy to the device",
     "record": "metrics, callbacks",
     "evaluate": "evaluations",
     "save": "checkpoints",
