@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from plait.config.schema import Wandb
 from plait.config.sections.alert import Alert
+from plait.config.sections.track import Wandb
 from plait.engine.monitoring.alerts import Alerts
 from plait.engine.monitoring.beside import process, trackers
 from plait.engine.monitoring.beside.shown import KeptPictures

@@ -47,6 +47,7 @@ OPTIONAL_PACKAGES = {
     "apprise",
     "mlflow",
     "trackio",
+    "peft",
 }
 """Imported inside a function because plait runs without them."""
 

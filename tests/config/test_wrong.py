@@ -7,9 +7,8 @@ from plait.errors import PlaitError
 
 from .conftest import BASE
 
-TOP = (
-    "run, seed, family, preset, model, trainable, stages, from, data, train, optim, checkpoint, evaluate, track, distributed, guard, alert"
-)
+TOP = "run, seed, family, preset, model, trainable, adapters, stages, from, data, train"
+TOP += ", optim, checkpoint, evaluate, track, distributed, guard, alert"
 SECRET = "looks like a secret, which no file or command line may hold: remove it and set the environment variable"
 STAGES = BASE + "stages:\n  - name: a\n"
 

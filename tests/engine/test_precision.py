@@ -11,8 +11,9 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from plait.config.schema import Optim
 from plait.engine import adamw, optim, precision
+from plait.engine.adamw import round_stochastically
 from plait.engine.parallel import distributed
-from plait.engine.precision import GOOD_STEPS, OVERFLOWS, SCALE, Scaler, round_stochastically, set_precision
+from plait.engine.precision import GOOD_STEPS, OVERFLOWS, SCALE, Scaler, set_precision
 from plait.errors import Stopped
 
 from .. import processes

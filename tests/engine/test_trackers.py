@@ -16,8 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plait import files
-from plait.config.schema import Wandb
-from plait.config.sections.track import Mlflow, Trackio
+from plait.config.sections.track import Mlflow, Trackio, Wandb
 from plait.engine.checkpoints.rundir import identity
 from plait.engine.monitoring.beside import process, tracker_process, trackers
 from plait.engine.monitoring.beside.shown import KeptPictures

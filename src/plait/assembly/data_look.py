@@ -13,6 +13,7 @@ from plait.assembly import overlap
 from plait.assembly.data import open_validation
 from plait.assembly.overlap import HeldOutContent, Overlap, content_of, contents
 from plait.config.schema import RunConfig
+from plait.config.sections.adapters import component_of
 from plait.data import image_files
 from plait.data.field_names import TEXTS, field_list
 from plait.data.loading.micro_batch import Inputs, collated
@@ -175,7 +176,7 @@ def unusable(found: Sequence[SourceLook]) -> list[str]:
 
 def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequence[str]) -> list[str]:
     """Return advice for each component in `trainable`, or setting, whose input (by `limits`: images, ...) no sample in `found` has."""
-    named = {item.partition(":")[0] for item in trainable}
+    named = {component_of(item.partition(":")[0]) for item in trainable}
     usable = sum(one.usable for one in found)
     faults = []
     for name, keys in limits.needs.items():

@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +85,19 @@ def settings(folder: Path, bundle: ModelBundle, config: RunConfig, trained: set[
     given = set(_imported(weight_files.empty(folder), bundle))
     lost = [component for component, names in bundle.component_names.items() if (trained - given) & set(names)]
     return {**saved.settings(config), _FROZEN: _frozen(bundle, given), saved.LEFT_OUT: lost}
+
+
+def merged(bundle: ModelBundle, config: RunConfig, trained: set[str]) -> tuple[ModelBundle, RunConfig, set[str]]:
+    """Return model, settings and names of trained weights without adapters, which are added to the weights of their layers, in place.
+
+    What has none is returned as it is. Raises PlaitError for adapters that are not finite.
+    """
+    if bundle.adapters is None:
+        return bundle, config, trained
+    hashes = {name: value for name, value in bundle.base_hashes.items() if name not in bundle.adapters.names}
+    moved = bundle.adapters.merge()
+    bundle = replace(bundle, adapters=None, base_hashes=hashes)
+    return bundle, config.model_copy(update={"adapters": {}}), {moved.get(name, name) for name in trained}
 
 
 def find(spec: str | Path) -> ExportedModel | None:

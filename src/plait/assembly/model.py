@@ -16,6 +16,7 @@ from torch import nn
 
 from plait import files
 from plait.assembly import checkpoint_specs, hub_start, overwritten
+from plait.assembly.adapters import layers as adapter_layers
 from plait.assembly.data import open_training
 from plait.config.schema import RunConfig
 from plait.data.loading import truncation
@@ -57,11 +58,13 @@ class ModelBundle:
     """How the model is divided over ranks; None on one rank."""
     unread: frozenset[str] = frozenset()
     """Pretrained parts whose weights were not read, as the caller loads others over them."""
+    adapters: adapter_layers.Adapters | None = None
 
     @functools.cached_property
     def component_names(self) -> Mapping[str, tuple[str, ...]]:
         """The parameters' names by component (part that trains or is frozen as a whole). Raises PlaitError for a wrong `never_trained`."""
-        names = {component: tuple(part) for component, part in self.family.components(self.model).items()}
+        given = self.family.components(self.model) if self.adapters is None else self.adapters.components
+        names = {component: tuple(part) for component, part in given.items()}
         require_known(self.family.name, "never_trained", self.family.never_trained, [*names, *self.section.absent()])
         return names
 
@@ -91,11 +94,12 @@ class ModelBundle:
         return inputs if config.data.truncate == "cut" else truncation.inputs_of(inputs, config.data, train=train)
 
     def frozen_xxh3(self, trained: set[str], former: Mapping[str, str] = NO_NAMES) -> str:
-        """Return one hash of all weights as built, except those named in `trained`; a resumed run compares it with its checkpoint's.
+        """Return one hash of all weights as built, without adapters and those in `trained`; a resumed run compares it.
 
         `former`: {name of a parameter now: its name then}, of those that were renamed, under which they are hashed.
         """
-        hashed = {former.get(name, name): value for name, value in self.base_hashes.items() if name not in trained}
+        left = trained if self.adapters is None else trained | self.adapters.names
+        hashed = {former.get(name, name): value for name, value in self.base_hashes.items() if name not in left}
         lines = "".join(f"{name}={value}\n" for name, value in sorted(hashed.items()))
         return xxhash.xxh3_64_hexdigest(lines.encode())
 
@@ -119,7 +123,9 @@ def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: Callable[[],
         model = family.build_over(section, assets, seed=seed, parts=unread)
     else:
         model = family.build(section, assets, seed=seed)
-    return ModelBundle(family, section, assets, model, hashes(model), Sharding(model) if ranks.size > 1 else None, unread=unread)
+    adapters = adapter_layers.add(family, model, config.adapters, config.seed) if config.adapters else None
+    sharding = Sharding(model) if ranks.size > 1 else None
+    return ModelBundle(family, section, assets, model, hashes(model), sharding, unread=unread, adapters=adapters)
 
 
 def seed_of(config: RunConfig) -> int:

@@ -66,6 +66,8 @@ def open_checkpoint(saved: SavedModel, ranks: Ranks, *, averaged: bool = True, l
         groups["averages"] = located.tensors("ema")
     for tensors in renames.mapped(groups, former).values():
         load_weights(bundle.model, tensors)
+    if bundle.adapters is not None:
+        bundle.adapters.begin({former.get(name, name) for name in located.manifest["state"]["trained"]})
     bundle.model.to(ranks.device).eval()
     return bundle
 
@@ -83,7 +85,8 @@ def check_frozen(saved: Checkpoint, bundle: ModelBundle, seed: int, former: Mapp
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that decide what a model is and how it is asked, as a configuration has them, for `write_model_settings`."""
-    more = {} if config.data.max_tokens is None else {"data": {"max_tokens": config.data.max_tokens}}
+    more: dict[str, Any] = {} if config.data.max_tokens is None else {"data": {"max_tokens": config.data.max_tokens}}
+    more |= {"adapters": {name: one.model_dump() for name, one in config.adapters.items()}} if config.adapters else {}
     own = {"family": config.family, "model": config.model, "seed": config.seed, "train": {"precision": config.train.precision}}
     return {**own, **more}
 

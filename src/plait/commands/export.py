@@ -2,6 +2,7 @@
 
 from plait.commands.arguments import add_checkpoint, add_weights, path
 from plait.commands.command import Arguments, Command, Parser
+from plait.config.sections.adapters import HELP, LAYOUT
 from plait.families import registry
 
 
@@ -14,6 +15,7 @@ def declare(parser: Parser) -> None:
     parser.add_argument("out", metavar="DIR", type=path, help="the new directory")
     layouts = [(family, name, meaning) for family, section in registry.model_configs() for name, meaning in section.layouts.items()]
     known = "; ".join(f"{name}, of {family}: {meaning}" for family, name, meaning in layouts)
+    known += f"; {LAYOUT}, of runs with adapters: {HELP}"
     parser.add_argument("--to", metavar="LAYOUT", help=f"one of those that the family has (default: its first). {known}".replace("%", "%%"))
     add_weights(parser)
 

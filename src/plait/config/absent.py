@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from plait.config.nodes import Node, node_at
 from plait.config.resolved import StageView
+from plait.config.sections.adapters import component_of
 from plait.errors import PlaitError
 
 
@@ -31,8 +32,10 @@ def without_absent(tree: Node, views: Sequence[StageView], absent: Mapping[str, 
             lines.append(f"stage {view.name} is left out: it trains {', '.join(trainable)}, and {_reasons(trainable, absent)}")
         elif gone:
             lines.append(f"stage {view.name} trains without {', '.join(gone)}: {_reasons(gone, absent)}")
-    lost = dict.fromkeys(name for view in views for name in view.config.optim.components if name in absent)
-    lines += [f"optim.components.{name} is left out: {absent[name]}" for name in lost]
+    lost = dict.fromkeys(name for view in views for name in view.config.optim.components if component_of(name) in absent)
+    lines += [f"optim.components.{name} is left out: {absent[component_of(name)]}" for name in lost]
+    adapted = dict.fromkeys(name for view in views for name in view.config.adapters if name in absent)
+    lines += [f"adapters.{name} is left out: {absent[name]}" for name in adapted]
     plain = dict.fromkeys((entry.bench, entry.ablate) for view in views for entry in view.config.evaluate if entry.ablate in absent)
     lines += [f"evaluate: {bench} is measured without ablate={ablate}: {absent[str(ablate)]}" for bench, ablate in plain]
     if not lines:
@@ -47,8 +50,8 @@ def without_absent(tree: Node, views: Sequence[StageView], absent: Mapping[str, 
 
 
 def _component(item: str) -> str:
-    """Return the component of an item of `trainable`, such as "vision" of "vision:layers.3"."""
-    return item.partition(":")[0]
+    """Return the component of an item of `trainable`, such as "vision" of "vision:layers.3" and of "vision.lora"."""
+    return component_of(item.partition(":")[0])
 
 
 def _present(trainable: Sequence[str], absent: Mapping[str, str]) -> list[str]:
@@ -65,15 +68,18 @@ def _location(tree: Node) -> str:
 
 
 def _pruned(node: Node, absent: Mapping[str, str]) -> Node:
-    """Return a run's or a stage's mapping without absent components: in `trainable`, `optim.components`, and `ablate` of `evaluate`."""
+    """Return a run's or a stage's mapping without absent components, wherever it names components."""
     value = dict(node.value)
+    adapters = value.get("adapters")
+    if adapters is not None and isinstance(adapters.value, dict):
+        value["adapters"] = replace(adapters, value={name: child for name, child in adapters.value.items() if name not in absent})
     trainable, optim = value.get("trainable"), value.get("optim")
     if trainable is not None and isinstance(trainable.value, list):
         kept = [item for item in trainable.value if _component(str(item.value)) not in absent]
         value["trainable"] = replace(trainable, value=kept)
     components = node_at(node, ("optim", "components"))
     if optim is not None and components is not None and isinstance(components.value, dict):
-        left = {name: child for name, child in components.value.items() if name not in absent}
+        left = {name: child for name, child in components.value.items() if component_of(name) not in absent}
         value["optim"] = replace(optim, value={**optim.value, "components": replace(components, value=left)})
     evaluate = value.get("evaluate")
     if evaluate is not None and isinstance(evaluate.value, list):

@@ -9,6 +9,7 @@ from typing import Any
 
 from plait.config.nodes import KeyPath
 from plait.config.schema import LENGTH, Data, Distributed, Optim, RunConfig, SourceEntry
+from plait.config.sections.adapters import SUFFIX, component_of
 from plait.config.source_rules import SourceRules, unknown_kind
 
 Conflict = tuple[KeyPath, str]
@@ -47,11 +48,19 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
             result.append((("evaluate", number, "bench"), f"is {entry.bench!r}, which is named loss here: evaluate.{number}.bench=loss"))
     if not config.trainable:
         result.append((("trainable",), "is empty, so nothing would train: name components, or '*'"))
+    for item in config.trainable:
+        name = component_of(component := item.partition(":")[0])
+        if name != component and name not in config.adapters:
+            cure = f"for example --adapters.{name}.rank=16"
+            result.append((("trainable",), f"names {component!r}, the adapters of {name}, and there are none: {cure}"))
     return result + _device_conflicts(config.distributed) + _data_conflicts(config, kinds)
 
 
 def stage_conflicts(stages: Mapping[str, RunConfig]) -> list[Conflict]:
-    """Return [(path, message)] where a stage trains on data that another holds out, else []. `stages`: {name: merged configuration}."""
+    """Return [(path, message)] for data that one stage trains on and another holds out, and idle adapters.
+
+    `stages`: {name: merged configuration}.
+    """
     for name, config in stages.items():
         for other, theirs in stages.items():
             ours, data = config.data, theirs.data
@@ -62,7 +71,18 @@ def stage_conflicts(stages: Mapping[str, RunConfig]) -> list[Conflict]:
                 if isinstance(ours.validation, str):
                     return [(("data", "validation"), f"holds out {ours.validation} {what} for all stages, outside of them")]
                 return [(("data", "train"), f"holds out {ours.shares} {what} (held_out) in all stages")]
-    return []
+    return _idle_adapters(list(stages.values()))
+
+
+def _idle_adapters(stages: Sequence[RunConfig]) -> list[Conflict]:
+    """Return the adapters that no stage trains, of a run that does not start from weights that may have them."""
+    named = {item.partition(":")[0] for config in stages for item in config.trainable}
+    idle = {} if "*" in named else {name: None for config in stages if not config.from_ for name in config.adapters}
+    return [
+        (("adapters", name), f"is in no stage's trainable, so it would do nothing: name {name}{SUFFIX} there, or leave it out")
+        for name in idle
+        if f"{name}{SUFFIX}" not in named
+    ]
 
 
 def _shares_of(data: Data) -> dict[tuple[str | None, ...], float | None]:

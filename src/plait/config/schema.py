@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Strict, Tag, model_serializer
 
+from plait.config.sections.adapters import Adapter
 from plait.config.sections.alert import Alert
 from plait.config.sections.base import Count, Float, Folder, Int, Natural, Rate, Section, Share, Switch
 from plait.config.sections.guard import Guard
 from plait.config.sections.held_out import HeldOutShare, OwnShare, fraction
 from plait.config.sections.model import ModelSection as ModelSection  # noqa: PLC0414  families import it from here
 from plait.config.sections.selection import Captions, Filter
-from plait.config.sections.track import Mlflow, Trackio
+from plait.config.sections.track import Mlflow, Trackio, Wandb
 
 LENGTH = ("steps", "epochs", "samples")
 """The keys of `train` that set its length: a higher layer that sets one of them removes the others of lower layers."""
@@ -262,15 +263,6 @@ class Evaluate(Section):
         return f"{self.bench} with and without {self.ablate}" if self.ablate else self.bench
 
 
-class Wandb(Section):
-    """Settings of Weights & Biases, whose API key comes from WANDB_API_KEY. `name`: the run's there; None: its directory's."""
-
-    project: str = Field(description="where the run is shown")
-    name: str | None = Field(default=None, description="the run's name there; None: its folder's")
-    entity: str | None = Field(default=None, description="user or team; None: that of the key")
-    mode: Literal["online", "offline"] = Field(default="online", description="offline: kept in the run, for `wandb sync`")
-
-
 class Track(Section):
     """Settings of logging in addition to metrics.jsonl, which is always written."""
 
@@ -337,6 +329,7 @@ class RunConfig(Section):
     preset: str | None = Field(default=None, description="a preset of the family, under the file")
     model: dict[str, Any] = Field(default={}, description="the family's own section")
     trainable: list[str] = Field(default=["*"], description="components that train; *: all that ever do")
+    adapters: dict[str, Adapter] = Field(default={}, description="LoRA and its kin by component; they train as COMPONENT.lora")
     stages: list[Stage] = Field(default=[])
     from_: str | None = Field(default=None, alias="from", description="weights to start from: file, run, run@step or Hub repository")
     data: Data = Data()

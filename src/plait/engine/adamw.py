@@ -1,7 +1,8 @@
 """An AdamW that updates parameters chunk by chunk in float32, for bfloat16 weights and moments, and for moments kept in host memory.
 
 A chunk is CHUNK consecutive values of a flattened, unsharded parameter. The arithmetic is torch's fused AdamW (Loshchilov & Hutter 2019,
-arXiv 1711.05101). Results go back to bfloat16 by stochastic rounding, seeded per chunk: the same on any ranks, and after a resume.
+arXiv 1711.05101). Results go back to bfloat16 by stochastic rounding (Zamirai et al. 2020, arXiv
+2010.06192), seeded per chunk: the same on any ranks, and after a resume. Without it most updates of bfloat16 weights are lost.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from plait.engine.parallel.distributed import local, local_row_range
-from plait.engine.precision import round_stochastically
 
+_DROPPED_BITS = 16  # float32 has 23 bits of fraction, bfloat16 7
 CHUNK = 1 << 22
 """Values per chunk: 4 M need 64 MB in float32 with gradient and moments, and as much for their noise."""
 
@@ -100,3 +101,13 @@ def chunks(parameter: Tensor) -> Iterator[tuple[int, slice, slice]]:
         stop = min((chunk + 1) * CHUNK, end)
         yield chunk, slice(start - first, stop - first), slice(start - chunk * CHUNK, stop - chunk * CHUNK)
         start = stop
+
+
+def round_stochastically(values: Tensor, noise: Tensor) -> Tensor:
+    """Round float32 to bfloat16, up or down with probabilities that make the mean exact.
+
+    `noise`: int32 of the same shape, uniform on [0, 65536).
+    Neighbours in bfloat16 are 65,536 float32 apart, so adding noise to the bits carries with probability (x - below) / (above - below).
+    """
+    bits = values.view(torch.int32) + noise
+    return (bits >> _DROPPED_BITS << _DROPPED_BITS).view(torch.float32).to(torch.bfloat16)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.config.schema import Component, Optim
+from plait.config.sections.adapters import component_of
 from plait.engine.adamw import ChunkedAdamW, Noise
 from plait.engine.parallel.distributed import StoredTensor, full_tensor, local, norms_of_all, reshard_like
 from plait.engine.schedule import Progress, factor, warmup_of
@@ -162,14 +163,15 @@ def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def drop_idle(optimizer: torch.optim.Optimizer, components: Iterable[str], norms: Mapping[str, float]) -> None:
-    """Set to None the gradients of each of `components` whose norm is exactly 0. The update then keeps its weights and moments.
+    """Set to None the gradients of each of `components`, or its adapters, whose norm is exactly 0. Weights and moments then stay.
 
     Where no sample of a step has input for a component, its gradient is zeros, with which AdamW would still decay its weights and move them
     by old moments. `norms`: {"grad_norm": ..., "grad_norm/COMPONENT": ...}, as `clip` returns them.
     """
-    idle = {name for name in components if norms.get(f"grad_norm/{name}", norms["grad_norm"]) == 0}
-    for parameter in (value for group in optimizer.param_groups if group["component"] in idle for value in group["params"]):
-        parameter.grad = None
+    for group in optimizer.param_groups:
+        named = component_of(group["component"]) in components
+        for parameter in group["params"] if named and norms.get(f"grad_norm/{group['component']}", norms["grad_norm"]) == 0 else ():
+            parameter.grad = None
 
 
 def named_groups(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

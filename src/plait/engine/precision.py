@@ -1,4 +1,4 @@
-"""The dtypes of products, weights and gradients for each `train.precision`; float16's loss scaling; stochastic rounding to bfloat16.
+"""The dtypes of products, weights and gradients for each `train.precision`, and float16's loss scaling.
 
 | `train.precision` | products computed in | what trains | gradients | frozen |
 | fp32              | float32              | float32     | float32   | float32 |
@@ -6,8 +6,7 @@
 | fp16              | float16              | float32     | float32   | float16 |
 | pure_bf16         | bfloat16             | bfloat16    | bfloat16  | bfloat16 |
 
-Micikevicius et al. 2018 (arXiv 1710.03740): float32 weights beside half-precision products, and the scaled loss. Zamirai et al. 2020
-(arXiv 2010.06192): stochastic rounding, without which most updates of bfloat16 weights are lost.
+Micikevicius et al. 2018 (arXiv 1710.03740): float32 weights beside half-precision products, and the scaled loss.
 """
 
 import logging
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils import swap_tensors
 
@@ -32,7 +31,6 @@ SCALE, GOOD_STEPS, OVERFLOWS = "loss_scale", "loss_scale_steps", "overflows"
 _FIRST_SCALE = 2.0**16
 _SMALL_SCALE = 128.0
 _GROWS_AFTER_STEPS = 2000
-_DROPPED_BITS = 16  # float32 has 23 bits of fraction, bfloat16 7
 
 
 class Types(NamedTuple):
@@ -139,13 +137,3 @@ class Scaler:
     def figures(self) -> dict[str, float]:
         """Return {"loss_scale": the scale, "overflows": how often it was halved} for the log; {} for other precisions."""
         return {SCALE: self.scale, OVERFLOWS: self.totals.get(OVERFLOWS, 0)} if self.precision == "fp16" else {}
-
-
-def round_stochastically(values: Tensor, noise: Tensor) -> Tensor:
-    """Round float32 to bfloat16, up or down with probabilities that make the mean exact.
-
-    `noise`: int32 of the same shape, uniform on [0, 65536).
-    Neighbours in bfloat16 are 65,536 float32 apart, so adding noise to the bits carries with probability (x - below) / (above - below).
-    """
-    bits = values.view(torch.int32) + noise
-    return (bits >> _DROPPED_BITS << _DROPPED_BITS).view(torch.float32).to(torch.bfloat16)

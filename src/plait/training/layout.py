@@ -48,6 +48,8 @@ def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, mi
     meter = Meter(ranks.device, config.train.precision)
     changed = config.distributed.compile or config.distributed.activation_checkpointing != "none"
     with blocks.changed(units, config.distributed, meter) if changed else contextlib.nullcontext() as compilations:
+        for line in bundle.adapters.begin(state.ever_trained, names) if bundle.adapters is not None else ():
+            log.info(line)
         if warning := caution(config.train.precision, ranks.device):
             log.info(warning)
         set_precision(bundle.model, state.ever_trained | names, config.train.precision)

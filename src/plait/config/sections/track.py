@@ -1,4 +1,6 @@
-"""The settings of tracking services other than W&B."""
+"""The settings of tracking services."""
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -19,3 +21,12 @@ class Trackio(Section):
     project: str = Field(description="of Trackio, which is made if it is not there")
     name: str | None = Field(default=None, description="of the run, before its id; None: its directory's")
     space: str | None = Field(default=None, description="a Space of the Hub, as user/name; None: a database on this machine")
+
+
+class Wandb(Section):
+    """Settings of Weights & Biases, whose API key comes from WANDB_API_KEY. `name`: the run's there; None: its directory's."""
+
+    project: str = Field(description="where the run is shown")
+    name: str | None = Field(default=None, description="the run's name there; None: its folder's")
+    entity: str | None = Field(default=None, description="user or team; None: that of the key")
+    mode: Literal["online", "offline"] = Field(default="online", description="offline: kept in the run, for `wandb sync`")

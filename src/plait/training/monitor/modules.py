@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from plait.config.sections.adapters import component_of
+
 Watch = Callable[[str, Tensor], None]
 """Called with the name of a component and what the last of its modules put out, a floating-point tensor, once per pass."""
 
@@ -19,9 +21,10 @@ Watch = Callable[[str, Tensor], None]
 def modules_of(model: nn.Module, components: Mapping[str, Sequence[str]]) -> dict[str, list[nn.Module]]:
     """Return the largest modules with a forward pass of their own that hold parameters of one component alone, by component, in order.
 
+    Adapters count to the component whose layers they are in, as they have no forward pass apart from it.
     `components`: names of all parameters, by component. A list of blocks has no forward pass: its blocks are returned.
     """
-    of_name = {name: component for component, names in components.items() for name in names}
+    of_name = {name: component_of(component) for component, names in components.items() for name in names}
     found: dict[str, list[nn.Module]] = {}
 
     def visit(module: nn.Module, prefix: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 
+from plait.assembly.adapters import layers
 from plait.assembly.model import ModelBundle, write_assets
 from plait.config.resolved import Resolved
 from plait.config.schema import RunConfig
@@ -26,7 +27,8 @@ def meta_bundle(config: RunConfig, assets: Path) -> ModelBundle:
     section = family.Config.model_validate(config.model)
     with torch.device("meta"):
         model = family.build(section, assets, seed=0)
-    return ModelBundle(family, section, assets, model, {}, None)
+    adapters = layers.add(family, model, config.adapters, config.seed) if config.adapters else None
+    return ModelBundle(family, section, assets, model, {}, None, adapters=adapters)
 
 
 @contextlib.contextmanager

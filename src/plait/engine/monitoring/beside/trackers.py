@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from plait import files
-from plait.config.schema import Wandb
-from plait.config.sections.track import Mlflow, Trackio
+from plait.config.sections.track import Mlflow, Trackio, Wandb
 from plait.engine.monitoring.beside.process import SideProcess, Words
 from plait.engine.monitoring.beside.shown import ANSWERS, PICTURES, Table
 
