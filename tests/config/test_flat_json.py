@@ -113,12 +113,13 @@ def test_production_file_names_what_has_no_meaning() -> None:
     assert rows["device"] == ("distributed.device", "the whole model is on one GPU: choose which by CUDA_VISIBLE_DEVICES=1")
     assert rows["load_full_cosmos_pipeline"] == (None, flat_json.NO_MEANING["load_full_cosmos_pipeline"])
     assert [key for key, (ours, _) in rows.items() if ours is None] == [
-        "load_full_cosmos_pipeline", "streaming", "push_to_hub", "hub_model_id", "hub_strategy",
+        "load_full_cosmos_pipeline", "streaming",
     ]  # fmt: skip
-    ignored, device, upload = resolved.warnings
-    assert "load_full_cosmos_pipeline, push_to_hub, hub_model_id, hub_strategy;" in ignored
+    ignored, device = resolved.warnings
+    assert "load_full_cosmos_pipeline;" in ignored
     assert device.endswith("device is 'cuda:1': the whole model is on one GPU: choose which by CUDA_VISIBLE_DEVICES=1")
-    assert upload.endswith(f"push_to_hub is true, but {flat_json.NO_MEANING['push_to_hub']}")
+    hub = resolved.config.hub
+    assert hub is not None and (hub.push, hub.private) == ("every_save", False) and rows["hub_model_id"] == ("hub.repo", "")
 
 
 def test_nearly_empty_file_takes_the_original_defaults() -> None:
@@ -247,3 +248,30 @@ def test_another_dialect_is_a_row_of_the_table(load, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(table, "SHIPPED", (Dialect("toy", lambda tree, own: "ours" in tree.value, translate), *table.SHIPPED))
     resolved = load("ours:\n  " + BASE.replace("\n", "\n  "))
     assert (resolved.config.seed, resolved.origins["seed"], resolved.config.train.steps) == (5, "x.yaml:1", 100)
+
+
+def hub_of(tmp_path: Path, text: str) -> Resolved:
+    path = tmp_path / "x.json"
+    path.write_text('{"model_name": "tiny", "dataset_name": "scenes", "max_steps": 1, "output_dir": "runs/mine"' + text + "}")
+    return resolve(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "hub"),
+    [
+        ("", None),
+        (', "push_to_hub": false, "hub_model_id": "me/x"', None),
+        (', "push_to_hub": true', ("mine", "every_save", False)),
+        (', "push_to_hub": true, "hub_model_id": "me/x", "hub_strategy": "end"', ("me/x", "end", False)),
+        (', "push_to_hub": true, "hub_strategy": "checkpoint", "hub_private_repo": true', ("mine", "every_save", True)),
+        (', "push_to_hub": true, "hub_strategy": null, "hub_model_id": null', ("mine", "every_save", False)),
+    ],
+)
+def test_pushes_to_the_hub_mean_what_transformers_means(tmp_path: Path, text: str, hub: tuple[str, str, bool] | None) -> None:
+    found = hub_of(tmp_path, text).config.hub
+    assert (found and (found.repo, found.push, found.private)) == hub
+
+
+def test_a_strategy_that_there_is_not_is_one_line_with_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(PlaitError, match="must be 'every_save', 'end', 'checkpoint' or 'all_checkpoints', got 'sometimes'"):
+        hub_of(tmp_path, ', "push_to_hub": true, "hub_strategy": "sometimes"')

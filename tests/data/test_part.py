@@ -143,9 +143,9 @@ def test_one_stage_may_not_train_on_what_another_holds_out(tmp_path):
 
 def test_training_prints_the_warnings_of_a_translated_configuration(tmp_path, capsys):
     path = tmp_path / "x.json"
-    path.write_text('{"model_name": "tiny", "dataset_name": "scenes", "max_steps": 1, "streaming": true, "push_to_hub": true}')
+    path.write_text('{"model_name": "tiny", "dataset_name": "scenes", "max_steps": 1, "streaming": true, "device": "cuda:1"}')
     assert cli.main(["train", str(path), f"--run={tmp_path / 'run'}", "--optim.lr=0"]) == 2
     assert cli.main(["train", str(path), f"--run={tmp_path / 'run'}", "--data.max_tokens=99999"]) == 2
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert warned[0].startswith(f"warning: {path}: without meaning here: streaming, push_to_hub; `plait config {path}` says why")
-    assert warned[1].startswith(f"warning: {path}: push_to_hub is true, but training uploads nothing; write a finished run with")
+    assert warned[0].startswith(f"warning: {path}: without meaning here: streaming; `plait config {path}` says why")
+    assert warned[1].startswith(f"warning: {path}: device is 'cuda:1': the whole model is on one GPU")

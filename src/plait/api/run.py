@@ -13,6 +13,7 @@ from plait.api import checkpoint
 from plait.api.checkpoint import Checkpoint
 from plait.api.configuration import load_config
 from plait.api.metrics import rows, table
+from plait.commands.actions.publishing.beside import pushed
 from plait.commands.actions.report.refresh import refreshed
 from plait.config.messages import CONFIGURATION, LIST, PLACE, TEXT, Wanted, check_arguments, optional, with_type
 from plait.config.resolved import Resolved
@@ -58,13 +59,13 @@ def train(
     resolved = config if isinstance(config, Resolved) else load_config(config)
     for line in resolved.warnings:
         log.warning(line)
-    with refreshed(resolved) as hooks:
+    with pushed(resolved) as pushes, refreshed(resolved) as pages:
         options = TrainOptions(
             restart=restart or "restart" in resolved.train_options,
             allow_inexact=allow_inexact,
             only=stage,
             fresh=fresh or "fresh" in resolved.train_options,
-            hooks=(*hooks, *map(_hook, callbacks)),
+            hooks=(*pages, *pushes, *map(_hook, callbacks)),
         )
         return Run(training.train(resolved, options))
 

@@ -31,17 +31,18 @@ def run(arguments: Arguments) -> None:
     spread(arguments, arguments.max_restarts, arguments.shutdown_timeout)
     for line in resolved.warnings:
         log.warning(line)
+    from plait.commands.actions.publishing.beside import pushed
     from plait.commands.actions.report.refresh import refreshed
     from plait.training import run as training
     from plait.training.run_context import TrainOptions
 
-    with refreshed(resolved) as hooks:
+    with pushed(resolved) as pushes, refreshed(resolved) as pages:
         options = TrainOptions(
             restart=arguments.restart or "restart" in resolved.train_options,
             allow_inexact=arguments.allow_inexact,
             only=arguments.stage,
             fresh=arguments.fresh or "fresh" in resolved.train_options,
-            hooks=hooks,
+            hooks=(*pages, *pushes),
         )
         training.train(resolved, options)
 

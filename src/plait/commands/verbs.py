@@ -25,6 +25,7 @@ ORDER = (
     "prove",
     "eval",
     "export",
+    "push",
     "generate",
     "stages",
     "runs",

@@ -43,6 +43,8 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
     if config.checkpoint.best in HELD_OUT_LOSS:
         message = f"is {config.checkpoint.best!r}, which is named loss here: checkpoint.best=loss"
         result.append((("checkpoint", "best"), message))
+    if config.hub is not None and config.hub.push == "best" and config.checkpoint.best is None:
+        result.append((("hub", "push"), "is best, but checkpoint.best names no figure: set it, such as checkpoint.best=loss"))
     for number, entry in enumerate(config.evaluate):
         if entry.bench in HELD_OUT_LOSS:
             result.append((("evaluate", number, "bench"), f"is {entry.bench!r}, which is named loss here: evaluate.{number}.bench=loss"))

@@ -19,6 +19,7 @@ _LOGIN = "set HF_TOKEN to a token of that account (or `hf auth login`)"
 _UNAUTHORIZED, _FORBIDDEN = 401, 403
 _REFUSED = re.compile(r"\b(401|403|404|407)\b")
 _LATER = frozenset([408, 425, 429])  # statuses of requests that may succeed later, as those from 500 on
+_CONFLICT = (409, 412)
 _NO_NETWORK = frozenset(["ConnectError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "ProxyError", "TransportError"])
 _UNREACHED = _NO_NETWORK | {"LocalEntryNotFoundError"}
 
@@ -73,6 +74,31 @@ def refusal(error: BaseException, repository: str, *, dataset: bool = False) -> 
     if unreached:
         return f"it is not in the cache, and {endpoint} cannot be reached (HF_ENDPOINT, proxies): download it elsewhere: {download}"
     return None
+
+
+def not_sent(error: BaseException, repository: str) -> str:
+    """Return why the Hub did not take what was sent to `repository` (owner/name), with the cure, as the end of a sentence."""
+    kinds, status = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}, _status(error)
+    endpoint = secrets.without_secrets(constants.ENDPOINT)
+    if "LocalTokenNotFoundError" in kinds or (status == _UNAUTHORIZED and not _has_token()):
+        return "there is no token: set HF_TOKEN to one that may write, or run `hf auth login`"
+    if status == _UNAUTHORIZED:
+        return "the Hub refuses the token (401): set HF_TOKEN to one that is valid and may write, or run `hf auth login` again"
+    if status == _FORBIDDEN:
+        return (
+            f"the token may not write to {repository} (403): give it that right at {endpoint}/settings/tokens, or name another repository"
+        )
+    if "OfflineModeIsEnabled" in kinds or constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set: unset it"
+    if kinds & _NO_NETWORK:
+        return f"{endpoint} cannot be reached (HF_ENDPOINT, proxies)"
+    cause = [*_chain(error)][-1]  # the client puts a line of its own before that of a file
+    return f"{endpoint} answers {status}: {_first_line(cause)}" if status is not None else _first_line(cause)
+
+
+def conflicts(error: BaseException) -> bool:
+    """Return whether the Hub refused a commit as another one came before it, so that the same may be asked again."""
+    return _status(error) in _CONFLICT
 
 
 def unreachable(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from plait.config.sections.alert import Alert
 from plait.config.sections.base import Count, Float, Folder, Int, Natural, Rate, Section, Share, Switch
 from plait.config.sections.guard import Guard
 from plait.config.sections.held_out import HeldOutShare, OwnShare, fraction
+from plait.config.sections.hub import Hub
 from plait.config.sections.model import ModelSection as ModelSection  # noqa: PLC0414  families import it from here
 from plait.config.sections.selection import Captions, Filter
 from plait.config.sections.track import Mlflow, Trackio, Wandb
@@ -341,3 +342,4 @@ class RunConfig(Section):
     distributed: Distributed = Distributed()
     guard: Guard = Guard()
     alert: Alert = Alert()
+    hub: Hub | None = Field(default=None, description="push checkpoints to a repository of the Hub; `null`: nothing is pushed")

@@ -115,7 +115,7 @@ def _ask_one(api: HfApi, item: Wanted, answer: HubAnswer, limit_s: float) -> Non
     if item.start is not None:
         contents = hub_start.chosen(Contents(item.name, item.revision, str(info.sha), tuple(sizes), ""), item.start)
         answer.files = {name: sizes[name] for name in (*contents.needed(assets=False), *contents.needed(assets=True))}
-    answer.licence = _licence(info)
+    answer.licence = licence(info)
     answer.gated = bool(info.gated)
     if answer.gated:
         api.auth_check(item.name, repo_type=item.kind)
@@ -132,7 +132,7 @@ def _reads(item: Wanted, file: str) -> bool:
     return weights or any(fnmatch.fnmatch(path.name, pattern) for pattern in _SMALL)
 
 
-def _licence(info: Any) -> str:
+def licence(info: Any) -> str:
     """Return the licence that a repository's card or tags name. One that is none of the Hub's list has its name and address."""
     card = info.card_data.to_dict() if info.card_data is not None else {}
     named = card.get("license") or [tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")]

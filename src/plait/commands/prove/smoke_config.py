@@ -17,8 +17,9 @@ _EVALUATE_BATCH = 4
 _QUIET: Mapping[str, Any] = {
     "track": {"tensorboard": False, "wandb": None, "mlflow": None, "trackio": None},
     "alert": {"urls": [], "command": None},
+    "hub": None,
 }
-"""Nobody hears of a shortened run, and no service gets its rows."""
+"""Nobody hears of a shortened run, and no service gets its rows or weights."""
 _INTERVALS = 3
 """Checkpoints and evaluations per stage, besides those at its end."""
 

@@ -8,7 +8,7 @@ functions; NO_MEANING gives the reason for keys without one here.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from plait.config.dialects.builder import TranslationBuilder
@@ -87,10 +87,6 @@ KEYS = {
 NO_MEANING = {
     "streaming": "large parquet and tar shards at an address are streamed (options.stream); other rows are downloaded and read by index",
     "load_full_cosmos_pipeline": "only the VAE is ever loaded: the diffusion transformer, T5 and the guardrail take no part in encoding",
-    "push_to_hub": "training uploads nothing; write a finished run with `plait export RUN --to hf`, and upload that folder",
-    "hub_model_id": "training does not publish",
-    "hub_strategy": "training does not publish",
-    "hub_private_repo": "training does not publish",
 }
 FREEZES = {"freeze_gemma_vision": "vision", "freeze_gemma_language": "language", "freeze_cosmos_vae": "world"}
 """The component (part of the model) that each flag freezes."""
@@ -100,6 +96,8 @@ STAGED = ("trainable", "data", "train", "optim", "checkpoint", "evaluate", "trac
 """The sections of plait that a stage may have of its own."""
 ASSUMED = {"family": "theworld", "optim.betas": [0.9, 0.999], "optim.eps": 1e-8}
 """Settings of the trainer that no key of the file can change: {plait's path: value}."""
+STRATEGIES = {"every_save": "every_save", "end": "end", "checkpoint": "every_save", "all_checkpoints": "every_save"}
+"""Plait's `hub.push` for each `hub_strategy` of transformers."""
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "constant", "inverse_sqrt": "inverse_sqrt"}
 """Plait's name of each `lr_scheduler_type` of transformers that it has; the original's curve is linear where none is written."""
 
@@ -150,14 +148,12 @@ def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys:
 
 
 def _warnings(rows: Sequence[TranslatedKey], path: Path) -> list[str]:
-    """Return a line on keys that have no effect here, and one for each that will be missed: uploads, a second GPU."""
+    """Return a line on keys that have no effect here, and one on a second GPU, which will be missed."""
     ignored = [row.key for row in rows if row.path is None and row.value not in (None, False, 0)]
     lines = [f"{path}: without meaning here: {', '.join(ignored)}; `{command('config', path)}` says why"] if ignored else []
     for row in rows:
         key = row.key.rpartition(".")[2]
-        if key == "push_to_hub" and row.value:
-            lines.append(f"{path}: {row.key} is true, but {NO_MEANING[key]}")
-        elif key == "device" and row.note and row.value:
+        if key == "device" and row.note and row.value:
             lines.append(f"{path}: {row.key} is {format_value(row.value)}: {row.note}")
     return lines
 
@@ -324,6 +320,27 @@ def _tracking(builder: TranslationBuilder) -> None:
     builder.add_row("log_to_wandb", "track.wandb", "the key comes from WANDB_API_KEY")
 
 
+def _hub(builder: TranslationBuilder) -> None:
+    """Translate the pushes to the Hub. Raises PlaitError for a strategy that transformers does not have."""
+    keys = [key for key in ("hub_model_id", "hub_strategy", "hub_private_repo") if key in builder.written]
+    if not builder.get("push_to_hub"):
+        builder.add_row("push_to_hub", "hub", "nothing is pushed")
+        for key in keys:
+            builder.add_row(key, None, "push_to_hub is false")
+        return
+    strategy = builder.get("hub_strategy") or "every_save"
+    if strategy not in STRATEGIES:
+        raise builder.error("hub_strategy", f"must be {_listed(STRATEGIES)}, got {format_value(strategy)}")
+    repo = builder.get("hub_model_id") or PurePosixPath(str(builder.get("output_dir") or builder.tree.file)).stem
+    named = "" if builder.get("hub_model_id") else "named as its folder, of the token's owner"
+    builder.translate("hub.repo", repo, "hub_model_id" if "hub_model_id" in builder.written else "push_to_hub", note=named)
+    whole = {"checkpoint", "all_checkpoints"} & {strategy}
+    note = "each checkpoint is a commit; the optimizer's state is not pushed" if whole else ""
+    builder.translate("hub.push", STRATEGIES[strategy], "hub_strategy", note=note)
+    builder.translate("hub.private", bool(builder.get("hub_private_repo")), "hub_private_repo", note="the Hub's default is public")
+    builder.add_row("push_to_hub", "hub", "the token comes from HF_TOKEN or `hf auth login`")
+
+
 TOGETHER: Sequence[Callable[[TranslationBuilder], None]] = (
     _trainable,
     _lengths,
@@ -331,6 +348,7 @@ TOGETHER: Sequence[Callable[[TranslationBuilder], None]] = (
     _machine,
     _checkpoints,
     _tracking,
+    _hub,
     translate_data,
 )
 """The translations of keys whose meaning depends on each other."""

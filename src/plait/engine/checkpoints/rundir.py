@@ -26,6 +26,7 @@ FREE = (
     "distributed",
     "guard",
     "alert",
+    "hub",
     "data.workers",
     "data.worker_kind",
     "data.prefetch",

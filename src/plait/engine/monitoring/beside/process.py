@@ -8,6 +8,7 @@ killed. What it has to say goes back as JSON lines on its standard output, which
 import contextlib
 import json
 import logging
+import math
 import os
 import queue
 import signal
@@ -97,13 +98,13 @@ class SideProcess:
         except OSError:
             return False
 
-    def close(self) -> None:
-        """Close the standard input of the process, give it some seconds to end, then kill it."""
+    def close(self, *, patient: bool = False) -> None:
+        """Close the standard input of the process, give it some seconds to end, then kill it. `patient`: as long as it takes."""
         self.look()
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
-        code = self._wait(time.monotonic() + CLOSE_TIMEOUT_S)
+        code = self._wait(math.inf if patient else time.monotonic() + CLOSE_TIMEOUT_S)
         if code is None:
             self._end_group()
             self.process.wait()
@@ -114,6 +115,22 @@ class SideProcess:
             log.warning(f"the process that {self.words.does} was killed by signal {-code}: {self.words.lost}")
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+    def kill(self) -> None:
+        """Kill the process, and what it has started."""
+        self._end_group()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def leave(self) -> "subprocess.Popen[bytes]":
+        """Close the pipes to the process, which ends by itself when it has no more to do, and return it."""
+        self.look()
+        assert self.process.stdin is not None and self.process.stdout is not None
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        return self.process
 
     def _wait(self, deadline: float) -> int | None:
         """Wait for the process to end, and log what it says; returns its exit code, None at the deadline (monotonic clock)."""
@@ -150,10 +167,11 @@ class SideProcess:
 class Inbox:
     """The side of the process: its `settings`, and the lines that come. Signals that ask a run to stop are ignored from now on.
 
-    Standard output becomes /dev/null for what libraries print there; `say` alone writes to the run.
+    Standard output becomes /dev/null for what libraries print there; `say` alone writes to the run. `orphan_s`: how long the process may
+    go on when the run has closed standard input, or was killed; None: as long as it has work.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, orphan_s: float | None = _ORPHAN_S) -> None:
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         self._out: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -162,7 +180,8 @@ class Inbox:
         os.close(nowhere)
         self.settings: dict[str, Any] = json.loads(sys.stdin.readline())
         self.ended = threading.Event()
-        """Set when the run has closed standard input, or was killed; the process itself ends a minute later at the latest."""
+        """Set when the run has closed standard input, or was killed."""
+        self._orphan_s = orphan_s
         self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -172,9 +191,10 @@ class Inbox:
                 self._lines.put(json.loads(line))
         self.ended.set()
         self._lines.put(None)
-        timer = threading.Timer(_ORPHAN_S, os._exit, (1,))
-        timer.daemon = True
-        timer.start()
+        if self._orphan_s is not None:
+            timer = threading.Timer(self._orphan_s, os._exit, (1,))
+            timer.daemon = True
+            timer.start()
 
     def next(self, timeout_s: float | None = None) -> dict[str, Any] | None:
         """Return the next line, None when there will be none. Raises TimeoutError where none has come in `timeout_s`; None: waits on."""

@@ -1,0 +1,160 @@
+"""Push checkpoints to the Hub while a run trains, which the setting `hub:` asks for.
+
+A hook puts them into the queue, and a process beside the run sends it. The hook links files, which takes no time; the loop never waits for
+a network. When the run has ended, what is left is waited for.
+"""
+
+import contextlib
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from plait.commands.actions.publishing import contents, outbox
+from plait.config import signed
+from plait.config.resolved import Resolved
+from plait.config.sections.hub import Hub
+from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints.checkpoint import Checkpoint
+from plait.engine.loop import Hook
+from plait.engine.monitoring.beside.process import SideProcess, Words
+from plait.engine.state import State
+from plait.errors import PlaitError, command
+
+log = logging.getLogger(__name__)
+
+_CLOCK_NS = 50_000_000
+"""Within which two changes of a folder may have the same time."""
+_left: list["subprocess.Popen[bytes]"] = []
+"""Processes that send on after a run was stopped, kept here as Python warns of those that are dropped."""
+
+
+class Pushes:
+    """A hook of the loop that puts checkpoints into the queue of a run, and looks after the process that sends it.
+
+    Of the checkpoints that are there at its first call, the newest counts as new, if it was not sent before.
+    """
+
+    def __init__(self, run: Path, resolved: Resolved, hub: Hub) -> None:
+        self.run, self.resolved, self.hub = run, resolved, hub
+        self._seen: set[tuple[str, str]] | None = None
+        """(folder, xxh3 of the manifest) of the checkpoints that were looked at."""
+        self._looked_ns = 0
+        self._side: SideProcess | None = None
+
+    def __call__(self, state: State, row: Mapping[str, Any]) -> None:
+        """Put new checkpoints into the queue, and log what the process has said."""
+        changed_ns = self._changed_ns()
+        if changed_ns != self._looked_ns:
+            self._look()
+            self._looked_ns = changed_ns if time.time_ns() - changed_ns > _CLOCK_NS else 0
+        if self._side is None:
+            self._side = self._start()
+        self._side.look()
+
+    def _changed_ns(self) -> int:
+        """Return when a folder of checkpoints was last changed, 0 without any: as long as that is the same, there is no other one."""
+        return max((folder.stat().st_mtime_ns for folder in self.run.glob("stage-*")), default=0)
+
+    def _look(self) -> None:
+        """Put the checkpoints that were not there before into the queue, oldest first."""
+        found = [read for folder in reversed(checkpoint.published(self.run)) if (read := _read(folder)) is not None]
+        keys = [(str(each.folder.relative_to(self.run)), str(each.manifest["xxh3"])) for each in found]
+        if self._seen is None:
+            self._seen = set(keys[:-1])
+        for each, key in zip(found, keys, strict=True):
+            if key not in self._seen:
+                self._seen.add(key)
+                if self._is_wanted(each):
+                    self._add(each)
+
+    def _is_wanted(self, found: Checkpoint) -> bool:
+        state = found.manifest["state"]
+        best = state["best"]
+        if self.hub.push == "best":
+            return best is not None and best["step"] == found.step
+        return self.hub.push == "every_save" or state["stage_done"] is not None
+
+    def _add(self, found: Checkpoint) -> None:
+        """Put a checkpoint into the queue; what goes wrong is a warning, and the run goes on."""
+        try:
+            job = contents.job_of(found, self.resolved, self.hub.repo, private=self.hub.private, replace=False)
+            if not outbox.waits(self.run, job) and not outbox.was_sent(self.run, job):
+                contents.add(found, job)
+            for dropped in outbox.shorten(self.run):
+                log.warning(f"{dropped.title} is not pushed: {outbox.LONGEST} newer ones wait for {dropped.repo}")
+        except (OSError, PlaitError) as error:
+            log.warning(f"step {found.step} is not pushed: {error}; `{command('push', self.run)}` does so, if it is still there")
+
+    def _start(self) -> SideProcess:
+        words = Words(
+            "pushes to the Hub",
+            f"what waits is in {self.run / outbox.FOLDER}",
+            "the Hub has not taken all",
+            f"what was not sent waits in {self.run / outbox.FOLDER}",
+        )
+        settings = {"run": str(self.run.absolute()), "patience_s": outbox.PATIENCE_S}
+        return SideProcess("plait.commands.actions.publishing.uploader", settings, words, {"HF_HUB_DISABLE_PROGRESS_BARS": "1"})
+
+    def finish(self) -> None:
+        """Put the last checkpoints into the queue, and wait until all is sent, or the Hub has taken nothing for ten minutes."""
+        if not (self.run / signed.NAME).is_file():
+            return
+        self._look()
+        count = len(outbox.waiting(self.run))
+        if count:
+            self._side = self._side or self._start()
+            log.info(f"waiting for {count} push{'es' if count > 1 else ''} to {self.hub.repo}; Ctrl-C leaves the rest to `{self._again}`")
+        if self._side is not None:
+            try:
+                self._side.close(patient=True)
+            except KeyboardInterrupt:
+                self._side.kill()
+                log.warning(f"pushes wait in {self.run / outbox.FOLDER}: `{self._again}` sends them")
+
+    def leave(self) -> None:
+        """Put the last checkpoints into the queue, and let the process send it without waiting for it: the run was stopped."""
+        if self._seen is None and not outbox.waiting(self.run):  # a start that failed
+            return
+        self._look()
+        waiting = outbox.waiting(self.run)
+        if waiting and self._side is None:
+            self._side = self._start()
+        if self._side is not None:
+            _left.append(self._side.leave())
+            if waiting:
+                how = f"process {_left[-1].pid} goes on, and if it is killed, the same command or `{self._again}` does"
+                log.info(f"{len(waiting)} pushed to {self.hub.repo} next: {how}")
+
+    @property
+    def _again(self) -> str:
+        return command("push", self.run)
+
+
+def _read(folder: Path) -> Checkpoint | None:
+    try:
+        return checkpoint.read(folder)
+    except PlaitError:
+        return None
+
+
+@contextlib.contextmanager
+def pushed(resolved: Resolved) -> Iterator[tuple[Hook, ...]]:
+    """Yield hooks that push checkpoints of a run while the block trains it, and wait at its end for what is left.
+
+    () without `hub:`, and on every rank but the first.
+    """
+    hub = resolved.config.hub
+    if hub is None or os.environ.get("RANK", "0") != "0":
+        yield ()
+        return
+    pushes = Pushes(Path(str(resolved.config.run)), resolved, hub)
+    try:
+        yield (pushes,)
+    except BaseException:  # such as a signal, after which a launcher allows some seconds
+        pushes.leave()
+        raise
+    pushes.finish()
