@@ -41,6 +41,7 @@ OPTIONAL_PACKAGES = {
     "aiohttp",
     "yarl",
     "pycocoevalcap",
+    "py3langid",
     "sacrebleu",
     "lmms_eval",
     "av",

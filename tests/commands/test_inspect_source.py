@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import pytest
 
@@ -10,7 +11,7 @@ from plait import cli
 from plait.commands.actions.packing.configuration_or_data import is_configuration
 from plait.commands.pages.charts import HEIGHT, WIDTH
 from plait.config import reading
-from plait.data.figures import measure
+from plait.data.figures import languages, measure
 from plait.nn.tokenizer import train_tokenizer
 from tests.data.faulty_server import serving
 from tests.data.packing import labelled, pack, picture
@@ -101,6 +102,29 @@ def test_tokens_are_counted_by_a_tokenizer_that_is_named(tmp_path, capsys):
     train_tokenizer(["photo <b>0</b>"], rows=300, special=[]).save(str(tmp_path / "tokenizer/tokenizer.json"))
     told = figures(inspected(capsys, photos(tmp_path / "photos"), tmp_path / "out", "--json", f"--tokenizer={tmp_path / 'tokenizer'}"))
     assert told["tokens"]["count"] == 12 and told["tokens"]["min"] >= 1
+
+
+CAPTIONS = ["a dog runs on a beach", "two people walk in the rain", "ein Hund liegt am Strand", "une vue de la ville la nuit", "frog"]
+
+
+def test_languages_of_captions_are_told_with_the_package_and_missed_without(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("py3langid")
+    rows = [json.dumps({"url": f"https://host.example/{k}.jpg", "caption": text}) + "\n" for k, text in enumerate(CAPTIONS)]
+    (tmp_path / "list.jsonl").write_text("".join(rows))
+    for k, text in enumerate(CAPTIONS):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / f"photos/{k}.jpg").write_bytes(encoded((40, 30), seed=k))
+        (tmp_path / f"photos/{k}.txt").write_text(text)
+    for what in ("photos", "list.jsonl"):
+        languages._identifier.cache_clear()
+        told = figures(inspected(capsys, tmp_path / what, tmp_path / f"with-{what}", "--json"))
+        assert told["languages"] == {"en": 2, "de": 1, "fr": 1, "unsure": 1}
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, "py3langid.langid", None)
+            languages._identifier.cache_clear()
+            said = inspected(capsys, tmp_path / what, tmp_path / f"without-{what}")
+            assert re.search(r"^  languages +not told without the package py3langid: pip install 'plait\[languages\]'$", said, re.MULTILINE)
+    languages._identifier.cache_clear()
 
 
 def links(path, count=40):

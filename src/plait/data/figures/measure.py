@@ -17,6 +17,7 @@ import xxhash
 
 from plait.config.secrets import masked
 from plait.data import image_files
+from plait.data.figures import languages
 from plait.data.figures.alike import Alike
 from plait.data.figures.scripts import script_of
 from plait.data.figures.series import Hashes, Series
@@ -85,6 +86,7 @@ class Figures:
     turns: Series = field(default_factory=lambda: Series("turns"))
     formats: Counter[str] = field(default_factory=Counter)
     scripts: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
     without_text: int = 0
     empty: int = 0
     broken: Counter[str] = field(default_factory=Counter)
@@ -145,6 +147,7 @@ class Figures:
             self.words.add(len(text.split()))
             self.characters.add(len(text))
             self.scripts[script_of(text)] += 1
+            languages.count(self.languages, text)
             self.same_texts.add(xxhash.xxh3_64_intdigest(" ".join(text.split()).encode("utf-8", "surrogatepass")), one.index)
             self._extreme("longest text", len(text), one.index)
         if one.tokens is not None:

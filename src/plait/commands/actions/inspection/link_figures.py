@@ -12,6 +12,7 @@ from plait.commands.pages.charts import chart
 from plait.commands.pages.figures import Section
 from plait.config.schema import SourceEntry
 from plait.data.download.listing import Link, Listing
+from plait.data.figures import languages
 from plait.data.figures.measure import STORED
 from plait.data.figures.scripts import script_of
 from plait.data.figures.series import Hashes, Series
@@ -27,6 +28,7 @@ class _Links:
         self.rows = self.without_address = self.without_caption = self.broken = 0
         self.hosts: Counter[str] = Counter()
         self.scripts: Counter[str] = Counter()
+        self.languages: Counter[str] = Counter()
         self.width, self.height = (Series("px", logarithmic=True) for _ in range(2))
         self.words = Series("words", logarithmic=True)
         self.same_addresses, self.same_captions = Hashes(), Hashes()
@@ -45,6 +47,7 @@ class _Links:
         else:
             self.words.add(len(link.caption.split()))
             self.scripts[script_of(link.caption)] += 1
+            languages.count(self.languages, link.caption)
             self.same_captions.add(_hash(link.caption), link.row)
         sides = _sides(link.fields)
         if sides is not None:
@@ -111,6 +114,7 @@ def _details(listing: Listing, links: _Links) -> list[tuple[str, str]]:
         summary = links.words.summary()
         rows.append(("captions", f"{summary['min']:g} to {summary['max']:g} words, median {summary['median']:g}"))
         rows.append(("scripts", ", ".join(f"{n / len(links.words):.1%} {name}" for name, n in links.scripts.most_common(6))))
+        rows.append(("languages", languages.shares(links.languages)))
     if len(links.width):
         wide, high = links.width.summary(), links.height.summary()
         rows.append(("sides", f"width median {wide['median']:g}, height median {high['median']:g} px, as the list says"))
@@ -131,6 +135,7 @@ def _as_dict(listing: Listing, links: _Links) -> dict[str, Any]:
         "hosts": dict(links.hosts.most_common(100)),
         "repeated": repeats,
         "scripts": dict(links.scripts.most_common()),
+        "languages": dict(links.languages.most_common()),
         "words": links.words.plain(),
         "width": links.width.plain(),
         "height": links.height.plain(),

@@ -10,6 +10,7 @@ from plait.commands.pages.charts import chart
 from plait.commands.pages.figures import Group, Section, Thumb
 from plait.config.secrets import masked
 from plait.data import image_files
+from plait.data.figures import languages
 from plait.data.figures.alike import DISTANCE
 from plait.data.figures.measure import Figures, samples_of
 from plait.data.figures.series import Hashes
@@ -56,6 +57,7 @@ def _texts(figures: Figures, source: Source) -> list[tuple[str, str]]:
         rows.append(("answers", f"{_range(figures.words.summary())} words, {_range(figures.characters.summary())} characters a sample"))
         scripts = ", ".join(f"{count / len(figures.words):.1%} {name}" for name, count in figures.scripts.most_common(6))
         rows.append(("scripts", scripts))
+        rows.append(("languages", languages.shares(figures.languages)))
     if len(figures.tokens):
         rows.append(("tokens", f"{_range(figures.tokens.summary())} a sample, of {len(figures.tokens):,} samples"))
     empty = {"without an answer or caption": figures.without_text, "with an empty one": figures.empty}
@@ -154,6 +156,7 @@ def as_dict(figures: Figures, source: Source) -> dict[str, Any]:
         **{name: getattr(figures, name).plain() for name in series},
         "formats": dict(figures.formats.most_common()),
         "scripts": dict(figures.scripts.most_common()),
+        "languages": dict(figures.languages.most_common()),
         "broken": {reason: {"count": n, "such_as": figures.broken_examples[reason]} for reason, n in figures.broken.most_common()},
         "repeated_texts": texts,
         "repeated_pictures": repeats(figures.same_pictures),
