@@ -61,7 +61,13 @@ IMPORTED = (PIL, pydantic, pytest_timeout, rich, safetensors, tensorboard, torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "mutation.json"
-FILES = ("src/plait/engine/**/*.py", "src/plait/data/order.py", "src/plait/data/loading/*.py", "src/plait/training/**/*.py")
+FILES = (
+    "src/plait/engine/**/*.py",
+    "src/plait/data/order.py",
+    "src/plait/data/loading/*.py",
+    "src/plait/data/memory/*.py",
+    "src/plait/training/**/*.py",
+)
 LEAST_TIMEOUT_S, TIMES_UNMUTATED = 60.0, 3.0
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2): orphans of a test become children of this process, which ends them
 
@@ -74,7 +80,10 @@ TESTS: dict[str, str] = {
     "data/loading/loader.py": "data/test_loader.py",
     "data/loading/micro_batch.py": "data/test_loader.py",
     "data/loading/prefetch.py": "data/test_streaming.py",
-    "data/loading/shared_memory.py": "data/test_shared_memory.py data/test_loader.py",
+    "data/loading/turns.py": "data/test_turns.py",
+    "data/memory/allocation.py": "data/test_reused_memory.py",
+    "data/memory/reused.py": "data/test_reused_memory.py",
+    "data/memory/shared.py": "data/test_shared_memory.py data/test_loader.py",
     "data/loading/processes.py": "data/test_loader.py",
     "data/loading/threads.py": "data/test_loader.py",
     "data/loading/workers.py": "data/test_loader.py",

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from plait import cli, files
 from plait.config.schema import SourceEntry
 from plait.data import images
-from plait.data.formats import png
+from plait.data.formats.pictures import png
 from plait.data.sources.open import open_source
 from plait.data.text import blank
 from plait.engine.checkpoints import checkpoint

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from plait.data import image_files
-from plait.data.formats import image_metadata, png
+from plait.data.formats.pictures import image_metadata, png
 from plait.errors import BadSample
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8))

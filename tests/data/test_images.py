@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from plait.data import cropping, image_files, images, resizing
+from plait.data.formats.pictures import plain_jpeg
 from plait.errors import BadSample
 
 
@@ -76,7 +77,7 @@ JPEGS = [
 def test_the_short_way_through_a_jpeg_ends_at_pillows_pixels(mode, options):
     for height, width in ((1, 1), (8, 8), (33, 31), (130, 75)):
         data = encoded(noise(height, width).convert(mode), "JPEG", **options)
-        assert image_files._decode_plain_jpeg(data, image_files.MAX_PIXELS, None) is not None
+        assert plain_jpeg.decode(data, image_files.MAX_PIXELS, None) is not None
         assert np.array_equal(images.decode(data).permute(1, 2, 0).numpy(), np.array(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
@@ -86,10 +87,10 @@ def test_a_jpeg_damaged_anywhere_is_what_pillow_says_it_is(monkeypatch):
     for _ in range(300):
         body = bytearray(sound)
         body[draw.integers(2, len(body))] = draw.integers(256)
-        short += image_files._decode_plain_jpeg(bytes(body), image_files.MAX_PIXELS, None) is not None
+        short += plain_jpeg.decode(bytes(body), image_files.MAX_PIXELS, None) is not None
         found = outcome(bytes(body))
         with monkeypatch.context() as patch:
-            patch.setattr(image_files, "simplejpeg", None)
+            patch.setattr(plain_jpeg, "simplejpeg", None)
             assert found == outcome(bytes(body))
     assert 0 < short < 300  # some are pictures still, some are not
 
@@ -296,3 +297,18 @@ def test_unit_range_is_exact_at_the_ends_and_comes_back():
     assert (unit.min().item(), unit.max().item()) == (-1.0, 1.0)
     assert torch.equal(images.from_unit(unit), greys)
     assert images.from_unit(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", JPEGS[::3], ids=lambda options: "-".join(map(str, options.values())))
+def test_the_short_way_to_a_draft_ends_at_pillows_pixels(mode, options, monkeypatch):
+    shapes = set()
+    for (height, width), side in (((333, 517), 80), ((512, 640), 32), ((500, 350), 20), ((40, 900), 4), ((257, 259), 64)):
+        picture = noise(height // 8, width // 8).resize((width, height), Image.Resampling.BICUBIC)
+        data = encoded(picture.convert(mode), "JPEG", **options)
+        short = images.decode(data, at_least=(side, side))
+        with monkeypatch.context() as patch:
+            patch.setattr(plain_jpeg, "simplejpeg", None)
+            assert torch.equal(short, images.decode(data, at_least=(side, side)))
+        shapes.add(tuple(short.shape[1:]))
+    assert shapes == {(167, 259), (64, 80), (63, 44), (10, 225), (129, 130)}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from plait.data.loading import shared_memory
-from plait.data.loading.shared_memory import BufferPool, BufferWriter
+from plait.data.memory import shared
+from plait.data.memory.shared import BufferPool, BufferWriter
 
 
 def batch(length=5, value=1.0):
@@ -100,9 +100,9 @@ def test_a_buffer_that_just_fits_is_filled_again():
 @pytest.mark.parametrize(("libc", "options"), [("glibc", [(-4, 0), (-1, 2**31 - 1)]), ("", [])])
 def test_a_worker_keeps_freed_memory_where_the_library_can(monkeypatch, libc, options):
     called = []
-    monkeypatch.setattr(shared_memory.platform, "libc_ver", lambda: (libc, "2"))
-    monkeypatch.setattr(shared_memory.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: called.append(given)))
-    shared_memory.keep_freed_memory()
+    monkeypatch.setattr(shared.platform, "libc_ver", lambda: (libc, "2"))
+    monkeypatch.setattr(shared.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: called.append(given)))
+    shared.keep_freed_memory()
     assert called == options  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
 
 

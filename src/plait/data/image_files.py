@@ -3,7 +3,7 @@
 Not here: tensors and resizing (images.py). Nothing here imports torch, so that reading a configuration does not either.
 Transparent pixels are put over white, EXIF rotation is applied once, animations give their first frame, 16-bit greys are scaled (white
 stays 255). Colour profiles are not applied; damaged or overlong metadata does not cause a picture to be rejected
-(formats/image_metadata.py). Pillow finds out which of FORMATS a file has, whatever its name; simplejpeg decodes plain JPEGs faster.
+(formats/pictures/image_metadata.py). Pillow finds out which of FORMATS a file has, whatever its name; plain JPEGs have a faster way.
 """
 
 import contextlib
@@ -18,17 +18,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from plait.data.formats import image_metadata, png, png_pixels
 from plait.data.formats.encodings import other_kind
-from plait.data.formats.image_metadata import JPEG
-from plait.data.formats.wide_grey import wide_grey
+from plait.data.formats.pictures import image_metadata, plain_jpeg, png, png_pixels
+from plait.data.formats.pictures.image_metadata import JPEG
+from plait.data.formats.pictures.wide_grey import wide_grey
 from plait.errors import BadSample
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a file is told by its sample, not by a line from a worker
-try:
-    import simplejpeg
-except ImportError:  # a cluster's own image may lack it: Pillow gives the same pixels, small pictures in eight times the time
-    simplejpeg = None
 
 T = TypeVar("T")
 
@@ -50,8 +46,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)  # the values that swap width and height
-_EXIF, _XMP = b"Exif", b"http://ns.adobe.com/xap/"  # the two places of an orientation
-_ADOBE, _JFIF = b"Adobe", b"JFIF"  # what may say how colours are stored
 _WITH_ALPHA = {"RGBA", "LA", "PA", "La", "RGBa"}
 # What Pillow's decoders raise on broken input; anything else is a defect and keeps its traceback.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, TypeError, struct.error, zlib.error)
@@ -69,8 +63,8 @@ def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int
     (so that the antialiased resize that follows still does the filtering). Other formats ignore it.
     Raises BadSample for a file that is no image, is damaged, or has more than `max_pixels` pixels.
     """
-    if (pixels := _decode_plain_jpeg(data, max_pixels, at_least)) is not None:
-        return pixels
+    if data.startswith(JPEG) and (plain := plain_jpeg.decode(data, max_pixels, at_least)) is not None:
+        return plain
 
     def decode(body: bytes) -> np.ndarray:
         if body.startswith(png.PNG) and (pixels := _decode_png(body, max_pixels)) is not None:
@@ -104,8 +98,7 @@ def _decode_opened(image: Image.Image, at_least: tuple[int, int] | None) -> np.n
     turn = _orientation(image)
     if at_least is not None and image.format == "JPEG":
         high, wide = at_least[::-1] if turn in _SIDEWAYS else at_least
-        if _may_shrink(image.height, image.width, (high, wide)):
-            image.draft(None, (2 * wide, 2 * high))
+        image.draft(None, (2 * wide, 2 * high))  # at 1/2, 1/4 or 1/8, never under this size
     image.load()
     return _rgb(image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image)
 
@@ -166,28 +159,6 @@ def _orientation(image: Image.Image) -> int:
     except _DECODER_ERRORS:
         return 1
     return turn if turn in _UPRIGHT else 1
-
-
-def _decode_plain_jpeg(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) -> np.ndarray | None:
-    """Decode an undamaged colour or grey JPEG that needs no rotation and no shrinking; None for anything else, which Pillow handles.
-
-    Pillow parses a file's headers in Python, holding the GIL: for 100 of the 120 us that it takes for a picture of 32 x 32.
-    """
-    if simplejpeg is None or not data.startswith(JPEG) or _EXIF in data or _XMP in data or (_ADOBE in data and _JFIF not in data):
-        return None
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in ("YCbCr", "Gray") or height * width > max_pixels or (at_least and _may_shrink(height, width, at_least)):
-            return None
-        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
-        return pixels
-    except ValueError:  # also for what a decoder could mend
-        return None
-
-
-def _may_shrink(height: int, width: int, at_least: tuple[int, int]) -> bool:
-    """Return whether the image at half its size is still at least twice `at_least`."""
-    return height >= 4 * at_least[0] and width >= 4 * at_least[1]
 
 
 def _open(data: bytes) -> Image.Image:

@@ -1,15 +1,23 @@
-"""Image tensors: decoding, resizing and cropping of uint8 RGB, and the map to [-1, 1].
+"""Image tensors: decoding and resizing of uint8 RGB, and the map to [-1, 1].
 
 What an encoded file becomes (rotation, transparency, 16-bit greys, damage) is in image_files.py.
 Shapes: C channels = 3, H height, W width in pixels.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from plait.data import resizing
 from plait.data.image_files import MAX_PIXELS, decode_rgb
+from plait.data.memory import allocation
 
 resize = resizing.resize
+
+
+def resize_all(pictures: Sequence[torch.Tensor], height: int, width: int, *, mode: str = "bicubic") -> torch.Tensor:
+    """Return what `resizing.resize_all` does, in memory that is used again."""
+    return resizing.resize_all(pictures, height, width, mode=mode, out=allocation.empty((len(pictures), 3, height, width), torch.uint8))
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None) -> torch.Tensor:
@@ -20,16 +28,9 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, in
     return torch.from_numpy(decode_rgb(data, max_pixels=max_pixels, at_least=at_least).transpose(2, 0, 1))
 
 
-def crop(image: torch.Tensor, top: int, left: int, height: int, width: int) -> torch.Tensor:
-    """Return the window of `image` (..., H, W) with top left corner (top, left), as a view. It must lie inside the image."""
-    assert 0 <= top <= image.shape[-2] - height
-    assert 0 <= left <= image.shape[-1] - width
-    return image[..., top : top + height, left : left + width]
-
-
 def to_unit(image: torch.Tensor) -> torch.Tensor:
     """Convert a uint8 tensor of any shape to float32 in [-1, 1]: 0 becomes exactly -1, 255 exactly 1."""
-    return image.to(torch.float32).div_(127.5).sub_(1.0)
+    return allocation.empty(image.shape, torch.float32).copy_(image).div_(127.5).sub_(1.0)
 
 
 def from_unit(image: torch.Tensor) -> torch.Tensor:

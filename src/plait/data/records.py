@@ -78,7 +78,7 @@ def parse_json(body: bytes, where: str) -> Any:
             f"{where} is {zeros:,} zero bytes: it was not written whole" if zeros else f"{where} is empty: there is no JSON in it"
         )
     try:
-        return json.loads(body, object_pairs_hook=_object)
+        return _DECODER.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
     except BadSample as error:
         raise BadSample(f"{where}: {error}") from error
     except json.JSONDecodeError as error:
@@ -111,6 +111,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
         raise BadSample(f"the key {twice!r} is given twice")
     return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # json.loads makes one for each text
 
 
 def decode_text(body: bytes, where: str) -> str:

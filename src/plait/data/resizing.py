@@ -23,16 +23,21 @@ def resize(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic
     return F.interpolate(batch, size=(height, width), mode=mode, antialias=True).reshape(*image.shape[:-2], height, width)
 
 
-def resize_all(pictures: Sequence[torch.Tensor], height: int, width: int, *, mode: str = "bicubic") -> torch.Tensor:
-    """Resize uint8 images (3, H, W) to a batch (n, 3, height, width), antialiased, ignoring aspect. `mode`: bicubic or bilinear."""
+def resize_all(
+    pictures: Sequence[torch.Tensor], height: int, width: int, *, mode: str = "bicubic", out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Resize uint8 images (3, H, W) to a batch (n, 3, height, width), antialiased, ignoring aspect. `mode`: bicubic or bilinear.
+
+    `out`: the memory of that batch, which is returned; None: new memory.
+    """
     by_shape: dict[torch.Size, list[int]] = {}
     for position, image in enumerate(pictures):
         by_shape.setdefault(image.shape, []).append(position)
+    batch = torch.empty(len(pictures), 3, height, width, dtype=torch.uint8) if out is None else out
     if by_shape.keys() == {(3, height, width)}:
-        return torch.stack(list(pictures))
-    out = torch.empty(len(pictures), 3, height, width, dtype=torch.uint8)
+        return torch.stack(list(pictures), out=batch)
     for positions in by_shape.values():
         stacked_HWC = torch.stack([pictures[position].permute(1, 2, 0) for position in positions])  # a plain copy: decoded memory is HWC
         resized = resize(stacked_HWC.permute(0, 3, 1, 2), height, width, mode=mode)
-        out[positions if len(by_shape) > 1 else slice(None)] = resized
-    return out
+        batch[positions if len(by_shape) > 1 else slice(None)] = resized
+    return batch

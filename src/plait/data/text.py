@@ -93,12 +93,11 @@ def check(conversation: Sequence[Mapping[str, str]], images: int, *, allow_blank
     `<image>` marks may stand only in user turns, and there must be none or `images` of them. Unless `allow_blank`, no assistant turn may be
     blank. The text has at most MOST_CHARACTERS (1,000,000) characters, all of them valid Unicode (no half of a surrogate pair).
     """
-    marks = {role: sum(turn["content"].count(IMAGE_MARK) for turn in conversation if turn["role"] == role) for role in ROLES}
-    wrong = next((role for role in ("system", "assistant") if marks[role]), None)
-    if wrong:
+    marked = [turn for turn in conversation if IMAGE_MARK in turn["content"]]
+    if wrong := next((role for role in ("system", "assistant") if any(turn["role"] == role for turn in marked)), None):
         raise BadSample(f"the text of the {wrong} holds {IMAGE_MARK}: images stand in the user's turns")
-    if marks["user"] and marks["user"] != images:
-        raise BadSample(f"the text has {marks['user']} {IMAGE_MARK} marks, the sample {images} images")
+    if marked and (marks := sum(turn["content"].count(IMAGE_MARK) for turn in marked)) != images:
+        raise BadSample(f"the text has {marks} {IMAGE_MARK} marks, the sample {images} images")
     characters = sum(len(turn["content"]) for turn in conversation)
     if characters > MOST_CHARACTERS:
         raise BadSample(f"a text of {characters:,} characters is over the limit of {MOST_CHARACTERS:,}")

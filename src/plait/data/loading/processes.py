@@ -1,7 +1,7 @@
 """Worker processes that build micro-batches: for encoding that is mostly Python, which in threads would run one at a time.
 
 They start in seconds, compute every sample id themselves (only a step's number is sent to them), and put their batches into shared memory
-(shared_memory.py). A worker that hangs on a server or a disk does not delay the end of the run: it is killed.
+(memory/shared.py). A worker that hangs on a server or a disk does not delay the end of the run: it is killed.
 """
 
 import multiprocessing.util
@@ -20,8 +20,8 @@ import torch
 import torch.multiprocessing
 
 from plait.data.loading.micro_batch import MicroBatch, MicroBatchBuilder, pinned
-from plait.data.loading.shared_memory import BufferPool, BufferWriter, PackedBatch, keep_freed_memory
 from plait.data.loading.workers import POLL_S, STOP_TIMEOUT_S, Interrupted, PendingStep, Stop
+from plait.data.memory.shared import BufferPool, BufferWriter, PackedBatch, keep_freed_memory
 from plait.errors import PlaitError, Stopped
 
 _EXIT_TIMEOUT_S = 10.0  # for a process whose connection has closed to end, so that its exit code can be reported

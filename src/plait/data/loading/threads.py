@@ -11,7 +11,10 @@ from queue import SimpleQueue
 import torch
 
 from plait.data.loading.micro_batch import Example, MicroBatch, MicroBatchBuilder
+from plait.data.loading.turns import Turns
 from plait.data.loading.workers import POLL_S, STOP_TIMEOUT_S, Interrupted, PendingStep, Stop
+from plait.data.memory import allocation
+from plait.data.memory.reused import Pool
 from plait.data.order import SampleId
 
 
@@ -32,7 +35,10 @@ class ThreadWorkers:
     def __init__(self, builder: MicroBatchBuilder, workers: int) -> None:
         self._builder, self._workers = builder, workers
         self._closing = threading.Event()
+        self._turns = Turns(allowed=workers > 1 and not any(source.may_wait for source in builder.sources))
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._memory = Pool()
+        allocation.lease = self._memory.lease  # by all of this process: what other threads make is used again too
         self._threads = _threads_of_one_torch_thread(workers, self._run)
 
     def _run(self) -> None:
@@ -57,10 +63,11 @@ class ThreadWorkers:
 
     def _encode(self, batch: _ThreadedBatch, part: int, ids: Sequence[SampleId]) -> None:
         try:
-            for identity in ids:
-                if self._closing.is_set() or batch.done.done():
-                    return
-                batch.examples[part].append(self._builder.encode(identity))
+            with self._turns.part(len(ids)):
+                for identity in ids:
+                    if self._closing.is_set() or batch.done.done():
+                        return
+                    batch.examples[part].append(self._builder.encode(identity))
             with batch.lock:
                 batch.parts_left -= 1
                 last = batch.parts_left == 0
@@ -79,6 +86,9 @@ class ThreadWorkers:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        if allocation.lease == self._memory.lease:
+            allocation.lease = None
+        self._memory.clear()
 
 
 def _result(future: "Future[MicroBatch]", stop: Stop) -> MicroBatch:

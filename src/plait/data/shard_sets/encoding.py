@@ -6,8 +6,8 @@ from typing import Literal
 from PIL import Image
 
 from plait.data import image_files
-from plait.data.formats.image_metadata import JPEG
-from plait.data.formats.png import PNG
+from plait.data.formats.pictures.image_metadata import JPEG
+from plait.data.formats.pictures.png import PNG
 
 Kind = Literal["jpg", "webp", "png"]
 """The formats that pictures are encoded in anew, by the endings of their names."""

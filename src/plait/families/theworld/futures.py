@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from plait.data import images, resizing
+from plait.data import images
 from plait.data.synthetic.drawing import render
 from plait.data.synthetic.physics import scene_of
 from plait.errors import BadSample, PlaitError
@@ -46,7 +46,7 @@ class Encoder:
         `futures`: frames (3, H, W) uint8, equally many of each; they are resized to squares.
         """
         side = self.world.image_size
-        squares = [resizing.resize_all(frames, side, side, mode="bilinear") for frames in futures]
+        squares = [images.resize_all(frames, side, side, mode="bilinear") for frames in futures]
         latents: Tensor = self.module(torch.stack(squares).to(self.device))
         return latents.transpose(1, 2).float().cpu()
 

@@ -12,8 +12,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from plait.data import images, resizing
+from plait.data import images
 from plait.data.field_names import no_answer
+from plait.data.memory import allocation
 from plait.data.rollouts import stored
 from plait.errors import BadSample
 from plait.families import limits
@@ -125,8 +126,8 @@ class Inputs:
         pad = "longest" if left else self.pad
         batch = pad_rows([example.row for example in examples], pad_id=self.chat.pad, pad=pad, max_tokens=self.max_tokens, left=left)
         worlds = [example for example in examples if len(example.frames) or len(example.latents)]
-        batch["pixels"] = torch.cat([example.pixels for example in examples])
-        batch["frames"] = torch.cat([example.frames for example in examples])
+        batch["pixels"] = allocation.cat([example.pixels for example in examples])
+        batch["frames"] = allocation.cat([example.frames for example in examples])
         batch["frame_counts"] = [len(example.frames) for example in worlds]
         batch["latent_counts"] = [len(example.latents) for example in worlds]
         batch["latents"] = torch.cat([example.latents for example in worlds if len(example.latents)] or [NO_LATENTS])
@@ -189,5 +190,5 @@ def _squares(pictures: Sequence[Tensor], side: int, augmentation: Augmentation |
     """Resize images to squares without keeping their aspect ratio, as Gemma's processor does: (n, 3, side, side) uint8, augmented."""
     if not pictures:
         return torch.empty(0, 3, side, side, dtype=torch.uint8)
-    squares = resizing.resize_all(pictures, side, side, mode="bilinear")
+    squares = images.resize_all(pictures, side, side, mode="bilinear")
     return squares if augmentation is None else augment.apply(squares, augmentation)

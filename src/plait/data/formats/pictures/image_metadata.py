@@ -6,7 +6,7 @@ size, palette, transparency, tables, and how a JPEG stores its colours. Not here
 
 from collections.abc import Iterator
 
-from plait.data.formats.png import PIXELS, PNG, chunks, sound
+from plait.data.formats.pictures.png import PIXELS, PNG, chunks, sound
 from plait.errors import BadSample
 
 JPEG = b"\xff\xd8\xff"

@@ -3,7 +3,7 @@
 import struct
 import zlib
 
-from plait.data.formats.png import MAY_HAVE_PALETTE, PALETTED, chunks
+from plait.data.formats.pictures.png import MAY_HAVE_PALETTE, PALETTED, chunks
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """How many numbers a pixel has, by colour type (PNG 11.2.1)."""

@@ -1,0 +1,100 @@
+"""Memory that is used again: only once nothing refers to it, and never much more than is in use."""
+
+import gc
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from plait.data import images
+from plait.data.memory import allocation, reused
+
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    pool = reused.Pool()
+    monkeypatch.setattr(allocation, "lease", pool.lease)
+    return pool
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda leased: leased,
+        lambda leased: leased[5:90],
+        lambda leased: leased.reshape(4, -1).T[3:],
+        torch.from_numpy,
+        lambda leased: torch.from_numpy(leased[100:]).view(torch.float32)[::2],
+        lambda leased: torch.from_numpy(leased.reshape(8, -1).T).unsqueeze(0),
+        lambda leased: memoryview(leased)[3:],
+        lambda leased: torch.from_numpy(leased).untyped_storage(),
+    ],
+)
+def test_memory_is_used_again_once_the_last_view_of_it_is_gone_and_not_before(pool, keep):
+    leased = pool.lease(MEGABYTE)
+    address, kept = leased.ctypes.data, keep(leased)
+    del leased
+    gc.collect()
+    others = [pool.lease(MEGABYTE) for _ in range(3)]
+    assert address not in [other.ctypes.data for other in others]
+    del kept
+    gc.collect()
+    assert pool.lease(MEGABYTE).ctypes.data == address
+
+
+def test_a_tensor_saved_for_a_backward_pass_keeps_its_memory(pool):
+    weight = torch.ones(MEGABYTE, requires_grad=True)
+    product = weight * allocation.empty((MEGABYTE,), torch.float32).fill_(3)
+    allocation.empty((MEGABYTE,), torch.float32).fill_(7)
+    product.sum().backward()
+    assert weight.grad.unique().tolist() == [3.0]
+
+
+def test_what_lies_unused_is_at_most_what_is_in_use(pool, monkeypatch):
+    monkeypatch.setattr(reused, "_IDLE_BYTES", 2 * MEGABYTE)
+    for size in range(1, 40):  # pictures of many sizes, one after the other
+        pool.lease(size * MEGABYTE)
+    assert pool._owned_bytes <= (39 + 39 + 2) * 1.13 * MEGABYTE
+    held = [pool.lease(8 * MEGABYTE) for _ in range(5)]
+    del held
+    assert sum(size * len(free) for size, free in pool._free.items()) == pool._owned_bytes
+    pool.clear()
+    assert pool._owned_bytes == 0 and not any(pool._free.values())
+
+
+def test_threads_never_share_a_buffer(pool):
+    wrong = []
+
+    def work(number):
+        for _ in range(300):
+            mine = allocation.empty((200_000,), torch.uint8).fill_(number)
+            wrong.extend([number] * (not bool((mine == number).all())))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert pool._owned_bytes <= 12 * 1.13 * 200_000  # the one before is dropped once the next is there
+
+
+def test_pictures_and_batches_take_reused_memory_and_the_same_values(pool):
+    draw = np.random.default_rng(0)
+    body = io.BytesIO()
+    Image.fromarray(draw.integers(0, 256, (300, 400, 3), np.uint8)).save(body, "JPEG")
+    picture = images.decode(body.getvalue())
+    assert pool._owned_bytes >= 300 * 400 * 3
+    assert torch.equal(picture, images.decode(body.getvalue()))
+    parts = [picture.float(), picture.float() + 1]
+    assert torch.equal(allocation.stack(parts), torch.stack(parts))
+    assert torch.equal(allocation.cat(parts), torch.cat(parts))
+    assert torch.equal(allocation.stack([p[:, ::200] for p in parts]), torch.stack([p[:, ::200] for p in parts]))  # small: not leased
+    assert torch.equal(images.to_unit(picture), picture.to(torch.float32).div_(127.5).sub_(1.0))
+    squares = images.resize_all([picture] * 3, 224, 224)
+    assert torch.equal(squares, torch.stack([images.resize(picture, 224, 224)] * 3))

@@ -1,0 +1,94 @@
+"""Threads that encode one after another where samples are cheap, and side by side where they compute or wait."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from plait.data.loading.loader import Loader
+from plait.data.loading.turns import Turns
+from plait.data.order import Order
+from plait.data.sources.contract import Source
+
+
+class Numbers(Source):
+    name = fingerprint = "numbers"
+
+    def __init__(self, *, may_wait=False):
+        self.may_wait = may_wait
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        return {"id": str(index), "images": [], "messages": [], "fields": {"number": index}}
+
+
+class Encoder:
+    """Counts how many threads encode at once."""
+
+    def __init__(self, work=lambda: None):
+        self.work, self.now, self.most, self.lock = work, 0, 0, threading.Lock()
+
+    def encode(self, sample, _):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        self.work()
+        with self.lock:
+            self.now -= 1
+        return sample["fields"]["number"]
+
+    def collate(self, examples):
+        return {"numbers": torch.tensor(examples)}
+
+
+def loaded(encoder, *, skip=0, steps=24, **options):
+    source = Numbers(**options)
+    with Loader([source], Order([64], [1.0], 0, 16), encoder, seed=0, workers=4, kind="threads", stop_step=skip + steps) as loader:
+        batches = []
+        for number, step in enumerate(loader):
+            if number == skip:
+                encoder.most = 0
+            batches.append(step.micro[0].batch["numbers"])
+    return torch.stack(batches)
+
+
+def test_cheap_samples_are_encoded_by_one_thread_at_a_time_and_come_in_the_same_order():
+    cheap, costly = Encoder(), Encoder(lambda: time.sleep(0.002))
+    assert torch.equal(loaded(cheap, skip=12), loaded(costly, skip=12))
+    assert cheap.most == 1
+    assert costly.most > 1
+
+
+def test_samples_that_may_wait_for_a_network_never_wait_for_each_other():
+    waiting = Encoder(lambda: time.sleep(0.001))
+    loaded(waiting, skip=4, may_wait=True)
+    assert waiting.most > 1
+
+
+def test_a_turn_is_given_up_where_a_disk_is_waited_for_and_tried_again_later():
+    turns = Turns(allowed=True)
+    with turns.part(100):
+        pass
+    assert turns.taken
+    with turns.part(100):
+        time.sleep(0.05)
+    assert not turns.taken
+    for _ in range(64):
+        assert not turns.taken
+        with turns.part(100):
+            pass
+    assert turns.taken
+
+
+def test_an_error_in_a_turn_lets_the_next_thread_in():
+    turns = Turns(allowed=True)
+    with turns.part(100):
+        pass
+    with pytest.raises(ZeroDivisionError), turns.part(100):
+        raise ZeroDivisionError
+    with turns.part(100):
+        assert turns._lock.locked()
+    assert not turns._lock.locked()
