@@ -9,34 +9,37 @@ import time
 
 import pytest
 
-from plait import cli
-from plait.data import remote, web
+from plait.data import web
 from plait.engine.checkpoints import checkpoint
 from tests import processes
 from tests.data.faulty_server import serving, wait_until
 from tests.data.packing import labelled
-from tests.training.test_run import CONFIG, assert_same, metrics
+from tests.test_house import ROOT
+from tests.training import shard_runs
+from tests.training.shard_runs import assert_same, ended, metrics, plait, reached, start
 
 HEEDING = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from plait.__main__ import main
+from tests.test_house import ROOT
+from tests.training import shard_runs
+shard_runs.as_toy()
 sys.exit(main())
 """
-RECIPE = (
-    CONFIG[: CONFIG.index("data:")]
-    + """
-data:
-  train: [{source: shards, path: "URL/{0..2}.tar", template: {user: "What is it?", assistant: "{label}"}}]
-  validation: [{source: shards, path: "URL/held.tar", template: {user: "What is it?", assistant: "{label}"}}]
-trainable: [projector]
+"""A fresh process, as what is asked is how one ends: no thread of it may be waited for."""
+SOURCE = 'source: shards, path: "URL/{0..2}.tar"'
+HELD = '[{source: shards, path: "URL/held.tar", template: {user: "What is it?", assistant: "{label}"}}]'
+TRAINING = """
 train: {steps: 12, global_batch: 4}
-optim: {lr: 1.0e-3, schedule: {warmup_steps: 1}}
 checkpoint: {every_steps: 100}
 evaluate: [{bench: loss, every_steps: 6, samples: 8, batch: 2}]
-track: {every_steps: 1, tensorboard: false}
 """
-)
+
+
+def write(folder, url):
+    recipe = shard_runs.RECIPE.replace("SOURCE", SOURCE).replace("VALIDATION", HELD).replace("CACHE", "null") + TRAINING
+    (folder / "recipe.yaml").write_text(recipe.replace("URL", url))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def shards(tmp_path_factory):
 def server(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("PLAIT_CACHE", str(tmp_path / "cache"))
     with serving(shards) as server:
-        (tmp_path / "recipe.yaml").write_text(RECIPE.replace("URL", server.url))
+        write(tmp_path, server.url)
         yield server
 
 
@@ -58,32 +61,15 @@ def server(shards, tmp_path, monkeypatch):
 def straight(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
     with serving(shards) as server:
-        (folder / "recipe.yaml").write_text(RECIPE.replace("URL", server.url))
+        write(folder, server.url)
         assert ended(start(folder, "run"), folder / "run.log")[0] == 0
     return folder / "run"
 
 
-def plait(folder, name, settings):
-    """`plait train` that waits an hour for a server that is silent, and not at all between attempts; its exit code is in NAME.code."""
-    os.chdir(folder)
-    web.SILENCE_S, remote._WAITS_S = 3600.0, (0.0,) * 4
-    log = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    with open(1, "w", closefd=False) as sys.stdout, open(2, "w", closefd=False) as sys.stderr:
-        code = cli.main(["train", "recipe.yaml", f"--run={name}", *(f"--{item}" for item in settings)])
-    (folder / f"{name}.code").write_text(str(code))
-
-
-def start(folder, name, *settings):
-    (folder / f"{name}.code").unlink(missing_ok=True)
-    return processes.forked(plait, folder, name, settings)
-
-
-def ended(process, log):
-    """The exit code and output, waited for."""
-    assert processes.codes([process]) == [0], log.read_text()
-    return int(log.with_suffix(".code").read_text()), log.read_text()
+def fresh(folder, *words, **streams):
+    """A fresh process of a command in `folder`."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    return subprocess.Popen([sys.executable, "-c", HEEDING, *words], cwd=folder, env=environment, text=True, **streams)
 
 
 def fail_after(server, folder, step, fault, *, of=(".tar",)):
@@ -91,7 +77,7 @@ def fail_after(server, folder, step, fault, *, of=(".tar",)):
     path, spoilt = folder / "metrics.jsonl", []
 
     def spoil(name, asked):
-        if not (path.is_file() and f'"step": {step},' in path.read_text() and name.endswith(of)):
+        if not (reached(path, step) and name.endswith(of)):
             return ""
         spoilt.append(name)
         return fault
@@ -146,9 +132,7 @@ def test_a_stop_waits_for_no_server_that_stalls_and_the_run_goes_on_as_if_it_had
 def test_a_start_that_waits_for_a_silent_server_ends_at_the_first_signal(server, straight, tmp_path, verb, number, code, said):
     asked = []
     server.fault = lambda path, _: asked.append(path) or ("stall" if len(asked) > 3 else "")
-    process = subprocess.Popen(
-        [sys.executable, "-c", HEEDING, *verb], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = fresh(tmp_path, *verb, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wait_until(lambda: len(asked) > 3 or process.poll() is not None)
     time.sleep(1)  # into the wait for the answer
     process.send_signal(number)
@@ -185,8 +169,8 @@ def test_a_dataset_that_waits_for_ever_keeps_no_process_from_ending(server, tmp_
         "guard.no_input=continue",
         "guard.no_gradient=continue",
     )
-    command = [sys.executable, "-m", "plait", "train", "recipe.yaml", "--run=run", *(f"--{item}" for item in settings)]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    words = ("train", "recipe.yaml", "--run=run", *(f"--{item}" for item in settings))
+    process = fresh(tmp_path, *words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     until = time.monotonic() + 100
     while not (tmp_path / "stuck").exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)

@@ -4,37 +4,24 @@ import json
 import os
 import shutil
 import signal
-import sys
 
 import pytest
 
-from plait import cli
-from plait.data import remote, web
 from plait.data.streaming import counts
 from plait.engine.checkpoints import checkpoint
 from tests import processes
 from tests.data.faulty_server import serving, wait_until
 from tests.data.packing import labelled
-from tests.training.test_run import CONFIG, assert_same, metrics
+from tests.training import shard_runs
+from tests.training.shard_runs import assert_same, metrics, plait, reached, start
 
-RECIPE = (
-    CONFIG[: CONFIG.index("data:")]
-    + """
-data:
-  train:
-    - {source: shards, path: "URL/{00..11}.tar", options: {stream: true, block: 2}, template: {user: "What?", assistant: "{label}"}}
-  validation: VALIDATION
-  cache: CACHE
-  workers: 2
-trainable: [projector]
+SOURCE = 'source: shards, path: "URL/{00..11}.tar", options: {stream: true, block: 2}'
+TRAINING = """
 train: {steps: 24, global_batch: 4}
-optim: {lr: 1.0e-3, schedule: {warmup_steps: 1}}
 checkpoint: {every_steps: 4, keep: 9}
 evaluate: []
-track: {every_steps: 1, tensorboard: false}
 guard: {max_bad_fraction: 0.5, forgetting: null}
 """
-)
 """96 samples, 24 steps: one epoch."""
 
 
@@ -48,25 +35,13 @@ def shards(tmp_path_factory):
 
 def write(folder, url, cache, validation="[]"):
     folder.mkdir(parents=True, exist_ok=True)
-    text = RECIPE.replace("URL", url).replace("CACHE", str(cache)).replace("VALIDATION", validation)
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-
-
-def plait(folder, name, settings):
-    """`plait train`; its exit code is in NAME.code."""
-    os.chdir(folder)
-    web.SILENCE_S, remote._WAITS_S = 3600.0, (0.0,) * 4
-    log = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    with open(1, "w", closefd=False) as sys.stdout, open(2, "w", closefd=False) as sys.stderr:
-        code = cli.main(["train", "recipe.yaml", f"--run={name}", *(f"--{item}" for item in settings)])
-    (folder / f"{name}.code").write_text(str(code))
+    text = shard_runs.RECIPE.replace("SOURCE", SOURCE).replace("CACHE", f"{cache}\n  workers: 2").replace("VALIDATION", validation)
+    (folder / "recipe.yaml").write_text(text.replace("URL", url) + TRAINING, encoding="utf-8")
 
 
 def trained(folder, name="run", *settings, ranks=1):
     """Train to the end; return what the log says."""
-    started = processes.start(ranks, plait, folder, name, settings) if ranks > 1 else [processes.forked(plait, folder, name, settings)]
+    started = processes.start(ranks, plait, folder, name, settings) if ranks > 1 else [start(folder, name, *settings)]
     assert processes.codes(started) == [0] * ranks, (folder / f"{name}.log").read_text()
     log = (folder / f"{name}.log").read_text()
     assert (folder / f"{name}.code").read_text() == "0", log
@@ -88,9 +63,8 @@ def straight(shards, tmp_path_factory):
 def test_a_killed_run_goes_on_at_the_straight_runs_bits_on_a_machine_without_its_cache(shards, straight, tmp_path):
     with serving(shards) as server:
         write(tmp_path, server.url, tmp_path / "cache")
-        process = processes.forked(plait, tmp_path, "run", ())
-        path = tmp_path / "run" / "metrics.jsonl"
-        wait_until(lambda: (path.is_file() and '"step": 14,' in path.read_text()) or not process.is_alive())
+        process = start(tmp_path, "run", hold_at=14)
+        wait_until(lambda: reached(tmp_path / "run" / "metrics.jsonl", 14) or not process.is_alive())
         process.kill()
         process.join()
         shutil.rmtree(tmp_path / "cache")
@@ -99,6 +73,7 @@ def test_a_killed_run_goes_on_at_the_straight_runs_bits_on_a_machine_without_its
         trained(tmp_path)
         read = [path for path, span in server.asked if path.endswith(".tar") and span != "bytes=0-0"]
     assert_same(tmp_path / "run", straight)
+    assert saved == 12
     left = -(-(24 - saved) // 4)  # blocks of 16 samples, 4 steps
     assert len({*read} - {"/00.tar"}) <= 2 * left
 
@@ -120,13 +95,13 @@ def test_a_stop_waits_for_no_download_that_stalls_and_the_run_goes_on_as_if_it_h
         path, stalled = tmp_path / "run" / "metrics.jsonl", []
 
         def stall(name, span):
-            if name.endswith(".tar") and path.is_file() and '"step": 2,' in path.read_text():
+            if name.endswith(".tar") and reached(path, 2):
                 stalled.append(name)
                 return "stall"
             return ""
 
         server.fault = stall
-        process = processes.forked(plait, tmp_path, "run", settings)
+        process = start(tmp_path, "run", *settings)
         wait_until(lambda: stalled or not process.is_alive())
         os.kill(process.pid, signal.SIGTERM)
         assert processes.codes([process]) == [0]
