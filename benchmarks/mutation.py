@@ -175,6 +175,7 @@ TESTS: dict[str, str] = {
     "training/monitor/modules.py": "training/monitor/test_modules.py training/monitor/test_why.py",
     "training/monitor/stage_look.py": "training/monitor/test_source_losses.py training/test_blindness.py",
     "training/monitor/stage_monitor.py": "training/monitor/test_why.py",
+    "training/monitor/unit_gradients.py": "training/monitor/test_unit_gradients.py",
     "training/monitor/window.py": "training/monitor/test_why.py",
     "training/planning/trace.py": "training/monitor/test_why.py",
     "training/planning/checkpoint_size.py": "commands/test_plan.py commands/test_doctor_hub.py training/planning/test_reality.py",

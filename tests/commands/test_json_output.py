@@ -19,6 +19,7 @@ LINES = {
     ("stages",): "stages first",
     ("runs",): "runs .",
     ("why",): "why first",
+    ("report",): "report first second",
     ("compare",): "compare first second",
     ("ckpt", "inspect"): "ckpt inspect first",
     ("ckpt", "verify"): "ckpt verify first",

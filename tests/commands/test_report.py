@@ -58,6 +58,39 @@ def report(*words):
     assert cli.main(["report", "--no-plan", *map(str, words)]) == 0
 
 
+def test_the_figures_are_those_of_the_files_as_one_object_and_no_page_is_written(copy, capsys):
+    rows = rows_of(copy)
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step"')
+    (copy / "report.html").unlink(missing_ok=True)
+    capsys.readouterr()
+    assert cli.main(["report", str(copy), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (run,) = told["runs"]
+    assert (told["page"], told["settings"], told["verdict"]) == (None, {}, []) and not (copy / "report.html").exists()
+    assert run["series"]["loss"] == [[row["step"], row["loss"]] for row in rows if "loss" in row]
+    assert set(run["series"]) == {name for row in rows for name, value in row.items() if isinstance(value, int | float)} - {"step", "stage"}
+    waited = sum(row["spent"]["seconds"]["data"] for row in rows if "spent" in row)
+    assert run["seconds_by_part"]["waiting for data"] == pytest.approx(waited)
+    steps = [(one["stage"], one["planned"], one["taken"]) for one in run["plan"] if one["what"] == "steps"]
+    assert steps == [("projection", 20, 20), ("all", 20, 20)]
+    size = sum(path.stat().st_size for path in run_folders(copy)[-1].rglob("*") if path.is_file())
+    assert run["checkpoints"][0] == {"stage": "stage-2-all", "step": 40, "bytes": size}
+    assert run["left_out"] == [f"1 of {len(rows) + 1} lines of metrics.jsonl cannot be read, and are left out"]
+
+
+def run_folders(run):
+    return sorted(run.glob("stage-*/step-*"))
+
+
+def test_the_figures_of_several_runs_have_what_sets_them_apart_and_a_page_where_it_is_named(runs, copy, tmp_path, capsys):
+    (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("seed: 0", "seed: 5", 1))
+    assert cli.main(["report", str(runs["theworld"]), str(copy), "--json", f"--out={tmp_path / 'page.html'}"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [run["name"] for run in told["runs"]] == ["theworld", "copy"] and told["settings"]["seed"] == ["0", "5"] and told["verdict"]
+    assert told["page"] == str(tmp_path / "page.html") and (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
+
+
 def page_of(run):
     report(run)
     return Page(run / "report.html")

@@ -28,7 +28,7 @@ DRIFT_RATE = 3.0
 NO_GRADIENT = 1e-7
 """Norm of a component's gradient over that of all, below which it gets none."""
 DEAD = 0.5
-"""Share of a component's output units that are constant."""
+"""Share of a component's output units that are constant, or of a layer's units that get no gradient."""
 GROWN = 200.0
 """Scale of an output over what it was at first: that of a connector drawn at random grows forty times in a run that learns."""
 CLIPPED = 100.0
@@ -170,6 +170,17 @@ def _dead(rules: Rules, component: str, row: Row) -> str | None:
     )
 
 
+def _idle(rules: Rules, component: str, row: Row) -> str | None:
+    share = row.get(f"idle/{component}", 0.0)
+    if share < DEAD:
+        return None
+    return (
+        f"{share:.0%} of the units of {row.get(f'idle_layer/{component}', 'a layer')} get no gradient from any sample: they are dead or "
+        f"saturated, whatever their input; {rules.rate(component, rules.peak(component) / 10)} from an earlier checkpoint (plait fork), "
+        "smaller inputs or weights, or begin again"
+    )
+
+
 def _grown(rules: Rules, component: str, row: Row) -> str | None:
     scale = row.get(f"activation/{component}")
     if scale is None:
@@ -198,6 +209,7 @@ _RULES: Sequence[Callable[[Rules, str, Row], str | None]] = (
     _drifting,
     _without_gradient,
     _dead,
+    _idle,
     _grown,
     _clipped,
 )

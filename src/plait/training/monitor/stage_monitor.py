@@ -28,6 +28,7 @@ from plait.training.monitor.gather_waits import GatherWaits
 from plait.training.monitor.learning import LEARNING, Learning
 from plait.training.monitor.modules import ForwardWatch, modules_of
 from plait.training.monitor.rules import Rules
+from plait.training.monitor.unit_gradients import UnitGradients
 from plait.training.monitor.window import PARTS, Spent, part_of, window_of
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class StageMonitor:
         """Of a sharded model: what this rank computes of its forward passes, without waiting for the others."""
         self.learning: Learning | None = None
         """On rank 0, from the first step on."""
+        self.units: UnitGradients | None = None
+        """As `learning`."""
         self.rows: deque[Row] = deque(maxlen=_KEPT)
         """What was recorded in this start, for the look while it runs."""
         self.look, self.told, self.begun = _FIRST_LOOK, False, False
@@ -86,6 +89,7 @@ class StageMonitor:
             self.begun = True
             self._clear()  # what came before the first step is none of it
             self.learning = self._learning() if self.ranks.first else None
+            self.units = self._units() if self.ranks.first else None
         elif self.learning is not None:
             self.learning.keep()
         positions = self.watched.loss.positions
@@ -99,8 +103,9 @@ class StageMonitor:
                 self.positions += micro.batch[positions].numel() if positions is not None else 0
         self.micro_batches = (len(batch.micro), max((len(micro.ids) for micro in batch.micro), default=0))
         if (self.state.stage_step + 1) % self.watched.view.config.track.every_steps == 0:
-            if self.learning is not None:
+            if self.learning is not None and self.units is not None:
                 self.learning.begin()
+                self.units.begin()
             self.forward.begin(self.learning.output if self.learning is not None else None)
             if self.own_passes is not None:
                 self.own_passes.begin()
@@ -134,7 +139,8 @@ class StageMonitor:
         }
         self._clear()
         self._look({**row, "spent": spent})
-        learned = self.learning.figures() if self.learning is not None else {}
+        learned: dict[str, Any] = {**self.learning.figures()} if self.learning is not None else {}
+        learned |= self.units.figures() if self.units is not None else {}
         return {**({} if row.get("skipped") else learned), "spent": spent}
 
     def _learning(self) -> Learning:
@@ -146,6 +152,10 @@ class StageMonitor:
         self.watched.tracker.attach(Rules(self.watched.resolved, view, [*trained], frozen))
         path = self.watched.tracker.path.parent / LEARNING / f"stage-{view.index}-{view.name}.safetensors"
         return Learning(trained, path, continues=self.state.stage_step > 0)
+
+    def _units(self) -> UnitGradients:
+        assert self.state.optimizer is not None
+        return UnitGradients(self.state.model, self.state.optimizer)
 
     def _of_ranks(self, parts: dict[str, float]) -> dict[str, list[float]]:
         """Return what each rank measured, {name: numbers in rank order}; {} of one rank alone."""

@@ -25,7 +25,7 @@ def frame_of(records: Sequence[RunRecord]) -> Frame:
 
 def blocks(records: Sequence[RunRecord]) -> Iterator[Block]:
     """Yield the blocks that compare runs."""
-    yield Block("Runs", "runs", ". ".join(_verdict(records)) + ".", tables=[_results(records)])
+    yield Block("Runs", "runs", ". ".join(verdict(records)) + ".", tables=[_results(records)])
     charts = [chart for chart in _curves(records) if chart.lines]
     yield Block("Curves", "curves", wide=charts[0] if charts else None, charts=charts[1:])
     differing = compare.differing([record.resolved for record in records])
@@ -39,7 +39,7 @@ def blocks(records: Sequence[RunRecord]) -> Iterator[Block]:
     yield Block("Set differently", "settings", note, tables=[table] if differing else ())
 
 
-def _verdict(records: Sequence[RunRecord]) -> list[str]:
+def verdict(records: Sequence[RunRecord]) -> list[str]:
     """Return the sentences of `plait compare` on which run is better."""
     reached = [
         {view.name: record.progress[view.index] for view in record.resolved.stages if view.index in record.progress} for record in records

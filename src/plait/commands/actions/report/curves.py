@@ -26,13 +26,14 @@ _TITLES = {
     "moved": "distance from the stage's start, over the norm there",
     "activation": "scale of what each component puts out",
     "dead": "share of units that are constant",
+    "idle": "largest share, of a layer, of units without a gradient",
     "ema_decay": "decay of the average",
     "recompiles": "graphs compiled again",
     "features_read": "features read from the cache",
 }
-_LEARNING = ("update/", "moved/", "activation/", "dead/")
+_LEARNING = ("update/", "moved/", "activation/", "dead/", "idle/")
 """Beginnings of the names of what is measured of each component as it learns."""
-_SHARES = {_TITLES["dead"], _TITLES["ema_decay"], _TITLES["features_read"]}
+_SHARES = {_TITLES["dead"], _TITLES["idle"], _TITLES["ema_decay"], _TITLES["features_read"]}
 """Titles of charts whose values are from 0 to 1."""
 _MOST_LINES = 8
 

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from plait import files
-from plait.commands.actions.report import against_plan, comparison, curves, record, shown, slow, tables
+from plait.commands.actions.report import against_plan, comparison, curves, figures, record, shown, slow, tables
 from plait.commands.actions.report.record import RunRecord
 from plait.commands.pages.report import Block, RunPart, render_report
 from plait.engine.monitoring import screen
+from plait.engine.monitoring.json_output import show_json
 from plait.errors import PlaitError
 from plait.training.figures import picture_use
 
@@ -26,10 +27,27 @@ def write(runs: Sequence[Path], out: Path | None = None, *, plan: bool = True) -
     `out`: that path; None: report.html in the run, or here for several. `plan`: hold one run against its plan, which takes seconds.
     Raises PlaitError for a path that is no run directory, or is given twice.
     """
+    return _write(_read(runs), out or (runs[0] / NAME if len(runs) == 1 else Path(NAME)), plan=plan)
+
+
+def show(runs: Sequence[Path], out: Path | None = None, *, plan: bool = True) -> None:
+    """Print the figures of the run directories `runs` as one JSON object, and write their page if `out` names one.
+
+    Raises PlaitError for a path that is no run directory, or is given twice.
+    """
+    records = _read(runs)
+    show_json(figures.as_dict(records, None if out is None else _write(records, out, plan=plan), plan=plan))
+
+
+def _read(runs: Sequence[Path]) -> list[RunRecord]:
+    """Read some runs, each once. Raises PlaitError for a path that is no run directory, or is given twice."""
     if twice := next((run for number, run in enumerate(runs) if run.resolve() in [other.resolve() for other in runs[:number]]), None):
         raise PlaitError(f"{twice} is given twice: a page shows each run once")
-    records = _apart([record.read(run) for run in runs])
-    path = out or (runs[0] / NAME if len(runs) == 1 else Path(NAME))
+    return _apart([record.read(run) for run in runs])
+
+
+def _write(records: Sequence[RunRecord], path: Path, *, plan: bool) -> Path:
+    """Write the page of some runs to `path`, which is returned. Raises PlaitError where a page cannot be there."""
     if path.is_dir():
         raise PlaitError(f"{path} is a folder: name a file for the page, such as {path / NAME}")
     if path.is_symlink() and not path.exists():

@@ -178,12 +178,17 @@ def quarantine_table(record: RunRecord) -> Table | None:
 
 def warnings_table(record: RunRecord) -> Table | None:
     """Return the table of warnings, skipped steps and benches that failed; None where there was none."""
+    rows = [[f"{step:,}", kind, text] for step, kind, text in events(record)]
+    note = f"The last {_MOST_ROWS} of {len(rows):,}." if len(rows) > _MOST_ROWS else ""
+    return Table("Warnings", ["step", "kind", "what"], rows[-_MOST_ROWS:], frozenset({0}), note) if rows else None
+
+
+def events(record: RunRecord) -> list[tuple[int, str, str]]:
+    """Return (step, kind, text) of each warning, step without an update, and bench that failed, by step."""
     found = [(row["step"], "warning", str(text)) for row in record.rows for text in _list(row.get("warnings"))]
     found += [(row["step"], "no update", "the step was passed over") for row in record.trained if row.get("skipped")]
     found += [(row["step"], "failed", f"bench {row['bench']}: {row['reason']}") for row in record.failures]
-    rows = [[f"{step:,}", kind, text] for step, kind, text in sorted(found)]
-    note = f"The last {_MOST_ROWS} of {len(rows):,}." if len(rows) > _MOST_ROWS else ""
-    return Table("Warnings", ["step", "kind", "what"], rows[-_MOST_ROWS:], frozenset({0}), note) if rows else None
+    return sorted(found)
 
 
 def _list(value: Any) -> list[Any]:
@@ -191,7 +196,16 @@ def _list(value: Any) -> list[Any]:
 
 
 def time_parts(record: RunRecord) -> list[Part]:
-    """Return where the time of the run went: parts of a step, and what lies between steps; [] without a step.
+    """Return where the time of the run went: parts of a step, and what lies between steps; [] without a step."""
+    spent = seconds_by_part(record)
+    total = sum(spent.values())
+    return [
+        Part(name, value / total, f"{_duration(value)}, {value / total:.1%}") for name, value in spent.items() if total > 0 and value > 0
+    ]
+
+
+def seconds_by_part(record: RunRecord) -> dict[str, float]:
+    """Return the seconds of the run by part of a step, in words, and by what lies between steps.
 
     From what rows have under `spent`, where they have it; else steps, waiting for data, and the rest of the clock's time while it ran.
     """
@@ -204,12 +218,7 @@ def time_parts(record: RunRecord) -> list[Part]:
             if is_number(seconds):
                 part = _PARTS.get(name, name)
                 spent[part] = spent.get(part, 0.0) + seconds
-    if not spent:
-        spent = dict(_clocked(record))
-    total = sum(spent.values())
-    return [
-        Part(name, value / total, f"{_duration(value)}, {value / total:.1%}") for name, value in spent.items() if total > 0 and value > 0
-    ]
+    return spent or dict(_clocked(record))
 
 
 def _duration(seconds: float) -> str:
