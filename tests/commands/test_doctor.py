@@ -169,14 +169,15 @@ def test_data_that_does_not_open_is_told_with_its_own_words(tmp_path, monkeypatc
     assert "train.jsonl" in capsys.readouterr().out
 
 
-def test_alerts_and_trackers_that_a_run_could_not_use_are_told(tmp_path, monkeypatch, capsys):
+def test_alerts_trackers_and_adapters_that_a_run_could_not_use_are_told(tmp_path, monkeypatch, capsys):
     recipe = toy_family.install(monkeypatch, tmp_path)
-    told = ["--alert=[$NOT_THERE]", "--track.mlflow={experiment: e}"]
+    told = ["--alert=[$NOT_THERE]", "--track.mlflow={experiment: e}", "--adapters.projector.rank=2", "--stages=[]"]
     monkeypatch.setattr(run_needs.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["doctor", str(recipe), f"--run={tmp_path}", *told]) == 1
     out = capsys.readouterr().out
     assert "MEND  alerts     alert.urls names $NOT_THERE, a variable of the environment that is not set" in out
     assert "MEND  trackers   mlflow is not installed, and would get no rows" in out
+    assert "MEND  adapters   peft is not installed, which makes them" in out
     assert list(run_needs.services(open_config(recipe, ["--alert.command=true", "--alert.on=[finish]"]))) == [
         findings.Finding("alerts", "a command told of finish")
     ]

@@ -60,6 +60,19 @@ def test_a_stage_list_is_that_of_the_model_without_its_world(recipe, tmp_path):
     assert difference(resolved, open_config(again)) == [] and open_config(again).warnings == []
 
 
+def test_adapters_of_a_part_that_is_switched_off_are_left_out(recipe):
+    section = ["adapters={world: {}, language: {}}", "trainable=[world.lora, language.lora]", "stages=[]"]
+    resolved = open_config(recipe, [OFF, *section, "optim.components.world.lora.lr=1e-3", "optim.components.language.lora.lr=1e-4"])
+    (view,) = resolved.stages
+    assert (view.config.trainable, list(view.config.adapters)) == (["language.lora"], ["language"])
+    assert {name: one.lr for name, one in view.config.optim.components.items()} == {"language.lora": 1e-4}
+    assert resolved.warnings == [
+        "stage train trains without world.lora: model.world is off",
+        "optim.components.world.lora is left out: model.world is off",
+        "adapters.world is left out: model.world is off",
+    ]
+
+
 def test_a_model_with_a_world_is_as_written(recipe):
     resolved = open_config(recipe)
     assert ([view.name for view in resolved.stages], resolved.warnings) == (["projection", "vision", "language"], [])

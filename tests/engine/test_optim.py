@@ -284,6 +284,15 @@ def test_nothing_with_a_gradient_has_a_norm_of_zero():
     assert optim.clip(parts, 1.0, {}) == {"grad_norm": 0.0}
 
 
+def test_adapters_of_a_component_without_input_are_dropped_too():
+    weights = {name: torch.nn.Parameter(torch.ones(2)) for name in ("vision.lora", "language.lora")}
+    optimizer = torch.optim.SGD([{"params": [weight], "component": name} for name, weight in weights.items()], lr=1.0)
+    for weight in weights.values():
+        weight.grad = torch.ones(2)
+    optim.drop_idle(optimizer, ["vision"], {"grad_norm": 1.0, "grad_norm/vision.lora": 0.0, "grad_norm/language.lora": 0.0})
+    assert [name for name, weight in weights.items() if weight.grad is not None] == ["language.lora"]
+
+
 @pytest.mark.parametrize(
     ("norms", "kept"),
     [

@@ -90,6 +90,13 @@ def test_full_weights_train_beside_frozen_adapters(recipe, tmp_path):
     assert not torch.equal(after["language.weight"], toy.Net(4, 0).language.weight)
 
 
+def test_the_command_line_names_the_rate_of_adapters_as_any_other(recipe, tmp_path):
+    settings = ["optim.components.language.lora.lr=3e-3", "stages.2.optim.components.projector.lr=2e-3"]
+    run = toy.train(recipe, tmp_path / "run", LORA, *settings)
+    rates = {(row["stage"], name): row[name] for row in toy.figures(run) for name in row if name.startswith("lr/")}
+    assert rates[2, "lr/language.lora"] == 3e-3 and rates[2, "lr/projector"] == 1e-2 and rates[3, "lr/projector"] == 2e-3
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_follow_one(recipe, tmp_path, strategy):
     kind = "adapters={language: {kind: dora, rank: 2}, vision: {rank: 3}}"

@@ -168,6 +168,7 @@ NEEDS = Limits(needs={"vision": ["images"], "projector": ["images", "frames"], "
     [
         (TEXT, ["language"], []),
         (TEXT, ["language", "vision:layers.1"], ["vision trains, but none of the 8 samples looked at has images: leave vision out of"]),
+        (TEXT, ["vision.lora"], ["vision trains, but none of the 8 samples looked at has images: leave vision out of"]),
         (TEXT, ["*"], ["vision trains, but none", "projector trains, but none of the 8 samples looked at has images or frames: leave"]),
         (SEEN, ["*"], []),
     ],

@@ -16,6 +16,7 @@ import yaml
 
 from plait.config import secrets
 from plait.config.nodes import COMMAND_LINE, Node, dotted, to_plain
+from plait.config.sections.adapters import joined
 from plait.errors import PlaitError
 
 COMMENT = "_comment"
@@ -102,7 +103,7 @@ class Override:
         """
         secrets.refuse_argument(argument)
         name, equals, text = argument.removeprefix("--").partition("=")
-        path = tuple(name.split("."))
+        path = joined(tuple(name.split(".")))
         if len(path) > _DEPTH:
             raise PlaitError(f"{COMMAND_LINE}: --{path[0][:20]}.... is a key of {len(path)} parts, and no setting has more than {_DEPTH}")
         if not equals or not all(path):

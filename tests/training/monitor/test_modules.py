@@ -43,6 +43,13 @@ def test_a_component_is_its_largest_modules_with_a_forward_pass():
     }
 
 
+def test_adapters_count_to_the_component_whose_layers_they_are_in():
+    model = Net()
+    own = {name: list(part) for name, part in components(model).items()}
+    own["tower"].remove("tower.0.weight")
+    assert modules_of(model, own | {"tower.lora": ["tower.0.weight"]})["tower"] == [model.tower]
+
+
 def test_forward_passes_are_timed_by_component_and_those_of_the_backward_pass_are_not(monkeypatch):
     model, seen, now = Net(), [], iter(range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))

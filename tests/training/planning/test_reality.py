@@ -23,7 +23,11 @@ guard: {hang_timeout_s: null, blindness: false}
 RECIPES = {
     "theworld": """
         preset: tiny
-        stages: [{name: first, trainable: [projector]}, {name: second, trainable: [projector, vision, language, world]}]""",
+        adapters: {language: {kind: dora, rank: 8}}
+        stages:
+          - {name: first, trainable: [projector]}
+          - {name: lora, trainable: [language.lora]}
+          - {name: second, trainable: [projector, vision, language, world]}""",
     "molmo": "{preset: debug, trainable: [connector, language], train: {micro_batch: 4}}",
     "nanodit": """
         model: {space: pixels, depth: 4, hidden: 128, heads: 4, patch: 4, text: words, text_dim: 32, words: 64, image_dim: 0,

@@ -155,7 +155,7 @@ def bench_data(resolved: Resolved) -> Iterator[Finding]:
 
 
 def services(resolved: Resolved) -> Iterator[Finding]:
-    """Check that a run's alerts could be sent, and that its tracking services have their packages. Nothing is sent."""
+    """Check that a run's alerts could be sent, and that its tracking services and adapters have their packages. Nothing is sent."""
     alert, track = resolved.config.alert, resolved.config.track
     if alert.wanted:
         try:
@@ -166,6 +166,8 @@ def services(resolved: Resolved) -> Iterator[Finding]:
     for name, settings in (("wandb", track.wandb), ("mlflow", track.mlflow), ("trackio", track.trackio)):
         if settings is not None and importlib.util.find_spec(name) is None:
             yield Finding("trackers", f"{name} is not installed, and would get no rows", f"pip install 'plait[{name}]'")
+    if resolved.config.adapters and importlib.util.find_spec("peft") is None:
+        yield Finding("adapters", "peft is not installed, which makes them", "pip install 'plait[adapters]'")
 
 
 def checkpoints(resolved: Resolved) -> tuple[int, int]:

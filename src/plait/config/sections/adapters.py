@@ -19,6 +19,13 @@ def component_of(name: str) -> str:
     return name.removesuffix(SUFFIX)
 
 
+def joined(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a path of a setting with the name of adapters as one key, ("optim", "components", "language.lora", "lr")."""
+    at = path.index("components") + 1 if "components" in path else len(path)
+    own = path[at + 1 : at + 2] == (SUFFIX[1:],)
+    return (*path[:at], path[at] + SUFFIX, *path[at + 2 :]) if own else path
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 

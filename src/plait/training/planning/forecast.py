@@ -151,6 +151,8 @@ class _Stage:
         micro_batches = math.ceil(config.train.global_batch / (micro * ranks))
         counts = memory_estimate.count_parameters(bundle.model, self.names, self.ever, bundle.blocks)
         storage = Storage.of(config.train.precision, averages=optim.average_count(config.optim))
+        if bundle.adapters is not None:
+            bundle.adapters.begin(self.ever, self.names)
         fake_step.fake_weights(bundle, self.names, set(self.ever), config.train.precision)
         try:
             batch = self.batch(plan, micro, faults)
