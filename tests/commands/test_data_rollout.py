@@ -21,6 +21,7 @@ from plait.errors import BadSample, PlaitError
 from plait.families.theworld import family
 from plait.families.theworld.config import Config
 from plait.nn import cosmos
+from tests.commands.test_ablations import RUN, TINY
 
 SCENES = {"size": [32, 32], "objects": 2, "sizes": ["large"], "frames": 5, "horizon": 8, "speed": [0.03, 0.15], "tasks": ["faster"]}
 WORLD = {"source": "tiny", "image_size": 32, "steps": 1}
@@ -262,6 +263,22 @@ def test_futures_that_no_world_step_sees_are_refused(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "rollout changes nothing: model.world.steps is 0, so that no future is seen: leave it out, or set the steps" in err
     assert cli.main(["train", str(path)]) == 0
+
+
+@pytest.mark.parametrize(("family", "reason"), [
+    ("theworld", "model.world is off, so that this model sees no futures"),
+    ("molmo", "family 'molmo' learns from no futures"),
+    ("nanodit", "family 'nanodit' learns from no futures"),
+])  # fmt: skip
+def test_futures_that_a_model_does_not_see_are_refused(tmp_path, capsys, family, reason):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RUN.replace("FAMILY", family) + TINY[family])
+    off = ["--model.world=off"] if family == "theworld" else []
+    data = json.dumps([{"source": "scenes", "limit": 4, "rollout": str(tmp_path / "futures")}])
+    for words in ([f"--data.train={data}"], [f"--data.validation={data}"], [f"--evaluate=[{{bench: loss, data: {data}}}]"]):
+        assert cli.main(["train", str(recipe), f"--run={tmp_path / 'run'}", *off, *words]) == 2
+        line = f"rollout: {tmp_path / 'futures'} changes nothing: {reason}; leave `rollout` out of the data\n"
+        assert capsys.readouterr().err.endswith(line)
 
 
 def test_wrong_arguments_are_one_clear_line(tmp_path, capsys):

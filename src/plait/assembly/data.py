@@ -18,6 +18,7 @@ from plait.data.sources.open import KINDS, open_all
 from plait.data.sources.part import Part
 from plait.errors import PlaitError
 from plait.families import offers, registry
+from plait.families.idle_options import refuse_futures
 from plait.families.limits import check_max_tokens
 from plait.keys import key
 
@@ -54,7 +55,7 @@ def data_seed(view: StageView) -> int:
 
 
 def open_data(config: RunConfig, entries: Sequence[SourceEntry], split: str) -> list[Source]:
-    """Open the sources of `entries`; those without a split read `split`, "train" or "validation". Raises PlaitError if one is missing."""
+    """Open the sources of `entries`; those without a split read `split`, "train" or "validation". Raises PlaitError if one does not fit."""
     root, cache = folder(config.data.root), folder(config.data.cache)
 
     def named(entry: SourceEntry, wanted: str) -> Source:
@@ -62,6 +63,8 @@ def open_data(config: RunConfig, entries: Sequence[SourceEntry], split: str) -> 
         return opened
 
     sources = open_all(entries, seed=config.seed, split=split, cache=cache, open_named=named)
+    for futures in (row.rollout for row in entries if row.rollout):
+        refuse_futures(config.family, config.model, futures)
     return [stored.open_rolled(one, row.rollout, config.seed) if row.rollout else one for one, row in zip(sources, entries, strict=True)]
 
 

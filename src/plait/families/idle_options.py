@@ -1,10 +1,14 @@
-"""Refuse options of `plait generate` that would change nothing, so that nobody takes an answer for one that they made."""
+"""Refuse options that would change nothing, so that nobody takes an answer or a run for one that they made.
+
+They are those of `plait generate`, and predicted futures (`rollout` of a data entry, `--rollout`) of a model that sees none.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from plait.config.messages import flag
 from plait.errors import PlaitError
+from plait.families import registry
 
 
 def refuse_idle(given: Collection[str], idle: Mapping[str, str], called: Callable[[str], str] = flag) -> None:
@@ -21,3 +25,18 @@ def of_draw(options: Any) -> dict[str, str]:
     """Return the options of a draw of tokens, with the reason, where nothing is drawn: `temperature` of `options` is 0."""
     why = "at temperature 0 the likeliest token is always taken, and nothing is drawn"
     return {} if options.temperature else {"top_p": why, "seed": why}
+
+
+def no_futures(family: str, model: Mapping[str, Any]) -> str | None:
+    """Return why a model of this family with this `model:` section sees no predicted futures, or None."""
+    if not registry.has_module(family, "futures.py"):
+        return f"family {family!r} learns from no futures"
+    world = registry.ablations(family).get("world")
+    lacking = None if world is None else world.lacks(registry.model_config(family).model_validate(model))
+    return lacking and f"{lacking}, so that this model sees no futures"
+
+
+def refuse_futures(family: str, model: Mapping[str, Any], folder: str) -> None:
+    """Raise PlaitError where a model sees no futures; `folder` has those that a data entry names."""
+    if (why := no_futures(family, model)) is not None:
+        raise PlaitError(f"rollout: {folder} changes nothing: {why}; leave `rollout` out of the data")

@@ -1,8 +1,9 @@
 """Complete a batch with the features of its pictures: stored ones as they were read, the others encoded now, stored, and timed.
 
-Features are to equal those that training without a store computes, to the bit. What a picture gives may depend on how many are encoded at
-once: on a CPU on whether it is alone, on a GPU on their number. So a missing one is encoded in such company, its key tells which, and the
-first batches show whether that holds; an encoder for which it does not (such as one with dropout) is not stored.
+Features are to equal those that training without a store computes, to the bit. How they round may depend on how many are encoded at once:
+on a CPU on whether a picture is alone, of some convolutions and on a GPU on the number. So a missing one is encoded in such company, its
+key tells which, and each batch that is larger than those before shows whether that holds; an encoder with other features among others
+(such as one with dropout) is not stored.
 """
 
 import logging
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from plait.engine import loss as contract
 from plait.engine.loss import Batch
 from plait.families.frozen import FrozenEncoder
-from plait.training.features.lookup import found_in, groups
+from plait.training.features.lookup import found_in, groups, keys_of
 from plait.training.features.store import FeatureStore
 
 log = logging.getLogger(__name__)
@@ -57,43 +58,52 @@ class StoredEncoder:
     ) -> None:
         self.encoder, self.model, self.store = encoder, model, store
         self.device, self.alike, self.tries, self.repeats = device, alike, tries, repeats
-        self.use, self.checked, self.times = True, False, Times()
+        self.use, self.checked, self.times = True, 0, Times()
         self.read = self.seen = 0
 
     def complete(self, batch: dict[str, Any]) -> None:
         """Put the features of all pictures of `batch` (on the device) into it, unless there are none or they are not stored."""
-        keys, values = batch.pop(found_in(self.encoder), ([], []))
+        keys, values, alike = batch.pop(found_in(self.encoder), ([], [], True))
         batch.pop(f"{self.encoder.name}.missing", None)
         if not keys or not self.use:
             return
+        pictures = self.encoder.pictures(batch) if self.alike or self.tries or None in values else []
+        if alike != self._alike():  # found since the batch was looked up
+            keys = keys_of(pictures, alike=self._alike())
+            values, alike = self.store.read(keys), self._alike()
         missing = [i for i, value in enumerate(values) if value is None]
         self.seen, self.read = self.seen + len(keys), self.read + len(keys) - len(missing)
         features = {i: value.to(self.device, non_blocking=True) for i, value in enumerate(values) if value is not None}
-        pictures = self.encoder.pictures(batch) if missing or self.tries else []
         for group in groups(pictures):
-            lacking = group if self.tries else [i for i in group if i not in features]
-            features |= self._encoded(pictures, group, lacking)
+            larger = self._alike() and len(group) > self.checked
+            features |= self._encoded(pictures, group, group if self.tries or larger else [i for i in group if i not in features])
         batch[self.encoder.name] = torch.cat([features[i] for i in range(len(keys))])
+        if alike != self._alike():
+            keys, missing = keys_of(pictures, alike=self._alike()), [*range(len(keys))]
         self._keep([keys[i] for i in missing], [features[i] for i in missing])
         if self.tries:
             self.times.batches += 1
             if self.times.batches == _TRIED_BATCHES:
                 self._decide(keys)
 
+    def _alike(self) -> bool:
+        """Return whether a picture's features are taken to be the same in any batch of two or more."""
+        return self.alike and not self.store.is_by_number()
+
     def _encoded(self, pictures: Sequence[Tensor], group: Sequence[int], missing: Sequence[int]) -> dict[int, Tensor]:
         """Encode the missing pictures of a group of one shape, among as many as their keys say; returns {index: features}."""
         if not missing:
             return {}
-        chosen = [*missing]
-        if not self.alike:
+        chosen, alike = [*missing], self._alike()
+        if not alike:
             chosen = [*group]
         elif len(missing) == 1 and len(group) > 1:
             chosen += [next(i for i in group if i != missing[0])]
         inputs = torch.stack([pictures[i] for i in chosen])
         features, seconds = self._timed(lambda: self._encode(inputs))
         self.times.note("encode", seconds, len(chosen))
-        if not self.checked:
-            self._check(inputs, features)
+        if not self.checked or (alike and len(chosen) > self.checked):
+            self._check(inputs, features, alike=alike)
         encoded = dict(zip(chosen, features, strict=True))
         return {i: encoded[i] for i in missing}
 
@@ -101,13 +111,26 @@ class StoredEncoder:
     def _encode(self, inputs: Tensor) -> Tensor:
         return self.encoder.encode(self.model, inputs)
 
-    def _check(self, inputs: Tensor, features: Tensor) -> None:
-        """Encode some of the pictures again, in other company; where the features differ in a bit, they are not stored."""
-        self.checked = True
+    def _check(self, inputs: Tensor, features: Tensor, *, alike: bool) -> None:
+        """Encode the last two pictures by themselves, and where that differs in a bit all in another order; say what is kept then.
+
+        Of an encoder whose features differ in another order too, nothing is stored. `alike`: whether the first is to be tried.
+        """
+        self.checked = len(inputs)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            again = self._encode(inputs[-2:] if self.alike else inputs.flip(0))
-        if not torch.equal(again, features[-2:] if self.alike else features.flip(0)):
+            two = self._encode(inputs[-2:]) if alike else features[-2:]
+            if alike and torch.equal(two, features[-2:]):
+                return
+            same = torch.equal(self._encode(inputs.flip(0)), features.flip(0))
+        if not same:
             self._stop("a picture's features depend on the others in its batch, or are drawn: they cannot be kept")
+        elif alike:
+            self.store.keep_by_number()
+            apart = float((two - features[-2:]).abs().max())
+            log.info(
+                f"  {self.encoder.name}: among {len(inputs)} pictures features round otherwise than among 2, by up to {apart:.1e}: they "
+                "are kept by the number of pictures that are encoded at once"
+            )
 
     def _keep(self, keys: list[bytes], values: list[Tensor]) -> None:
         """Store new features under their keys."""

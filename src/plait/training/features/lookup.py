@@ -1,7 +1,7 @@
 """Look up the stored features of a batch's pictures, in data workers.
 
 A key is a hash of exactly what the encoder would be given (uint8, after all preprocessing and augmentation), its shape, and whether it
-would be encoded with others: the same picture otherwise prepared has another key, and never another picture's features.
+would be encoded with others, or with how many: the same picture otherwise prepared has another key, and never another picture's features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,10 @@ from plait.training.features.store import FeatureStore
 
 
 class StoredInputs:
-    """The family's `inputs`, whose batches also hold what each of `stores` has: (keys, values or None), under `found_in(encoder)`.
+    """The family's `inputs`, whose batches also hold what each of `stores` has: (keys, values or None, alike), under `found_in(encoder)`.
 
-    `stores`: for each encoder by name. `alike`: on this device one picture gives the same features to the bit in any batch of two or more.
+    `stores`: for each encoder by name. `alike`: whether on this device one picture is taken to give the same features to the bit in any
+    batch of two or more; a store says where that does not hold.
     """
 
     def __init__(self, inputs: Inputs, encoders: Sequence[FrozenEncoder], stores: Mapping[str, FeatureStore], *, alike: bool) -> None:
@@ -35,9 +36,10 @@ class StoredInputs:
         for encoder in self.encoders:
             if self.stores[encoder.name].stopped:
                 continue
-            keys = keys_of(encoder.pictures(batch), alike=self.alike)
+            alike = self.alike and not self.stores[encoder.name].is_by_number()
+            keys = keys_of(encoder.pictures(batch), alike=alike)
             values = self.stores[encoder.name].read(keys)
-            batch[found_in(encoder)] = (keys, values)
+            batch[found_in(encoder)] = (keys, values, alike)
             batch[f"{encoder.name}.missing"] = torch.empty(sum(value is None for value in values))  # its shape tells what is computed
         return batch
 
@@ -50,7 +52,7 @@ def found_in(encoder: FrozenEncoder) -> str:
 def keys_of(pictures: Sequence[Tensor], *, alike: bool) -> list[bytes]:
     """Return 16 bytes for each uint8 tensor. Of equal pictures they differ where these are encoded in batches that may round otherwise."""
     shapes = [picture.shape for picture in pictures]
-    together = [min(shapes.count(shape), 2) if alike else shapes.count(shape) for shape in shapes]
+    together = [str(min(shapes.count(shape), 2)) if alike else f"of {shapes.count(shape)}" for shape in shapes]
     return [_key(picture, f"{tuple(picture.shape)} {number}") for picture, number in zip(pictures, together, strict=True)]
 
 

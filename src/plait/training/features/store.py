@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 SUFFIX = ".safetensors"
 KEY_BYTES = 16
 _FILE_BYTES = 64 << 20  # of records that wait in memory until they are written; what a kill loses
+_BY_NUMBER = "by-number"  # a file that tells all processes and later runs of it
 _SETTLED_NS = 1_000_000_000  # a folder's time of change is coarse: what comes within the same tick does not change it again
 _OLDEST_S = 60.0  # the longest that a record waits; the first files come sooner, so that small data is read from the second pass on
 
@@ -55,6 +56,7 @@ class FeatureStore:
         self._files: dict[Path, tuple[Tensor, Tensor]] = {}
         self._listed_ns, self._bytes, self._written, self._since = -1, 0, 0, time.monotonic()
         self._guard = threading.RLock()
+        self._by_number = False
         self._writer: ThreadPoolExecutor | None = None
         self._held: IO[str] | None = None
 
@@ -83,6 +85,19 @@ class FeatureStore:
         with self._guard:
             self._list()
             return len(self._rows.keys() | self.pending.keys())
+
+    def is_by_number(self) -> bool:
+        """Return whether records are kept by how many pictures were encoded at once, as their features round otherwise among others."""
+        with self._guard:
+            self._list()
+            return self._by_number
+
+    def keep_by_number(self) -> None:
+        """Note that records are kept by that number from now on, also for other processes and later runs."""
+        with contextlib.suppress(OSError):
+            (self.folder / _BY_NUMBER).touch()
+        with self._guard:
+            self._by_number = True
 
     def read(self, keys: Sequence[bytes]) -> list[Tensor | None]:
         """Return a copy of the record of each key, None where there is none. A file with a damaged record is removed, with a warning."""
@@ -186,6 +201,7 @@ class FeatureStore:
         for path in self.folder.glob(f"*{SUFFIX}"):
             if path not in self._files:
                 self._map(path)
+        self._by_number = self._by_number or (self.folder / _BY_NUMBER).exists()
         self._listed_ns = changed_ns if time.time_ns() - changed_ns > _SETTLED_NS else -1
 
     def _map(self, path: Path) -> None:

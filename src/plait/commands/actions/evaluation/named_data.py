@@ -17,7 +17,7 @@ from plait.data.sources.open import KINDS
 from plait.engine import evaluation
 from plait.errors import PlaitError
 from plait.families import offers, registry
-from plait.families.futures import opener
+from plait.families.idle_options import no_futures
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +60,8 @@ def with_futures(config: RunConfig, entry: Evaluate, folders: Sequence[str]) -> 
 
     Raises PlaitError for another number of folders, one that is not there, and a model that sees no futures.
     """
-    if opener(config.family) is None:
-        raise PlaitError(f"--rollout: family {config.family!r} learns from no futures; leave it out")
-    section, world = registry.model_config(config.family).model_validate(config.model), registry.ablations(config.family).get("world")
-    if world is not None and (reason := world.lacks(section)) is not None:
-        raise PlaitError(f"--rollout changes nothing: {reason}, so that this model sees no futures; leave it out")
+    if (reason := no_futures(config.family, config.model)) is not None:
+        raise PlaitError(f"--rollout changes nothing: {reason}; leave it out")
     if not entry.data and (share := config.data.shares):
         raise PlaitError(f"--rollout: what is held out is {share}, whose futures those are")
     sources = entry.data or config.data.validation_sources
