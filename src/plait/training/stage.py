@@ -229,6 +229,8 @@ class StageRun:
         kept |= {"base": bundle.family.base(bundle.section), "frozen_xxh3": bundle.frozen_xxh3(state.ever_trained)}
         spared = state.best["step"] if state.best else None
         manifest = {**self.manifest, **kept, "state": state.metadata()}
+        if self.monitor is not None:
+            self.monitor.keep()
         keep, config = plan.config.checkpoint.keep, self.context.resolved.yaml
         self.saver.save(folder, state.tensors(), manifest, keep=keep, spared=spared, config=config)
 

@@ -1,5 +1,6 @@
 """The learning monitor: faults that were planted are named within 50 steps, and runs that learn are left alone."""
 
+import contextlib
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -190,6 +191,19 @@ def test_a_stage_is_held_to_its_first_step_whatever_is_recorded(recipe, tmp_path
     every, fifth = (toy.train(recipe, tmp_path / f"every-{n}", *PLAIN, "train.steps=10", f"track.every_steps={n}") for n in (1, 5))
     moved = [{row["step"]: row["moved/projector"] for row in files.read_rows(run / "metrics.jsonl")} for run in (every, fifth)]
     assert moved[1] == {step: moved[0][step] for step in (5, 10)}
+
+
+def test_a_run_that_is_killed_after_the_first_step_of_a_stage_knows_where_the_stage_began(recipe, tmp_path):
+    def killed(state, row):
+        raise KeyboardInterrupt
+
+    every = [*PLAIN, "train.steps=3", "track.every_steps=1", "checkpoint.every_steps=1"]
+    straight = toy.train(recipe, tmp_path / "straight", *every)
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt):
+            toy.train(recipe, tmp_path / "killed", *every, hooks=(killed,))
+    toy.train(recipe, tmp_path / "killed", *every)
+    assert toy.figures(tmp_path / "killed") == toy.figures(straight)
 
 
 def test_a_sample_of_weights_is_evenly_spread_and_no_larger_than_it_needs_to_be(monkeypatch):

@@ -49,7 +49,7 @@ class Learning:
         self.outputs, self.before = {}, self.samples.values()
 
     def keep(self) -> None:
-        """Write the start, once a step has been done: a start that fails before leaves nothing. Later calls do nothing."""
+        """Write the start, before the first save: a start that fails before leaves nothing. Later calls do nothing."""
         if not self.kept:
             self.kept = True
             self.path.parent.mkdir(parents=True, exist_ok=True)

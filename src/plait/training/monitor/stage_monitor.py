@@ -90,8 +90,6 @@ class StageMonitor:
             self._clear()  # what came before the first step is none of it
             self.learning = self._learning() if self.ranks.first else None
             self.units = self._units() if self.ranks.first else None
-        elif self.learning is not None:
-            self.learning.keep()
         positions = self.watched.loss.positions
         for micro in batch.micro:
             self.collate_s += micro.collate_s
@@ -109,6 +107,11 @@ class StageMonitor:
             self.forward.begin(self.learning.output if self.learning is not None else None)
             if self.own_passes is not None:
                 self.own_passes.begin()
+
+    def keep(self) -> None:
+        """Write what a start from the next checkpoint needs: the first weights of the stage. Called before each save."""
+        if self.learning is not None:
+            self.learning.keep()
 
     def figures(self, row: Row) -> dict[str, Any]:
         """Return what the row of the step that has just been done gets: `spent`, and how components learn. All ranks call it."""
