@@ -5,7 +5,6 @@ import pytest
 from plait import cli
 
 LINES = {
-    "train molmo/captioner debug --save_folder=gs://bucket/run": "run: gs://bucket/run",
     "train molmo/captioner debug --run=s3://bucket/run": "run: s3://bucket/run",
     "config molmo/captioner debug --data.cache=gs://bucket/cache": "data.cache: gs://bucket/cache",
     "train s3://bucket/run": "config: s3://bucket/run",

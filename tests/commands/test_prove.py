@@ -118,10 +118,10 @@ def test_shortening_keeps_the_cut_of_a_batch_and_tells_each_change(tmp_path):
 
 def test_nobody_hears_of_a_shortened_run(tmp_path):
     told = {"wandb": {"project": "p"}, "mlflow": {"experiment": "e"}, "trackio": {"project": "p"}}
-    long = resolve(tmp_path, track=told, alert=["$ALERT_URL"], hub={"repo": "me/x"})
+    long = resolve(tmp_path, track=told, alert=["$ALERT_URL"], hub={"repo": "me/x"}, checkpoint={"mirror": "s3://a/b"})
     short = smoke_config.make_smoke_config(long, 6, tmp_path / "short" / "short.yaml")
     assert short.config.track.model_dump(exclude={"every_steps"}) == Track(tensorboard=False).model_dump(exclude={"every_steps"})
-    assert not short.config.alert.wanted and short.config.hub is None
+    assert not short.config.alert.wanted and short.config.hub is short.config.checkpoint.mirror is None
 
 
 class Broken:

@@ -8,7 +8,7 @@ from plait.errors import PlaitError
 from .conftest import BASE
 
 TOP = "run, seed, family, preset, model, trainable, adapters, stages, from, data, train"
-TOP += ", optim, checkpoint, evaluate, track, distributed, guard, alert"
+TOP += ", optim, checkpoint, evaluate, track, distributed, guard, alert, hub"
 SECRET = "looks like a secret, which no file or command line may hold: remove it and set the environment variable"
 STAGES = BASE + "stages:\n  - name: a\n"
 

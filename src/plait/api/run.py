@@ -14,6 +14,7 @@ from plait.api.checkpoint import Checkpoint
 from plait.api.configuration import load_config
 from plait.api.metrics import rows, table
 from plait.commands.actions.publishing.beside import pushed
+from plait.commands.actions.publishing.restore import from_mirror
 from plait.commands.actions.report.refresh import refreshed
 from plait.config.messages import CONFIGURATION, LIST, PLACE, TEXT, Wanted, check_arguments, optional, with_type
 from plait.config.resolved import Resolved
@@ -59,12 +60,15 @@ def train(
     resolved = config if isinstance(config, Resolved) else load_config(config)
     for line in resolved.warnings:
         log.warning(line)
+    restarts = restart or "restart" in resolved.train_options
+    fresh = fresh or "fresh" in resolved.train_options
+    from_mirror(resolved, restart=restarts, fresh=fresh)
     with pushed(resolved) as pushes, refreshed(resolved) as pages:
         options = TrainOptions(
-            restart=restart or "restart" in resolved.train_options,
+            restart=restarts,
             allow_inexact=allow_inexact,
             only=stage,
-            fresh=fresh or "fresh" in resolved.train_options,
+            fresh=fresh,
             hooks=(*pages, *pushes, *map(_hook, callbacks)),
         )
         return Run(training.train(resolved, options))

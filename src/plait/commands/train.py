@@ -32,16 +32,20 @@ def run(arguments: Arguments) -> None:
     for line in resolved.warnings:
         log.warning(line)
     from plait.commands.actions.publishing.beside import pushed
+    from plait.commands.actions.publishing.restore import from_mirror
     from plait.commands.actions.report.refresh import refreshed
     from plait.training import run as training
     from plait.training.run_context import TrainOptions
 
+    restart = arguments.restart or "restart" in resolved.train_options
+    fresh = arguments.fresh or "fresh" in resolved.train_options
+    from_mirror(resolved, restart=restart, fresh=fresh)
     with pushed(resolved) as pushes, refreshed(resolved) as pages:
         options = TrainOptions(
-            restart=arguments.restart or "restart" in resolved.train_options,
+            restart=restart,
             allow_inexact=arguments.allow_inexact,
             only=arguments.stage,
-            fresh=arguments.fresh or "fresh" in resolved.train_options,
+            fresh=fresh,
             hooks=(*pages, *pushes),
         )
         training.train(resolved, options)

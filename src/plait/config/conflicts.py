@@ -59,12 +59,15 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
 
 
 def stage_conflicts(stages: Mapping[str, RunConfig]) -> list[Conflict]:
-    """Return [(path, message)] for data that one stage trains on and another holds out, and idle adapters.
+    """Return [(path, message)] for data that one stage trains on and another holds out, idle adapters, and several mirrors.
 
     `stages`: {name: merged configuration}.
     """
     for name, config in stages.items():
         for other, theirs in stages.items():
+            if config.checkpoint.mirror is not None and config.checkpoint.mirror != theirs.checkpoint.mirror:
+                message = f"is {config.checkpoint.mirror} in stage {name}, and {theirs.checkpoint.mirror or 'none'} in stage {other}"
+                return [(("checkpoint", "mirror"), f"{message}: write it once, outside of the stages")]
             ours, data = config.data, theirs.data
             same = ours.mixture is not None and ours.mixture == data.mixture and ours.held_out_share != data.held_out_share
             differ = same or any(_shares_of(ours)[place] != share for place, share in _shares_of(data).items() if place in _shares_of(ours))

@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Strict, Tag, model_serializer
 
 from plait.config.sections.adapters import Adapter
 from plait.config.sections.alert import Alert
-from plait.config.sections.base import Count, Float, Folder, Int, Natural, Rate, Section, Share, Switch
+from plait.config.sections.base import Address, Count, Float, Folder, Int, Natural, Rate, Section, Share, Switch
 from plait.config.sections.guard import Guard
 from plait.config.sections.held_out import HeldOutShare, OwnShare, fraction
 from plait.config.sections.hub import Hub
@@ -244,6 +244,7 @@ class Checkpoint(Section):
     keep: Natural = Field(default=3, description="newest checkpoints kept per stage; 0: all")
     async_save: bool = Field(default=True, description="write in the background")
     reference: bool = Field(default=True, description="keep what each block puts out on four samples, for `plait upgrade-check`")
+    mirror: Address | None = Field(default=None, description="address (s3://, gs://, file://) where the run's checkpoints are copied to")
     best: str | None = Field(default=None, description="a figure of an `evaluate:` entry whose best checkpoint is kept too, such as loss")
     better: Literal["lower", "higher"] = Field(default="lower", description="which value of `best` is the better one")
 

@@ -18,6 +18,7 @@ _QUIET: Mapping[str, Any] = {
     "track": {"tensorboard": False, "wandb": None, "mlflow": None, "trackio": None},
     "alert": {"urls": [], "command": None},
     "hub": None,
+    "checkpoint": {"mirror": None},
 }
 """Nobody hears of a shortened run, and no service gets its rows or weights."""
 _INTERVALS = 3

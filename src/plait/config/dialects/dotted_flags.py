@@ -16,6 +16,7 @@ import yaml
 from plait.config.conflicts import HELD_OUT_LOSS
 from plait.config.dialects.builder import TranslationBuilder
 from plait.config.dialects.molmo_scripts import SCRIPTS, WORDS, translate_words
+from plait.config.dialects.save_folder import mirrored
 from plait.config.messages import Problem, format_value, raise_first, unknown_key
 from plait.config.nodes import COMMAND_LINE, Node, dotted, from_plain, to_plain
 from plait.config.reading import Override, scalar
@@ -393,5 +394,5 @@ def _train_options(builder: FlagBuilder) -> frozenset[str]:
     return frozenset(name for name, wanted in options.items() if wanted)
 
 
-TOGETHER: tuple[Callable[[FlagBuilder], None], ...] = (_duration, _rates, _curve, _clip, _machine, _evaluations, _wandb)
+TOGETHER: tuple[Callable[[FlagBuilder], None], ...] = (_duration, _rates, _curve, _clip, _machine, _evaluations, _wandb, mirrored)
 """The translations of flags whose meaning depends on each other."""

@@ -1,7 +1,7 @@
-"""Push checkpoints to the Hub while a run trains, which the setting `hub:` asks for.
+"""Push checkpoints to the Hub (`hub:`) and copy them to a mirror (`checkpoint.mirror`) while a run trains.
 
-A hook puts them into the queue, and a process beside the run sends it. The hook links files, which takes no time; the loop never waits for
-a network. When the run has ended, what is left is waited for.
+A hook puts what is pushed into a queue, and a process beside the run sends it, and keeps the mirror. The hook links files, which takes no
+time; the loop never waits for a network. When the run has ended, what is left is waited for.
 """
 
 import contextlib
@@ -35,11 +35,13 @@ _left: list["subprocess.Popen[bytes]"] = []
 class Pushes:
     """A hook of the loop that puts checkpoints into the queue of a run, and looks after the process that sends it.
 
-    Of the checkpoints that are there at its first call, the newest counts as new, if it was not sent before.
+    `hub`: None: nothing is pushed, and the process keeps the mirror alone. Of the checkpoints that are there at its first call, the newest
+    counts as new, if it was not sent before.
     """
 
-    def __init__(self, run: Path, resolved: Resolved, hub: Hub) -> None:
+    def __init__(self, run: Path, resolved: Resolved, hub: Hub | None) -> None:
         self.run, self.resolved, self.hub = run, resolved, hub
+        self.mirror = resolved.config.checkpoint.mirror
         self._seen: set[tuple[str, str]] | None = None
         """(folder, xxh3 of the manifest) of the checkpoints that were looked at."""
         self._looked_ns = 0
@@ -61,6 +63,8 @@ class Pushes:
 
     def _look(self) -> None:
         """Put the checkpoints that were not there before into the queue, oldest first."""
+        if self.hub is None:
+            return
         found = [read for folder in reversed(checkpoint.published(self.run)) if (read := _read(folder)) is not None]
         keys = [(str(each.folder.relative_to(self.run)), str(each.manifest["xxh3"])) for each in found]
         if self._seen is None:
@@ -68,20 +72,13 @@ class Pushes:
         for each, key in zip(found, keys, strict=True):
             if key not in self._seen:
                 self._seen.add(key)
-                if self._is_wanted(each):
-                    self._add(each)
+                if _is_wanted(self.hub, found=each):
+                    self._add(each, self.hub)
 
-    def _is_wanted(self, found: Checkpoint) -> bool:
-        state = found.manifest["state"]
-        best = state["best"]
-        if self.hub.push == "best":
-            return best is not None and best["step"] == found.step
-        return self.hub.push == "every_save" or state["stage_done"] is not None
-
-    def _add(self, found: Checkpoint) -> None:
+    def _add(self, found: Checkpoint, hub: Hub) -> None:
         """Put a checkpoint into the queue; what goes wrong is a warning, and the run goes on."""
         try:
-            job = contents.job_of(found, self.resolved, self.hub.repo, private=self.hub.private, replace=False)
+            job = contents.job_of(found, self.resolved, hub.repo, private=hub.private, replace=False)
             if not outbox.waits(self.run, job) and not outbox.was_sent(self.run, job):
                 contents.add(found, job)
             for dropped in outbox.shorten(self.run):
@@ -90,48 +87,50 @@ class Pushes:
             log.warning(f"step {found.step} is not pushed: {error}; `{command('push', self.run)}` does so, if it is still there")
 
     def _start(self) -> SideProcess:
-        words = Words(
-            "pushes to the Hub",
-            f"what waits is in {self.run / outbox.FOLDER}",
-            "the Hub has not taken all",
-            f"what was not sent waits in {self.run / outbox.FOLDER}",
-        )
-        settings = {"run": str(self.run.absolute()), "patience_s": outbox.PATIENCE_S}
+        kept = f"pushes wait in {self.run / outbox.FOLDER}, and checkpoints are where they were"
+        words = Words("sends checkpoints", kept, "not all was sent", "not all was sent: the same command sends the rest")
+        settings = {"run": str(self.run.absolute()), "patience_s": outbox.PATIENCE_S, "hub": self.hub is not None, "mirror": self.mirror}
+        settings["keep"] = {f"stage-{view.index}-{view.name}": view.config.checkpoint.keep for view in self.resolved.stages}
         return SideProcess("plait.commands.actions.publishing.uploader", settings, words, {"HF_HUB_DISABLE_PROGRESS_BARS": "1"})
 
     def finish(self) -> None:
-        """Put the last checkpoints into the queue, and wait until all is sent, or the Hub has taken nothing for ten minutes."""
+        """Put the last checkpoints into the queue, and wait until all is sent, or nothing was taken for ten minutes."""
         if not (self.run / signed.NAME).is_file():
             return
         self._look()
-        count = len(outbox.waiting(self.run))
-        if count:
+        count = len(outbox.waiting(self.run)) if self.hub is not None else 0
+        if count or self.mirror is not None:
             self._side = self._side or self._start()
+        if count and self.hub is not None:
             log.info(f"waiting for {count} push{'es' if count > 1 else ''} to {self.hub.repo}; Ctrl-C leaves the rest to `{self._again}`")
         if self._side is not None:
             try:
                 self._side.close(patient=True)
             except KeyboardInterrupt:
                 self._side.kill()
-                log.warning(f"pushes wait in {self.run / outbox.FOLDER}: `{self._again}` sends them")
+                log.warning(f"not all was sent: `{command('train', self.run)}` sends the rest")
 
     def leave(self) -> None:
         """Put the last checkpoints into the queue, and let the process send it without waiting for it: the run was stopped."""
-        if self._seen is None and not outbox.waiting(self.run):  # a start that failed
+        waiting = outbox.waiting(self.run) if self.hub is not None else []
+        if self._side is None and not waiting:  # a start that failed
             return
         self._look()
-        waiting = outbox.waiting(self.run)
-        if waiting and self._side is None:
-            self._side = self._start()
-        if self._side is not None:
-            _left.append(self._side.leave())
-            if waiting:
-                how = f"process {_left[-1].pid} goes on, and if it is killed, the same command or `{self._again}` does"
-                log.info(f"{len(waiting)} pushed to {self.hub.repo} next: {how}")
+        self._side = self._side or self._start()
+        _left.append(self._side.leave())
+        log.info(f"process {_left[-1].pid} sends the last checkpoints; if it is killed, the same command does")
 
     @property
     def _again(self) -> str:
         return command("push", self.run)
+
+
+def _is_wanted(hub: Hub, found: Checkpoint) -> bool:
+    """Return whether a checkpoint is one of those that are pushed."""
+    state, best = found.manifest["state"], found.manifest["state"]["best"]
+    if hub.push == "best":
+        return best is not None and best["step"] == found.step
+    return hub.push == "every_save" or state["stage_done"] is not None
 
 
 def _read(folder: Path) -> Checkpoint | None:
@@ -145,10 +144,10 @@ def _read(folder: Path) -> Checkpoint | None:
 def pushed(resolved: Resolved) -> Iterator[tuple[Hook, ...]]:
     """Yield hooks that push checkpoints of a run while the block trains it, and wait at its end for what is left.
 
-    () without `hub:`, and on every rank but the first.
+    () without `hub:` and `checkpoint.mirror`, and on every rank but the first.
     """
     hub = resolved.config.hub
-    if hub is None or os.environ.get("RANK", "0") != "0":
+    if (hub is None and resolved.config.checkpoint.mirror is None) or os.environ.get("RANK", "0") != "0":
         yield ()
         return
     pushes = Pushes(Path(str(resolved.config.run)), resolved, hub)

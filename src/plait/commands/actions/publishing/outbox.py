@@ -148,12 +148,12 @@ def shorten(run: Path) -> list[Job]:
 
 
 @contextlib.contextmanager
-def locked(run: Path) -> Iterator[bool]:
-    """Yield whether this process is the one that sends the queue of `run` while the block lasts."""
+def locked(run: Path, name: str = _LOCK) -> Iterator[bool]:
+    """Yield whether this process is the one that sends the queue of `run` while the block lasts. `name`: of the file that says so."""
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
     file: IO[str]
-    with (folder / _LOCK).open("a+", encoding="utf-8") as file:
+    with (folder / name).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
