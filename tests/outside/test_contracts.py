@@ -451,7 +451,10 @@ def test_help_lists_the_layouts_switches_and_scripts_of_other_packages(install, 
         with pytest.raises(SystemExit):
             cli.main([verb, "--help"])
         lines[verb] = " ".join(capsys.readouterr().out.split())
-    assert "of molmo: the published Molmo layout; onnx, of mumble: in 100 % of cases; hf, of theworld: transformers" in lines["export"]
+    assert (
+        "of molmo: the published Molmo layout; onnx, of mumble: in 100 % of cases; diffusers, of nanodit: diffusers, with"
+        in lines["export"]
+    )
     assert "--high-res molmo: 36 crops and 4096 tokens; mumble: more words" in lines["eval"]
     assert "--loud mumble: it shouts, 50 % louder" in lines["eval"]
     assert "molmo/captioner MODEL, molmo/multitask MIXTURE CHECKPOINT, mumble/go WHERE WHEN" in lines["train"]

@@ -1,10 +1,34 @@
 """The contracts of two modules that a family may have beside family.py: `export.py` and `catalogue/datasets.py`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Check:
+    """How `plait export --check` loads a layout, and what it asks it.
+
+    `library`: "transformers" or "diffusers"; `register`: what of plait loading imports; `trust`: whether code of the export is run.
+    `weights(model, config, assets)` returns the weights as the library has them, by its names. `asked(inputs, pictures)` returns questions
+    as JSON, given picture files: chats for transformers, arguments of a call for diffusers. `results(model, inputs, question)` returns what
+    the model makes of one: `ids`, `logits` and `answer`, or `pictures` (n, H, W, 3) uint8. `settings(model, inputs)` returns values, as
+    JSON, that the library's model or pipeline must have under these names. `autocast`: compute in the run's precision, as `plait generate`.
+    `unused`: pattern of names of weights that no export holds, as nothing uses them.
+    """
+
+    library: str
+    weights: Callable[[Any, Any, Path], Mapping[str, Tensor]]
+    asked: Callable[[Any, Sequence[Path]], list[Any]]
+    results: Callable[[Any, Any, Any], Mapping[str, Any]]
+    settings: Callable[[Any, Any], Mapping[str, Any]]
+    register: str | None = None
+    trust: bool = False
+    autocast: bool = False
+    unused: str | None = None
 
 
 class Publisher(Protocol):
@@ -15,6 +39,9 @@ class Publisher(Protocol):
 
     One that names `run` is given by it what plait.json tells of the run, such as its `train.precision`.
     """
+
+    checks: Mapping[str, Check]
+    """Optional: how those of these layouts that a library loads are checked."""
 
     def imported(self, weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Return `weights` by `model`'s names and shapes; unknown ones keep theirs. May raise PlaitError for missing or misshapen ones."""

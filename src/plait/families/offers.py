@@ -3,6 +3,7 @@
 Each is an optional module or folder of the family's package; registry.py finds the families themselves.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -11,7 +12,7 @@ from plait.errors import PlaitError
 from plait.families import registry
 
 if TYPE_CHECKING:
-    from plait.families.module_contracts import Catalogue, Publisher
+    from plait.families.module_contracts import Catalogue, Check, Publisher
 
 
 def mixture(family: str, name: str) -> Path:
@@ -59,3 +60,9 @@ def publisher(family: str) -> "Publisher | None":
     if not registry.is_shipped(family):
         registry.checks_of("members").check_publisher(family, module, registry.model_config(family).layouts)
     return cast("Publisher", module)
+
+
+def export_checks(publisher: "Publisher") -> "Mapping[str, Check]":
+    """Return how the layouts of a family's module `export` are checked, by layout; of a module without `checks` none is."""
+    checks: Mapping[str, Check] = vars(publisher).get("checks", {})
+    return checks

@@ -6,7 +6,7 @@ settings. `assets` is the folder of the model's files, with a debug model's toke
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,23 @@ import plait.data.pixels.rgb
 import plait.data.resizing
 import plait.families.molmo.hf
 from plait.engine.checkpoints.folders import new_folder
+from plait.engine.parallel.distributed import to_device
+from plait.families.module_contracts import Check
 from plait.families.molmo import published, styles, towers
 from plait.families.molmo.config import Config
+from plait.families.molmo.generate import answers
 from plait.families.molmo.hf.configuration_plait_molmo import PlaitMolmoConfig
 from plait.families.molmo.hf.sizes import IMAGE_TOKENS, PATCH
 from plait.families.molmo.hf.vision_tower import vision_config
-from plait.families.molmo.inputs import TextTokenizer
+from plait.families.molmo.inputs import Inputs, TextTokenizer
 from plait.families.molmo.model import Molmo
 from plait.families.molmo.published import imported
 from plait.files import write_json, write_whole
 
-__all__ = ["exports", "imported", "load"]
+__all__ = ["checks", "exports", "imported", "load"]
 
 SHARD = "5GB"
+MAX_NEW_TOKENS = 16
 _STANDALONE = Path(str(plait.families.molmo.hf.__file__)).parent
 """The folder of the code that an export holds a copy of, and its chat template."""
 _ALSO = (Path(plait.data.resizing.__file__), Path(plait.data.pixels.rgb.__file__))
@@ -128,6 +132,40 @@ def write_molmo(model: Molmo, config: Config, assets: Path, out: Path) -> list[s
 
 exports: dict[str, Callable[[Molmo, Config, Path, Path], list[str]]] = {"hf": write_hf, "molmo": write_molmo}
 """Writers by layout, as in `--to hf`: functions from (model, `model:` section, run's assets, new directory) to lines to print."""
+
+
+def _weights(model: Molmo, config: Config, assets: Path) -> dict[str, Tensor]:
+    """Return the weights as transformers loads them: all in the widest dtype."""
+    widest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: dtype.itemsize)
+    return {name: value.to(widest) for name, value in model.named_parameters()}
+
+
+def _asked(inputs: Inputs, files: Sequence[Path]) -> list[Any]:
+    """Return chats: about one picture, about two, and about none."""
+    chats = []
+    for ask, paths in (("How many circles are there?", files[:1]), ("Which of the two is larger?", files[1:3]), ("Name a colour.", [])):
+        parts: list[dict[str, str]] = [{"type": "image", "url": str(path)} for path in paths]
+        chats.append([{"role": "user", "content": [*parts, {"type": "text", "text": ask}]}])
+    return chats
+
+
+def _results(model: Molmo, inputs: Inputs, chat: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return ids, logits and the greedy answer of a chat."""
+    parts = chat[0]["content"]
+    images = [Path(part["url"]).read_bytes() for part in parts if part["type"] == "image"]
+    messages = [{"role": "user", "content": "".join(part.get("text", "") for part in parts)}]
+    example = inputs.prompt({"id": "check", "images": images, "messages": messages, "fields": {}})
+    batch = to_device(inputs.collate([example], left=True), model.head.device)
+    logits = model.logits(model.hidden(model.embed(batch), batch))
+    return {"ids": batch["ids"], "logits": logits, "answer": answers(model, inputs, [example], max_new_tokens=[MAX_NEW_TOKENS])[0]}
+
+
+def _stops(model: Molmo, inputs: Inputs) -> dict[str, Any]:
+    return {"eos_token_id": sorted(inputs.tokenizer.stops)}
+
+
+checks = {"hf": Check("transformers", _weights, _asked, _results, _stops, trust=True)}
+"""How `plait export --check` asks a layout; the published one is loaded by code that nothing installed here has."""
 
 
 def _write(

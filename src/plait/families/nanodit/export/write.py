@@ -116,6 +116,17 @@ def _is_tiny(encoder: Any) -> bool:
     return str(encoder.pin["name"]).partition(":")[0] == "tiny"
 
 
+def parts_of(inputs: Inputs) -> dict[str, _Model]:
+    """Return the encoders that are parts of the pipeline, opened, by their names in it."""
+    return _parts(_encoders(inputs))
+
+
+def settings_of(inputs: Inputs) -> dict[str, Any]:
+    """Return the pipeline's settings, but for `precision`, as JSON has them."""
+    settings: dict[str, Any] = json.loads(json.dumps(_settings(inputs, _encoders(inputs))))
+    return settings
+
+
 def _parts(opened: Mapping[encoders.Kind, Any]) -> dict[str, _Model]:
     """Return the pipeline's parts by name, which have weights or a vocabulary."""
     names: dict[encoders.Kind, str] = {"latents": "vae", "texts": "text_encoder", "images": "image_encoder"}

@@ -1,0 +1,232 @@
+"""`plait export --check`: equal exports of every family pass, in a process of their own; broken ones are refused with what differs."""
+
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from plait import cli
+from plait.commands.actions.export_check import check, load
+
+SCENES = "{source: scenes, limit: 8, options: {size: [32, 32], objects: [1, 2], tasks: [TASK], supersample: 2}}"
+COMMON = f"""
+data: {{train: [{SCENES}], validation: [], workers: 0}}
+train: {{steps: 2, global_batch: 4}}
+optim: {{lr: 0.02, schedule: {{name: constant, warmup_steps: 0}}}}
+track: {{tensorboard: false}}
+"""
+TINY = """{hidden: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, mlp: 64, image_size: 16, image_tokens: 4,
+         vision_hidden: 32, vision_layers: 1, vision_heads: 2, vision_mlp: 64, world_base: 4}"""
+FAMILIES = {
+    "molmo": "family: molmo\npreset: debug\nmodel: {max_crops: 1}\n" + COMMON.replace("TASK", "count"),
+    "world": f"family: theworld\npreset: tiny\nmodel: {{system: Be brief., tiny: {TINY}}}\n" + COMMON.replace("TASK", "count"),
+    "nanodit": "family: nanodit\nmodel: {depth: 1, hidden: 16, heads: 2, space: pixels, patch: 8, text: words, text_dim: 16, words: 64, "
+    "image_dim: 0, image_size: 32}\n" + COMMON.replace("TASK", "caption"),
+}
+TRUSTED = {"molmo": ["--check=transformers", "--trust-remote-code"], "nanodit": ["--check=diffusers", "--trust-remote-code"]}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """`trained(family)` is a run of two steps, made once."""
+    folder, made = tmp_path_factory.mktemp("check"), {}
+
+    def run(name):
+        if name not in made:
+            (folder / f"{name}.yaml").write_text(FAMILIES[name])
+            made[name] = folder / name
+            assert cli.main(["train", str(folder / f"{name}.yaml"), f"--run={made[name]}"]) == 0
+        return made[name]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """`exported(family)` is an export that passed its check, in a process of its own, and what the command said."""
+    folder, made = tmp_path_factory.mktemp("exports"), {}
+
+    def export(name, log):
+        if name not in made:
+            made[name] = folder / name
+            assert cli.main(["export", str(trained(name)), str(made[name]), *TRUSTED.get(name, ["--check=transformers"])]) == 0
+            made[name] = made[name], log.text
+        return made[name]
+
+    return export
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """The program that loads an export runs in a fork of this process, which has imported the libraries."""
+
+    def run(command, environment):
+        if (child := os.fork()) == 0:
+            os.environ.update(environment)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(1, 2)
+            try:
+                load.main(command[-1])
+            finally:
+                os._exit(0)
+        return subprocess.CompletedProcess(command, os.waitpid(child, 0)[1], "", "")
+
+    monkeypatch.setattr(check, "_run", run)
+
+
+EQUAL = {
+    "molmo": r"without plait: all \d+ weights are equal, bit for bit[^|]*3 prompts: the same tokens, .* the same greedy answers",
+    "world": r"without plait: all \d+ weights are equal, bit for bit[^|]*3 prompts: the same tokens, .* the same greedy answers",
+    "nanodit": r"without plait: all \d+ weights are equal, bit for bit[^|]*6 pictures of the same seeds are equal, byte for byte",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_export_that_is_the_model_passes_in_a_process_of_its_own(exported, caplog, name):
+    out, said = exported(name, caplog)
+    assert re.search(EQUAL[name], said.replace("\n", " ")), said
+    assert out.is_dir() and not out.with_name(f"{out.name}.unchecked").exists()
+
+
+def test_a_whole_world_passes_with_plait(trained, tmp_path, forked, caplog):
+    words = ["--to=theworld-with-encoder", "--check=transformers"]
+    assert cli.main(["export", str(trained("world")), str(tmp_path / "out"), *words]) == 0
+    assert "in a process of its own: all" in caplog.text and (tmp_path / "out/config.json").is_file()
+
+
+def weights_of(folder):
+    (path,) = [path for path in folder.rglob("*.safetensors") if path.name != "projector.safetensors"]
+    return path, load_file(path)
+
+
+def change(edit):
+    """A fault: `edit` changes the tensors of the weights file by name."""
+
+    def fault(folder):
+        path, tensors = weights_of(folder)
+        edit(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return fault
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def replace(name, old, new):
+    """A fault: a text in a file is another."""
+
+    def fault(folder):
+        text = (folder / name).read_text()
+        assert old in text, text
+        (folder / name).write_text(text.replace(old, new))
+
+    return fault
+
+
+def torn(folder):
+    path, _ = weights_of(folder)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def renamed(tensors):
+    tensors["connector.projector.w9.weight"] = tensors.pop("connector.projector.w2.weight")
+
+
+def exchanged(tensors):
+    q, o = "language.model.layers.0.self_attn.q_proj.weight", "language.model.layers.0.self_attn.o_proj.weight"
+    tensors[q], tensors[o] = tensors[o].clone(), tensors[q].clone()
+
+
+def nudged(tensors):
+    row = tensors["connector.projector.w1.weight"][0]
+    row[0] = torch.nextafter(row[0], torch.tensor(9.0))
+
+
+def halved(tensors):
+    tensors.update({name: value.bfloat16() for name, value in tensors.items()})
+
+
+def misshapen(tensors):
+    tensors["connector.projector.w2.weight"] = tensors["connector.projector.w2.weight"][:-1].clone()
+
+
+MOLMO = {
+    "no weights": (remove("model.safetensors"), "transformers cannot load and ask it: OSError"),
+    "no configuration": (remove("config.json"), "transformers cannot load and ask it: "),
+    "no code": (remove("connector.py"), "transformers cannot load and ask it: .*connector"),
+    "no tokenizer": (remove("tokenizer.json"), "transformers cannot load and ask it: "),
+    "torn weights": (torn, "transformers cannot load and ask it: "),
+    "a renamed tensor": (change(renamed), "it lacks 1 of the weights: connector.projector.w2.weight"),
+    "a misshapen tensor": (change(misshapen), r"connector\.projector\.w2\.weight|size mismatch|mismatch"),
+    "exchanged tensors": (change(exchanged), "2 of 117 weights have other values: language.model.layers.0.self_attn.q_proj.weight"),
+    "the last digit of one number": (change(nudged), "1 of 117 weights have other values: connector.projector.w1.weight$"),
+    "halved weights": (change(halved), r"117 weights have other values"),
+    "another dtype": (
+        replace("config.json", '"dtype": "float32"', '"dtype": "bfloat16"'),
+        r"weights have other dtypes or shapes: .*\(bfloat16",
+    ),
+    "another stop": (replace("generation_config.json", '"eos_token_id": [\n', '"eos_token_id": [\n    7,\n'), "its eos_token_id is"),
+    "another template": (replace("chat_template.jinja", '"format": "role"', '"format": "none"'), "prompt 1 becomes other tokens"),
+    "other tiles": (replace("preprocessor_config.json", '"max_crops": 1', '"max_crops": 4'), "prompt 1 becomes other tokens"),
+    "other code": (replace("modeling_plait_molmo.py", "features_TD.to(", "2 * features_TD.to("), "logits of prompt 1 are up to"),
+}
+NANODIT = {
+    "no weights": (remove("transformer/diffusion_pytorch_model.safetensors"), "diffusers cannot load and ask it: "),
+    "no part's code": (remove("transformer/transformer_plait_nanodit.py"), "diffusers cannot load and ask it: "),
+    "other guidance": (replace("model_index.json", '"text_scale": 3.0', '"text_scale": 1.0'), "its sampling is"),
+    "other code": (
+        replace("pipeline_plait_nanodit.py", "mul_(127.5)", "mul_(120.0)"),
+        r"\d+% of the values of the pictures of call 1 differ",
+    ),
+    "another seed": (
+        replace("pipeline_plait_nanodit.py", 'key("generate", ', 'key("generates", '),
+        "of the pictures of call 1 differ, by up to",
+    ),
+    "a renamed tensor": (
+        change(lambda tensors: tensors.update({"embed.bias2": tensors.pop("embed.bias")})),
+        "it lacks 1 of the weights: embed.bias|diffusers cannot load and ask it: ",
+    ),
+}
+BROKEN = [("molmo", name) for name in MOLMO] + [("nanodit", name) for name in NANODIT]
+
+
+@pytest.mark.parametrize(("family", "name"), BROKEN)
+def test_a_broken_export_is_refused_with_what_differs(trained, exported, forked, tmp_path, caplog, capsys, family, name):
+    fault, line = {"molmo": MOLMO, "nanodit": NANODIT}[family][name]
+    out = shutil.copytree(exported(family, caplog)[0], tmp_path / "out")
+    fault(out)
+    assert cli.main(["export", str(trained(family)), str(out), *TRUSTED[family]]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith(f"plait: {out} is no export to pass on: ") and re.search(line, told), told
+
+
+def test_an_export_that_is_not_equal_does_not_get_its_name(trained, tmp_path, forked, monkeypatch, capsys):
+    real = check.load_file
+    monkeypatch.setattr(check, "load_file", lambda path: {name: value + 1 for name, value in real(path).items()})
+    command = ["export", str(trained("nanodit")), str(tmp_path / "out"), *TRUSTED["nanodit"]]
+    assert cli.main(command) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out.unchecked"]
+    assert cli.main(command) == 2
+    assert "out.unchecked exists already, an export that was not equal to its run: look at it, and remove it" in capsys.readouterr().err
+
+
+REFUSED = {
+    ("molmo", "--check=transformers"): "an export --to hf is loaded by the code in it: add --trust-remote-code to have that run",
+    ("world", "--check=transformers --trust-remote-code"): "an export --to hf has no code: leave --trust-remote-code out",
+    ("molmo", "--check=diffusers --trust-remote-code"): "hf is a layout of family 'molmo' that is loaded by transformers; known: --to hf",
+    ("molmo", "--to=molmo --check=transformers"): "molmo is a layout of family 'molmo' that no check loads; known: --to hf --check",
+    ("molmo", "--trust-remote-code"): "--trust-remote-code goes with --check",
+}
+
+
+@pytest.mark.parametrize(("asked", "line"), REFUSED.items())
+def test_a_check_that_cannot_be_is_told_before_anything_is_written(trained, tmp_path, capsys, asked, line):
+    assert cli.main(["export", str(trained(asked[0])), str(tmp_path / "out"), *asked[1].split()]) == 2
+    assert line in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
