@@ -1,5 +1,6 @@
 """What every test shares: no network, one thread, and the folder of real shards when it is at hand."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,12 @@ os.environ["WANDB_MODE"] = "offline"
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("PLAIT_DATA", ROOT.parent / "shared" / "data"))
+
+
+def pytest_collection_finish():
+    """Leave what all tests share, modules and the tests themselves, out of the garbage collections to come."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,6 +1,7 @@
 """Several ranks of one test, forked from the process that has imported everything: a second, where fresh ones take ten."""
 
 import faulthandler
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -30,6 +31,7 @@ def forked(function, *args, **environment):
 
 def rank_of_test(function, *args):
     """Call `function` in a process that was forked, and end it there: with its traceback, and without the test's own machinery."""
+    gc.freeze()  # else a collection in a rank looks through all that the tests have imported, and copies its pages
     faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     multiprocessing.forkserver._forkserver._forkserver_pid = None  # that of the test's process is no child of this one
     code = 1

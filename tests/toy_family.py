@@ -15,6 +15,7 @@ from plait.families import registry
 from plait.families.contract import Family
 from plait.keys import rng
 from plait.training import run
+from plait.training.figures import intervals
 
 SMALL = """
 family: theworld
@@ -88,6 +89,8 @@ FAMILY = Family(
     Loss=Loss,
 )
 BENCHES = {}
+DRAWS = 40
+"""Sets of rows that a bootstrap draws: 400 would take half of the time of a run."""
 
 
 def install(monkeypatch, folder):
@@ -95,6 +98,7 @@ def install(monkeypatch, folder):
     monkeypatch.setattr(registry, "load", lambda name: FAMILY)
     monkeypatch.setattr(registry, "benches", lambda name: BENCHES)
     monkeypatch.setattr(registry, "model_config", lambda name: Config)
+    monkeypatch.setattr(intervals, "DRAWS", DRAWS)
     monkeypatch.setenv("PLAIT_CACHE", str(folder / "cache"))
     for name, count in (("train", 30), ("held", 8)):
         rows = [{"x": (x := rng(name, i).standard_normal(4).round(3).tolist()), "y": round(sum(x), 3)} for i in range(count)]

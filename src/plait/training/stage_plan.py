@@ -4,6 +4,7 @@ A view is the configuration of one stage; a bundle, the model with its family (k
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import math
 import platform
@@ -101,6 +102,7 @@ class StagePlan:
         }
 
 
+@functools.cache
 def installed_versions() -> dict[str, str]:
     """Return the versions of Python and of the installed libraries that plait needs, optional ones included."""
     versions = {"python": platform.python_version()}
