@@ -1,12 +1,15 @@
 """`data.feature_cache` as a user meets it: equal losses to the bit, read from the second pass on, and never another picture's features."""
 
 import json
+import time
 
 import pytest
 import torch
 from torch import nn
 
+from plait import cli
 from plait.assembly.configuration import open_config
+from plait.engine.monitoring import reporter
 from plait.errors import PlaitError
 from plait.families.frozen import FrozenEncoder
 from plait.training import run
@@ -61,6 +64,20 @@ def train(tmp_path):
 
 
 ON = "data.feature_cache=on"
+
+
+def test_a_disk_that_reads_features_slower_than_a_sample_is_prepared_is_named_by_why(train, tmp_path, monkeypatch, capsys):
+    train("first", ON)
+    usual = FeatureStore.read
+    monkeypatch.setattr(FeatureStore, "read", lambda store, keys: (time.sleep(0.2), usual(store, keys))[1])
+    _, read = train("slow", ON, "data.workers=0")
+    capsys.readouterr()
+    assert cli.main(["why", str(tmp_path / "slow"), "--json"]) == 0
+    reporter.for_programs(False)  # as before, for tests that come later
+    cause = json.loads(capsys.readouterr().out)["causes"][0]
+    assert read == [1.0] * 6
+    assert (cause["what"], cause["cure"]) == ("feature cache", "--data.feature_cache=auto") and cause["share"] > 0.3
+    assert ": 100% of the pictures are read from the feature cache, which takes 0." in cause["text"]
 
 
 @pytest.mark.parametrize(

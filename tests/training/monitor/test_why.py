@@ -268,18 +268,6 @@ def test_moments_on_the_host_are_named(recipe, tmp_path, capsys, monkeypatch):
     assert (cause["what"], cause["cure"]) == ("offload", "--optim.offload=false")
 
 
-def test_a_slow_feature_cache_is_named(recipe, tmp_path, capsys):
-    toy.train(recipe, tmp_path / "run", *PLAIN, f"train.steps={LONG}", "data.feature_cache=auto")
-    rows = files.read_rows(tmp_path / "run/metrics.jsonl")
-    for row in rows:
-        row["spent"] |= {"seconds": {"data": 0.3, "forward": 0.1, "backward": 0.1}, "collate": 0.3, "steps": 1}
-        row["features_read"] = 0.9
-    (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cause = why(tmp_path / "run", capsys)["causes"][0]
-    assert (cause["what"], cause["share"], cause["cure"]) == ("feature cache", pytest.approx(0.6), "--data.feature_cache=off")
-    assert "90% of the pictures are read from the feature cache, which takes 0.3 s a step" in cause["text"]
-
-
 def test_what_costs_most_is_told_once_while_the_run_trains(recipe, tmp_path, monkeypatch, caplog):
     family(monkeypatch, Loss=Padded)
     monkeypatch.setattr(Wide, "passes", 30)
