@@ -26,7 +26,7 @@ CONNECTOR = {"projector.w1.weight": (18944, 1024), "projector.w3.weight": (18944
 CONNECTOR |= {f"pooling.{name}.weight": shape for name, shape in POOLING.items()} | {f"pooling.{name}.bias": (1024,) for name in POOLING}
 CONNECTOR |= {"pad_embed": (2, 2048), "new_embedding": (128, 3584)}
 CODE = ("configuration_plait_molmo", "connector", "image_processing_plait_molmo", "modeling_plait_molmo", "processing_plait_molmo")
-CODE += ("resizing", "sizes", "tiling", "vision_tower")
+CODE += ("resizing", "rgb", "sizes", "tiling", "vision_tower")
 BESIDE = ("config", "generation_config", "preprocessor_config", "processor_config", "tokenizer", "tokenizer_config")
 
 

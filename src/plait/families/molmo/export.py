@@ -119,12 +119,10 @@ def write_molmo(model: Molmo, config: Config, assets: Path, out: Path) -> list[s
     Raises PlaitError unless the language model is Qwen2 or OLMo 2 and the tower is OpenAI's CLIP.
     """
     settings = {"config.json": published.model_settings(model), "preprocessor_config.json": published.image_settings(config)}
-    settings["processor_config.json"] = {"processor_class": "MolmoProcessor"}
+    settings["processor_config.json"] = published.processor_settings()
     text = _text_tokenizer(model, config, assets)
     _write(out, published.to_published(model), settings, text, _tokenizer(model, text))
-    lines = [
-        "weights, config.json, tokenizer and preprocessor settings in the published layout; the modelling code comes from who reads it"
-    ]
+    lines = ["weights, config.json, tokenizer and preprocessor settings in the published layout; its code, which they name, is on the Hub"]
     if config.preprocessing != "published":
         lines.append("trained with model.preprocessing corrected: readers of this layout mark padding one crop on, and answers may differ")
     return lines

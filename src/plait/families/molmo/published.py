@@ -48,6 +48,8 @@ _RESBLOCK = {
     "ffn_norm": "layer_norm2",
 }
 
+_CODE = "allenai/Molmo-7B-D-0924--"
+"""Where readers find the code of this layout, if they are told to run it: a repository of the Hub, in `auto_map`."""
 _SAME_SETTINGS = (
     "hidden_size",
     "initializer_range",
@@ -170,6 +172,10 @@ def model_settings(model: Molmo) -> dict[str, Any]:
         **{name: settings[name] for name in _SAME_SETTINGS},
         "architectures": ["MolmoForCausalLM"],
         "model_type": "molmo",
+        "auto_map": {
+            "AutoConfig": f"{_CODE}config_molmo.MolmoConfig",
+            "AutoModelForCausalLM": f"{_CODE}modeling_molmo.MolmoForCausalLM",
+        },
         "embedding_size": sizes.vocab_size,
         "intermediate_size": 2 * sizes.intermediate_size,
         "layer_norm_eps": sizes.rms_norm_eps,
@@ -185,12 +191,18 @@ def model_settings(model: Molmo) -> dict[str, Any]:
     }
 
 
+def processor_settings() -> dict[str, Any]:
+    """Return the content of processor_config.json in the published layout: the processor's class, and where its code is."""
+    classes = {"AutoImageProcessor": "image_preprocessing_molmo.MolmoImageProcessor", "AutoProcessor": "preprocessing_molmo.MolmoProcessor"}
+    return {"processor_class": "MolmoProcessor", "auto_map": {auto: f"{_CODE}{name}" for auto, name in classes.items()}}
+
+
 def image_settings(config: Config) -> dict[str, Any]:
     """Return the content of preprocessor_config.json in the published layout: sizes, normalisation and tiling."""
     tower, side = config.tower, -(-config.tower.side // POOL)
     return {
         "image_processor_type": "MolmoImageProcessor",
-        "processor_class": "MolmoProcessor",
+        **processor_settings(),
         "base_image_input_size": [tower.image, tower.image],
         "do_normalize": True,
         "image_mean": list(tower.mean),
