@@ -24,7 +24,7 @@ def ended(tmp_path_factory):
     lines = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for run, more in ((RUN, best), ("plain", [])):
+        for run, more in ((RUN, best), ("plain", ["--data.validation=[]"])):
             log = []
             patch.setattr("plait.training.run.log.info", lambda text, log=log: log.append(text))
             assert cli.main(["train", "small.yaml", f"--run={run}", *more]) == 0
@@ -38,6 +38,14 @@ def test_a_run_with_a_best_checkpoint_ends_with_its_name_and_its_export(ended):
     assert shlex.split(lines[RUN]["export"]) == ["plait", "export", f"{RUN}@best", f"{RUN}-export", "--to", "hf"]
     assert "best" not in lines["plain"]
     assert lines["plain"]["export"] == "plait export plain plain-export --to hf"
+
+
+def test_a_run_that_holds_nothing_out_asks_for_the_data_to_measure_on(ended, monkeypatch, capsys):
+    folder, lines = ended
+    monkeypatch.chdir(folder)
+    assert lines["plain"]["measure"] == "plait eval plain --bench accuracy --data=..."
+    words = shlex.split(lines["plain"]["measure"].replace("--data=...", "--data=scenes"))
+    assert cli.main([*words[1:], "--samples=2"]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["measure", "ask", "export", "more"])

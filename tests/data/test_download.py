@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shlex
 import shutil
 import socket
 import subprocess
@@ -114,6 +115,20 @@ def test_a_finished_download_asks_for_nothing_again(web, tmp_path):
     assert download(path, tmp_path / "out") == 0
     assert tree(tmp_path / "out") == before
     assert len(web.server.asked) == asked
+
+
+def test_the_end_says_what_to_do_next_and_what_an_own_network_takes(web, tmp_path, capsys):
+    rows = [web.server.row("ok", number) for number in range(6)]
+    path, out = write_list(tmp_path / "list.jsonl", rows), tmp_path / "own pictures"
+    assert cli.main(["data", "download", str(path), str(out), "--min-side=32"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "they are fetched from a network of your own by the same command with --allow=10.0.0.0/8 --again=private_address"
+    assert "private_address" in said[-3] and "0 pictures" in said[-2]
+    assert cli.main(["data", "download", str(path), str(out), "--min-side=32", f"--allow={ALLOWED}", "--again=private_address"]) == 0
+    look, train = capsys.readouterr().out.splitlines()[-2:]
+    assert train == f"train        {{source: shards, path: {out}}}; in a flat JSON file --dataset_name={shlex.quote(str(out))}"
+    words = shlex.split(look.removeprefix("look"))
+    assert cli.main([*words[1:], "--out", str(tmp_path / "seen")]) == 0 and "6, all measured" in capsys.readouterr().out
 
 
 def test_parts_of_several_machines_are_the_whole(web, tmp_path):

@@ -106,8 +106,7 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
         for view in resolved.stages[: state.stage - (state.stage_done is None)] if resumed_from else ():
             precision.round_frozen(bundle.model, state.ever_trained, view.config.train.precision)
         if resumed_from is None and config.from_:
-            first = resolved.stages[0]
-            from_weights.begin_from(state, bundle, first, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
+            from_weights.begin_from(state, bundle, resolved.stages[0], run=run, ranks=ranks, allow_inexact=options.allow_inexact)
         monitors = bundle.family.monitors(bundle.section)
         tracker = open_tracker(run, config, rundir.identity(run), state, monitors, told) if ranks.first else Tracker(None, [])
         context = RunContext(run, ranks, tracker, signals, heartbeat, resolved, options=options, resumed_from=resumed_from)
@@ -122,7 +121,8 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
                 run_stage(plan, bundle, state, context)
             heartbeat.phase("done", state.step)
     benches = [*(entry.bench for entry in config.evaluate), *sorted(registry.benches(config.family))]
-    log.info(next_steps(run, state, benches, list(bundle.section.layouts), asks=bundle.family.generate is not None))
+    data = "" if resolved.stages[-1].config.data.holds_out or ":" in "".join(benches[:1]) else " --data=..."
+    log.info(next_steps(run, state, [one + data for one in benches], list(bundle.section.layouts), asks=bundle.family.generate is not None))
 
 
 def _watching(resolved: Resolved, heartbeat: Heartbeat, ranks: Ranks) -> contextlib.AbstractContextManager[Watchdog | None]:
@@ -148,7 +148,7 @@ def next_steps(run: Path, state: State, benches: Sequence[str], layouts: Sequenc
         ("metrics", f"{run / 'metrics.jsonl'}; curves: {shlex.join(['tensorboard', '--logdir', str(run)])}"),
         *([("checkpoint", str(saved[0]))] if saved else []),
         *([("best", f"{best_folder}, {best['metric']} {best['value']:.4g}")] if best and best_folder else []),
-        *([("measure", command("eval", spec, "--bench", benches[0]))] if benches else []),
+        *([("measure", command("eval", spec, "--bench", *benches[0].split()))] if benches else []),
         *([("ask", command("generate", run, "--prompt=..."))] if asks else []),
         *([("export", export)] if saved else []),
         ("more steps", command("train", run, "--train.steps=...")),

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from plait.data.download.engine import Download, Progress
 from plait.data.download.limits import NetworkLimits, PictureLimits
 from plait.data.download.listing import Listing
 from plait.data.download.outcomes import MEANINGS, SAVED, count_lines, is_outcome
-from plait.errors import PlaitError, Stopped
+from plait.errors import PlaitError, Stopped, command
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def download(path: str, out: Path, options: DownloadOptions) -> None:
     except OSError as error:
         cure = "free space there" if error.errno in _FULL else "mend it"
         raise Stopped(f"cannot write in {out}: {error.strerror or error}; {cure}, and the same command goes on: no row is lost") from error
-    log.info("\n".join([*count_lines(progress.counts), _ending(progress, out, options.part)]))
+    log.info("\n".join([*count_lines(progress.counts), _ending(progress, out, options.part), *_next(progress, out, options)]))
 
 
 def _tidy(out: Path) -> None:
@@ -114,6 +115,18 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _next(progress: Progress, out: Path, options: DownloadOptions) -> list[str]:
+    """Return lines with what to do next: how to look at the pictures and train on them, and what refused addresses take."""
+    lines = []
+    if (refused := progress.counts["private_address"]) and 2 * refused > progress.done:
+        lines.append("they are fetched from a network of your own by the same command with --allow=10.0.0.0/8 --again=private_address")
+    if progress.counts[SAVED] and not options.as_files:
+        flat = shlex.quote(str(out if out.is_absolute() else f"./{out}"))
+        lines += [f"look         {command('data', 'inspect', out)}"]
+        lines += [f"train        {{source: shards, path: {out}}}; in a flat JSON file --dataset_name={flat}"]
+    return lines
 
 
 def _ending(progress: Progress, out: Path, part: tuple[int, int]) -> str:
