@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import struct
-import subprocess
 import sys
 import termios
 
@@ -14,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plait import cli
 from plait.engine.monitoring.wrapping import columns, wrapped
+from tests import processes
 
 DEMO = "configs/theworld/demo.yaml"
 
@@ -69,15 +70,25 @@ def on_a_terminal(width, *words):
     """Run plait in a pseudo-terminal of this width; return the lines that it shows and its exit code."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": "dumb", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "plait", *words], stdin=side, stdout=side, stderr=side, env=environment)
+    process = processes.forked(shows, side, words, TERM="dumb")
     os.close(side)
     shown = bytearray()
     with contextlib.suppress(OSError):  # the end of a pseudo-terminal
         while chunk := os.read(main, 65536):
             shown += chunk
     os.close(main)
-    return shown.decode().replace("\r", "").splitlines(), process.wait()
+    return shown.decode().replace("\r", "").splitlines(), processes.codes([process])[0]
+
+
+def shows(side, words):
+    """End this process with the exit code of a command that reads from and writes to a terminal."""
+    os.environ.pop("COLUMNS", None)
+    for stream in range(3):
+        os.dup2(side, stream)
+    os.close(side)
+    with open(0, closefd=False) as sys.stdin, open(1, "w", closefd=False) as sys.stdout, open(2, "w", closefd=False) as sys.stderr:
+        code = cli.main(words)
+    os._exit(code)
 
 
 def test_a_terminal_of_60_columns_shows_whole_words_and_whole_commands(tmp_path):

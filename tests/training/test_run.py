@@ -5,7 +5,6 @@ import os
 import pty
 import select
 import signal
-import subprocess
 import sys
 import time
 
@@ -19,6 +18,7 @@ from plait.engine.checkpoints import checkpoint
 from plait.engine.monitoring.signals import Paused
 from plait.errors import PlaitError
 from plait.training import run
+from tests import processes
 
 CONFIG = """
 family: theworld
@@ -81,14 +81,19 @@ def straight(recipe, tmp_path_factory):
 
 
 def kill_at(recipe, folder, step, number, *overrides):
-    """`plait train` in its own process, sent a signal once its metrics reach `step`; returns its exit code."""
-    command = [sys.executable, "-m", "plait", "train", str(recipe), f"--run={folder}", *(f"--{item}" for item in overrides)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    """`plait train` in a forked process, sent a signal once its metrics reach `step`; returns its exit code."""
+    process = processes.forked(in_silence, ["train", str(recipe), f"--run={folder}", *(f"--{item}" for item in overrides)])
     path = folder / "metrics.jsonl"
-    while process.poll() is None and not (path.is_file() and f'"step": {step},' in path.read_text()):
+    while process.is_alive() and not (path.is_file() and f'"step": {step},' in path.read_text()):
         time.sleep(0.002)
-    process.send_signal(number)
-    return process.wait(60)
+    os.kill(process.pid, number)
+    return processes.codes([process])[0]
+
+
+def in_silence(words):
+    """End this process with the exit code of a command, whose lines nobody reads."""
+    with open(os.devnull, "w") as sys.stdout, open(os.devnull, "w") as sys.stderr:
+        os._exit(cli.main(words))
 
 
 @pytest.mark.parametrize("workers", [("data.workers=0",), ("data.worker_kind=processes",)], ids=["inline", "processes"])
