@@ -13,6 +13,7 @@ from plait.engine.monitoring.json_output import show_json
 from tests.test_cli import CONFIG
 
 LINES = {
+    ("recipes",): "recipes",
     ("config",): "config small.yaml",
     ("plan",): "plan small.yaml",
     ("eval",): "eval first --bench loss,accuracy --against base,second --samples=4",

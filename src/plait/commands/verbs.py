@@ -19,6 +19,7 @@ from plait.errors import PlaitError
 GROUP = "plait.commands"
 """Entry points of this group name a module that has COMMANDS, such as `hello = words_family.hello`."""
 ORDER = (
+    "recipes",
     "train",
     "config",
     "plan",

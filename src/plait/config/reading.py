@@ -199,6 +199,7 @@ def _text(path: Path) -> str:
         names = sorted(file.name for pattern in ("*.yaml", "*.yml", "*.json*") for file in path.parent.glob(pattern))
         near = difflib.get_close_matches(path.name, names, 1)
         hint = f"did you mean {path.parent / near[0]}?" if near else f"{path.parent} holds {', '.join(names) or 'no configuration'}"
+        hint += "; `plait recipes` copies those that come with plait" if path.parts[0] == "configs" and not near else ""
         raise PlaitError(f"{path}: no such file; {hint}") from None
     except UnicodeDecodeError as error:
         raise PlaitError(f"{path}: not UTF-8 text (byte {error.start}): is it a configuration?") from None
