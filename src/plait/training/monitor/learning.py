@@ -131,6 +131,11 @@ def positions(value: Tensor) -> Tensor | None:
     """
     if value.ndim < 2:
         return None
+    if value.ndim < 4 and value.is_contiguous():
+        count, width = value.numel() // max(1, value.shape[-1]), value.shape[-1]
+        every = max(1, count // _ROWS)
+        rows = value.as_strided((min(_ROWS, -(-count // every)), width), (every * width, 1))
+        return rows.to(torch.float32, copy=True) if count >= _FEWEST_ROWS else None
     units = value.flatten(2).movedim(1, -1) if value.ndim > 3 else value.reshape(-1, *value.shape[-2:])
     samples, places, _ = units.shape
     if samples * places < _FEWEST_ROWS:

@@ -4,6 +4,7 @@ A unit is a row of a linear layer's weight. Where the function behind it is flat
 sigmoid far from it), the row's gradient is zero. Looked at are some columns of each row, between the gradients and the update of a step.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from plait.engine.parallel.distributed import local
 
-_COLUMNS, _ROWS, _FEWEST_ROWS = 8, 512, 8
+_COLUMNS, _ROWS, _FEWEST_ROWS = 8, 128, 8
 """Columns and rows of a weight that are looked at, at the most, and rows of one that is looked at at the least."""
 _OF_LAYER, _OF_ALL = 1e-4, 1e-7
 """A unit gets no gradient whose norm is below this share of the mean of its layer's, or of the layer with the largest mean."""
@@ -75,23 +76,27 @@ class UnitGradients:
 
 def idle_shares(gradients: Sequence[Tensor]) -> Tensor:
     """Return the share of rows without a gradient, of the (rows, columns) of each layer; columns are as many in all."""
-    rows = [len(part) for part in gradients]
-    device = gradients[0].device
-    norms = torch.cat([*gradients]).float().square().sum(1).sqrt()
-    counts = torch.tensor(rows, device=device)
-    layer = torch.repeat_interleave(counts, output_size=len(norms))
-    zeros = torch.zeros(len(rows), device=device)
-    means = zeros.index_add(0, layer, norms) / counts
+    norms = torch.linalg.vector_norm(torch.cat([*gradients]).float(), dim=1)
+    layer, counts = _rows_of(tuple(len(part) for part in gradients), norms.device)
+    means = torch.zeros_like(counts).index_add_(0, layer, norms).div_(counts)
     limits = torch.maximum(_OF_LAYER * means, _OF_ALL * means.max())
-    return zeros.index_add(0, layer, (norms <= limits[layer]).float()) / counts
+    return torch.zeros_like(counts).index_add_(0, layer, (norms <= limits[layer]).float()).div_(counts)
+
+
+@functools.lru_cache(maxsize=4)
+def _rows_of(rows: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the number of the layer of each row, and the numbers of rows as floats. `rows`: of each layer."""
+    counts = torch.tensor(rows, device=device)
+    return torch.repeat_interleave(counts), counts.float()
 
 
 def _some(gradient: Tensor) -> Tensor:
-    """Return some rows and columns of a gradient, evenly spread; with columns of zeros where it has fewer."""
+    """Return some rows and columns of a gradient, evenly spread, as a view; with columns of zeros, as a copy, where it has fewer."""
     rows, columns = gradient.shape
-    every = max(1, columns // _COLUMNS)
-    some = gradient[:: -(-rows // _ROWS), : _COLUMNS * every : every]
-    return some if columns >= _COLUMNS else F.pad(some, (0, _COLUMNS - columns))
+    if columns < _COLUMNS:
+        return F.pad(gradient[:: -(-rows // _ROWS)], (0, _COLUMNS - columns))
+    every, (down, along) = -(-rows // _ROWS), gradient.stride()
+    return gradient.as_strided((-(-rows // every), _COLUMNS), (every * down, columns // _COLUMNS * along))
 
 
 def _layers(model: nn.Module) -> Mapping[int, str]:
