@@ -93,6 +93,13 @@ def test_a_bench_that_only_draws_keeps_the_pictures_of_all_ways(trained, tmp_pat
     assert cli.main(["eval", "run", "--bench=edit", "--samples=4", "--against=base"]) == 0
     out = capsys.readouterr().out
     assert "bench edit measures nothing that could be compared" in out and not {"hurts", "beats", "loses"} & {*out.split()}
+    assert cli.main(["eval", "run", "--bench=edit", "--samples=4", "--ablate=text"]) == 2
+    reason = "none of 4 samples has a text to exchange, as where --ablate text leaves it out"
+    assert capsys.readouterr().err.endswith(f"plait: {reason}\n")
+    told = "--evaluate=[{bench: edit, samples: 2}, {bench: validation, samples: 2}]"
+    assert cli.main(["train", "c.yaml", "--run=compared", told, "--guard.forgetting=0.05"]) == 0
+    (ended,) = (tmp_path / "compared/ledger").glob("stage-1-*.json")
+    assert [*json.loads(ended.read_text())["benches"]] == ["validation"]
 
 
 def test_several_benches_are_measured_on_one_model(trained, capsys, tmp_path):
@@ -293,3 +300,14 @@ def test_a_sample_with_the_same_first_picture_is_no_partner_of_the_world(trained
     assert cli.main([*command, "--ablate=world"]) != 0
     assert "no other world among those beside it" in capsys.readouterr().err
     assert cli.main([*command, "--ablate=image"]) == 0
+
+
+def test_a_clip_that_begins_alike_is_no_partner_where_the_world_sees_its_first_frame(trained, capsys, tmp_path):
+    trained("theworld")
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "green")):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}.png")
+    said = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "red"}]
+    rows = [{"frames": ["a.png", *[f"{name}.png"] * 4], "messages": said} for name in "bc"]
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["eval", "run", "--bench=accuracy", "--data=clips.jsonl", "--ablate=world"]) != 0
+    assert "no other world among those beside it" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import fsspec
 import pytest
 
 from plait.data import paths
-from plait.errors import PlaitError
+from plait.errors import BadSample, PlaitError
 
 
 @pytest.fixture
@@ -87,3 +87,15 @@ def test_addresses_are_listed_by_their_store():
     assert names("memory://listing") == ["train-0.tar", "train-1.tar"]
     with pytest.raises(PlaitError, match="no file matches 'memory://listing/none-"):
         names("memory://listing/none-*.tar")
+
+
+@pytest.mark.parametrize("root", [".", "..", "../folder"])
+def test_a_plain_name_is_inside_of_a_relative_folder_and_one_above_it_is_not(tmp_path, monkeypatch, root):
+    (tmp_path / "work" / "deep").mkdir(parents=True)
+    (tmp_path / "work" / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "work" / "deep")
+    (Path(root) / "a.png").write_bytes(b"x")
+    assert paths.inside(Path(root), "a.png", anywhere=False).read_bytes() == b"x"
+    for name in ("../a.png", "../../a.png", str(tmp_path / "a.png")):
+        with pytest.raises(BadSample, match="leaves the folder"):
+            paths.inside(Path(root), name, anywhere=False, links=True)

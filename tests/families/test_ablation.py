@@ -5,7 +5,7 @@ import pytest
 from plait.engine.evaluation import Bench
 from plait.errors import PlaitError
 from plait.families import registry
-from plait.families.ablation import PICTURES, Ablation, ablated, partner
+from plait.families.ablation import PICTURES, Ablation, ablated, partners
 
 
 def word(sample):
@@ -75,9 +75,21 @@ def test_an_input_that_no_sample_has_is_an_error():
         BENCH.summarise(rows_of(None, None))
 
 
+def others(*words):
+    shown = samples(*words)
+    return partners(shown, list(map(word, shown)), WORD)
+
+
 def test_the_partner_is_far_off_in_the_list_and_differs():
-    assert [partner(["a", "b", "a", "c"], position) for position in range(4)] == [3, 3, 1, 1]
-    assert partner(["a", None, "a"], 0) is None and partner([None, "a"], 0) is None
+    assert others("a", "b", "a", "c") == [3, 3, 1, 1]
+    assert others("a", None, "a") == [None] * 3 and others(None, "a") == [None] * 2
+
+
+def test_the_partner_changes_what_it_is_exchanged_with():
+    """As many pictures are taken of the other as there are: [a, b] gives [a] no other picture, and [a] gives [a, b] one."""
+    shown = [{"images": list(pictures)} for pictures in ([b"a"], [b"a", b"b"], [b"a"], [b"c"])]
+    assert partners(shown, list(map(PICTURES.content, shown)), PICTURES) == [3, 3, 3, 1]
+    assert partners(shown[:3], list(map(PICTURES.content, shown[:3])), PICTURES) == [None, 2, None]
 
 
 def test_pictures_are_taken_out_with_their_marks_and_exchanged_in_number():

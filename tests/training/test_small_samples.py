@@ -1,6 +1,7 @@
 """Intervals of figures of few samples that are no shares: how wide they are, how often they hold the truth, and where there are none."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,3 +87,12 @@ def test_the_ledger_is_not_sure_of_a_loss_of_three_samples_and_sure_of_one_of_fo
     after = [{"id": str(number), "loss": 1.0 + 0.01 * number} for number in range(4)]
     few, enough = (forgetting.entries("s", "loss", bench, before[:n], after[:n], against="x", on="y")[0] for n in (3, 4))
     assert (few.low, few.verdict, enough.verdict) == (None, "not sure", "better") and enough.high < 0
+
+
+def test_the_ledger_compares_no_figures_that_only_describe():
+    rows = [{"id": str(number), "change": float(number)} for number in range(8)]
+    bench = Bench(lambda *given, **named: [], lambda rows: {"change": sum(row["change"] for row in rows) / len(rows)}, means=True)
+    told = [
+        forgetting.entries("s", "edit", one, rows[:4], rows[:4], against="x", on="y") for one in (bench, replace(bench, describes=True))
+    ]
+    assert [len(listed) for listed in told] == [1, 0]

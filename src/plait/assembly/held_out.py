@@ -4,7 +4,7 @@ An entry is an item of the `evaluate:` list, a source one data set. A bench is a
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from plait.assembly import sample_losses
@@ -75,7 +75,8 @@ def ablation_of(config: RunConfig, name: str) -> Ablation:
         )
     if (reason := ablation.lacks(section)) is not None:
         raise PlaitError(f"there is no {name} to leave out (ablate): {reason}")
-    return ablation
+    seen = ablation.seen
+    return ablation if seen is None else replace(ablation, content=lambda sample: seen(sample, section))
 
 
 def _ablated(config: RunConfig, entry: Evaluate, known: Mapping[str, Bench]) -> Bench:

@@ -129,9 +129,10 @@ def inside(root: Path, name: str, *, anywhere: bool, links: bool = False) -> Pat
         raise BadSample(f"the path {name!r} names no file")
     if anywhere:
         return Path(path)
-    if not _below(path, base):
+    whole, below = (os.path.normpath(Path.cwd() / each) for each in (path, base))  # a base may be "."
+    if not _below(whole, below):
         raise BadSample(f"the path {name!r} leaves the folder {base}; options {{outside: true}} allows it")
-    if not links and "\0" not in path and not any(_below(os.path.realpath(path), folder) for folder in _real_folders(base)):
+    if not links and "\0" not in path and not any(_below(os.path.realpath(path), folder) for folder in _real_folders(below)):
         raise BadSample(f"the path {name!r} leaves the folder {base} by a link; options {{outside: true}} allows it")
     return Path(path)
 

@@ -4,13 +4,14 @@ An input is one that a model can do without: pictures, the world encoder's frame
 evaluate.py. A bench is a metric with its way of answering; `ablated` makes one of it that answers each sample in all three ways.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from plait.data.text import IMAGE_MARK
 from plait.engine.evaluation import FAILED, Bench, Row, is_count, usable
-from plait.errors import PlaitError
+from plait.errors import BadSample, PlaitError, sample_errors
 
 Sample = dict[str, Any]
 
@@ -27,13 +28,15 @@ class Ablation:
     """An input that can be taken from a family's samples. The functions return copies and leave their arguments as they are."""
 
     content: Callable[[Sample], Any]
-    """From a sample to this input of it, or None where it has none; two samples differ in it where these are not equal."""
+    """From a sample to this input of it, or None where it has none. A sample is exchanged with one that changes this."""
     off: Callable[[Sample], Sample]
     """From a sample to the sample without this input."""
     exchange: Callable[[Sample, Sample], Sample]
     """From a sample and another one to the first with this input of the second."""
     lacks: Callable[[Any], str | None] = _has_it
     """From the configuration's `model:` section to the reason why such a model has no such input, None where it has it."""
+    seen: Callable[[Sample, Any], Any] | None = None
+    """As `content`, where more of it than a model sees would be compared: what one with this `model:` section sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,13 @@ class Ablated(Bench):
     single: Bench
 
 
-CALLS = {"content": "content(sample)", "off": "off(sample)", "exchange": "exchange(sample, other)", "lacks": "lacks(section)"}
+CALLS = {
+    "content": "content(sample)",
+    "off": "off(sample)",
+    "exchange": "exchange(sample, other)",
+    "lacks": "lacks(section)",
+    "seen": "seen(sample, section)",
+}
 """How the functions of an Ablation are called."""
 Ablations = Mapping[str, Ablation]
 """A family's ablations by the name of the input, as `plait eval --ablate NAME` takes it."""
@@ -85,7 +94,7 @@ def ablated(bench: Bench, name: str, ablation: Ablation) -> Ablated:
 
     def predict(model: Any, samples: Sequence[Sample], inputs: Any, *, batch: int, moment: str) -> list[Row]:
         contents = [ablation.content(sample) for sample in samples]
-        others = [partner(contents, position) for position in range(len(samples))]
+        others = partners(samples, contents, ablation)
         alone = [position for position, content in enumerate(contents) if content is not None and others[position] is None]
         taken = [position for position in range(len(samples)) if position not in alone]
         having = [(position, other) for position in taken if (other := others[position]) is not None]
@@ -146,16 +155,25 @@ def _shown(rows: Sequence[Mapping[str, Any]], way: str) -> list[Mapping[str, Any
     return [row["ways"][way] if way != "on" and "ways" in row else row for row in rows]
 
 
-def partner(contents: Sequence[Any], position: int) -> int | None:
-    """Return the position of another sample's content that is not equal to that at `position`: the first from half the list onwards.
+def partners(samples: Sequence[Sample], contents: Sequence[Any], ablation: Ablation) -> list[int | None]:
+    """Return for each sample the position of another whose input changes it: the first from half the list onwards.
 
-    `contents`: one per sample, None for a sample without. Returns None where there is none, or the sample itself has no content.
+    `contents`: of each sample its `content`, None for one without. None where there is no such other, or the sample itself has none.
     """
-    own, count = contents[position], len(contents)
-    if own is None:
-        return None
-    places = ((position + count // 2 + step) % count for step in range(count))
-    return next((place for place in places if contents[place] is not None and contents[place] != own), None)
+
+    def changes(own: int, other: int) -> bool:
+        if contents[other] is None or contents[other] == contents[own]:
+            return False
+        with contextlib.suppress(BadSample), sample_errors:
+            return bool(ablation.content(ablation.exchange(samples[own], samples[other])) != contents[own])
+        return True  # what fails there is told where the sample is shown so
+
+    def partner(own: int) -> int | None:
+        count = len(samples)
+        places = ((own + count // 2 + step) % count for step in range(count))
+        return next((place for place in places if changes(own, place)), None)
+
+    return [None if content is None else partner(own) for own, content in enumerate(contents)]
 
 
 def _at(positions: Sequence[int], rows: Sequence[Row]) -> dict[int, Row]:

@@ -18,7 +18,7 @@ from plait.engine.loss import Batch, has_targets
 from plait.engine.parallel.rank_failures import on_every_rank
 from plait.errors import BadSample, sample_errors
 from plait.families import registry
-from plait.families.ablation import Ablation, partner
+from plait.families.ablation import Ablation, partners
 from plait.training.figures import paired, picture_use
 from plait.training.monitor.stage_look import StageLook
 from plait.training.stage_plan import StagePlan
@@ -160,13 +160,15 @@ class Blindness(StageLook):
 
 def _pairs(picture: Ablation, samples: ChosenSamples, count: int) -> list[tuple[int, int]]:
     """Return up to `count` positions of samples with pictures, each with the position of another sample whose pictures differ."""
-    positions, contents = list[int](), list[Any]()
+    positions, read, contents = list[int](), list[dict[str, Any]](), list[Any]()
     for position in range(len(samples)):
         with contextlib.suppress(BadSample), sample_errors:
-            if (content := picture.content(samples[position])) is not None:
+            sample = samples[position]
+            if (content := picture.content(sample)) is not None:
                 positions.append(position)
+                read.append(sample)
                 contents.append(content)
         if len(positions) == count:
             break
-    others = [partner(contents, number) for number in range(len(contents))]
+    others = partners(read, contents, picture)
     return [(position, positions[other]) for position, other in zip(positions, others, strict=True) if other is not None]

@@ -180,7 +180,7 @@ class Ledger:
                 held_out = (config.data.validation, config.data.train if config.data.shares else ())
                 key = repr((plain.bench, count, entry.data if own else held_out))
                 known = sample_losses.bench(self.plan.loss) if plain.bench == LOSS else benches(config, [plain])[plain.bench]
-                if key in probes or known.pictures is not None:
+                if key in probes or known.pictures is not None or known.describes:
                     continue
                 name = f"{plain.bench} of {view.name}" if plain.bench in names else plain.bench
                 names.append(plain.bench)

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from plait.assembly import sample_losses
+from plait.assembly.held_out import ablation_of
+from plait.config.schema import RunConfig
 from plait.errors import PlaitError
-from plait.families.ablation import ablated, partner
+from plait.families.ablation import ablated, partners
 from plait.families.theworld import evaluate
 from plait.families.theworld.benchmarks.short_answers import normalise
 from plait.families.theworld.evaluate import ablations, benches
@@ -151,9 +153,23 @@ def test_an_empty_answer_is_never_right():
     assert not is_correct("\u200b", "...", {})
 
 
-def test_a_partner_of_the_world_differs_in_the_picture_that_the_encoder_sees():
-    content = evaluate.ablations["world"].content
+def others_of_the_world(steps, *shown):
+    """The partners of samples for a model with so many world steps."""
+    config = RunConfig(family="theworld", model={"base": "tiny", "world": {"image_size": 32, "steps": steps}})
+    ablation = ablation_of(config, "world")
+    return partners(shown, list(map(ablation.content, shown)), ablation)
+
+
+def test_a_partner_of_the_world_differs_in_what_the_encoder_sees():
     first, same, other = ({"images": [b"a", b"b"]}, {"images": [b"a", b"c"]}, {"images": [b"d", b"b"]})
-    assert partner([content(one) for one in (first, same)], 0) is None
-    assert partner([content(one) for one in (first, same, other)], 0) == 2
-    assert content({"images": [b"a"], "frames": [b"a", b"b"]}) != content({"images": [b"a"], "frames": [b"a", b"c"]})
+    assert others_of_the_world(0, first, same) == [None, None]
+    assert others_of_the_world(0, first, same, other) == [2, 2, 0]
+
+
+@pytest.mark.parametrize("pictures", [[], [b"p"]])
+def test_clips_that_differ_beyond_what_the_world_encoder_takes_are_no_partners(pictures):
+    clips = [
+        {"images": pictures, "frames": [bytes([part]) for part in parts]} for parts in ([*range(6)], [0, 9, 2, 3, 4, 5], [*range(5), 9])
+    ]
+    assert others_of_the_world(0, *clips) == [None, None, None]
+    assert others_of_the_world(1, *clips) == [1, 2, 1]

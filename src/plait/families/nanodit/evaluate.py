@@ -148,6 +148,8 @@ def _partner(conditions: Sequence[Conditions], index: int, condition: Literal["t
         other = features[partner]
         if other is not None and (own is None or own.shape != other.shape or not torch.equal(own, other)):
             return partner
+    if all(shown is None for shown in features):
+        raise PlaitError(f"none of {len(features)} samples has a {condition} to exchange, as where --ablate {condition} leaves it out")
     raise PlaitError(f"no two of {len(features)} samples differ in their {condition}: raise evaluate.samples")
 
 

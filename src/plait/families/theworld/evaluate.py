@@ -15,9 +15,11 @@ from plait.data.text import blank
 from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.ablation import PICTURES, Ablation
+from plait.families.theworld import towers
 from plait.families.theworld.benchmarks import captions
 from plait.families.theworld.benchmarks.judge import EMPTY, GROUP, REGIONS, UNPARSED, UNPUBLISHED, judge
 from plait.families.theworld.benchmarks.regions import is_category
+from plait.families.theworld.config import Config
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import WORLD_OF, Example, Inputs, Sample
 from plait.families.theworld.model import TheWorld
@@ -206,7 +208,17 @@ def _errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _frames(sample: Sample) -> tuple[bytes, ...] | None:
     """Return what the world encoder may be given of a sample: its clip, else its first image; None without any."""
-    return tuple(sample.get("frames") or sample["images"][:1]) or None
+    source = sample.get(WORLD_OF, sample)
+    return None if source is None else tuple(source.get("frames") or source["images"][:1]) or None
+
+
+def _frames_seen(sample: Sample, config: Config) -> tuple[bytes, ...] | None:
+    """Return what the world encoder of such a model is given of a sample: without world steps a single picture, else so many frames."""
+    frames, source, world = _frames(sample), sample.get(WORLD_OF, sample), config.world
+    if frames is None or world is None:
+        return None
+    kept = towers.encoder_grid(config, world).kept(len(frames), world.steps)
+    return tuple(source["images"][:1]) if kept == 1 and source["images"] else frames[:kept]
 
 
 benches = {
@@ -220,6 +232,7 @@ ablations = {
         lambda sample: {**sample, WORLD_OF: None},
         lambda sample, other: {**sample, WORLD_OF: other},
         lambda config: None if config.world else "model.world is off",
+        _frames_seen,
     ),
     "image": Ablation(PICTURES.content, lambda sample: {**PICTURES.off(sample), WORLD_OF: None}, PICTURES.exchange),
 }

@@ -126,10 +126,10 @@ def read_object(path: Path) -> dict[str, Any] | None:
 def entries(stage: str, name: str, bench: Bench, before: Sequence[Row], after: Sequence[Row], *, against: str, on: str) -> list[Entry]:
     """Compare the rows of a bench called `name` at two moments; returns an entry per figure.
 
-    `against`: what `before` is; `on`: what the samples are. Returns [] where the rows are not of the same samples. Figures that
-    judge no answers, such as counts, are left out.
+    `against`: what `before` is; `on`: what the samples are. Returns [] where the rows are not of the same samples, and for a
+    bench that only describes. Figures that judge no answers, such as counts, are left out.
     """
-    if [row.get("id") for row in before] != [row.get("id") for row in after]:
+    if bench.describes or [row.get("id") for row in before] != [row.get("id") for row in after]:
         return []
     both = [{"before": one, "after": other} for one, other in zip(before, after, strict=True)]
 
