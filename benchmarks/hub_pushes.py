@@ -127,7 +127,7 @@ def cost(folder: Path) -> dict[str, float]:
                 aside = newest.with_name("aside")
                 newest.rename(aside)
                 aside.rename(newest)
-                hook._seen = set() if hook._seen is None else {key for key in hook._seen if key[0] != str(newest.relative_to(run))}
+                hook._seen = {key for key in hook._seen or () if key[0] != newest}
                 (run / "outbox/sent.jsonl").unlink(missing_ok=True)
             began = time.process_time()
             hook(state, {})

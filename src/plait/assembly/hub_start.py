@@ -28,7 +28,8 @@ from plait.errors import PlaitError
 _STEP = re.compile(r"(stage-(\d+)-[^/]+/step-(\d{8,}))/manifest\.json")
 _ASSETS = re.compile(r"assets/.+|tokenizer\.json")
 _MANIFEST = "manifest.json"
-_BARE = re.compile(r"[^/]+\.safetensors|manifest\.json|plait\.json")
+_BARE = re.compile(r"[^/]+\.safetensors|plait\.json")
+_ALONE = re.compile(r"(?:(?:weights|ema|moments)[\w.-]*/)?[^/]+\.safetensors|manifest\.json|run-config\.yaml")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Contents:
             return [file for file in self.files if _ASSETS.fullmatch(file)]
         if self.checkpoint:
             return [file for file in self.files if file.startswith(f"{self.checkpoint}/") or file == "config.yaml"]
-        return [file for file in self.files if _BARE.fullmatch(file)]
+        return [file for file in self.files if (_ALONE if _MANIFEST in self.files else _BARE).fullmatch(file)]
 
 
 def repository(spec: str) -> tuple[str, str] | None:
@@ -85,8 +86,7 @@ def chosen(contents: Contents, mark: str) -> Contents:
     So it is the newest for "best" too, which `look` replaces by the number of its step before. Raises PlaitError if the repository holds
     checkpoints but none of that step. Without checkpoints it is returned as it is.
     """
-    steps = _steps(contents.files)
-    if not steps:
+    if not (steps := _steps(contents.files)):
         return contents
     at_step = [folder for (step, _), folder in sorted(steps.items()) if not mark.isdecimal() or step == int(mark)]
     if not at_step:
@@ -150,8 +150,7 @@ def assets(spec: str) -> Path | None:
     """
     named = repository(spec)
     contents = None if named is None else look(*named)
-    files = [] if contents is None else contents.needed(assets=True)
-    return _download(contents, files) if contents is not None and files else None
+    return _download(contents, files) if contents is not None and (files := contents.needed(assets=True)) else None
 
 
 def fetch(spec: str, ranks: Ranks) -> Path | None:
@@ -200,7 +199,7 @@ def local_checkpoint(spec: str) -> Path | None:
         return _download(contents, [*contents.needed(assets=False), *assets_there]) / contents.checkpoint
     if not {_MANIFEST, signed.COPY} <= set(contents.files):
         return None
-    top = [file for file in contents.files if "/" not in file]
+    top = [file for file in contents.files if "/" not in file or _ALONE.fullmatch(file)]
     root = _download(contents, [*top, *assets_there])
     try:
         step = int(json.loads((root / _MANIFEST).read_bytes())["state"]["step"])
@@ -209,8 +208,8 @@ def local_checkpoint(spec: str) -> Path | None:
     run = Path(tempfile.mkdtemp(prefix="plait-"))  # a checkpoint is known by the names of its folders
     atexit.register(shutil.rmtree, run, ignore_errors=True)
     folder = run / "stage-1-hub" / f"step-{step:08d}"
-    folder.mkdir(parents=True)
     for file in top:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).symlink_to(root / file)
     if (root / "assets").is_dir():
         (run / "assets").symlink_to(root / "assets")

@@ -6,12 +6,15 @@ import shutil
 
 import pytest
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 
-from plait import cli
+from plait import cli, files
+from plait.assembly import hub_start, saved
 from plait.commands.actions import export
 from plait.commands.actions.publishing import hub as sent_to
-from plait.commands.actions.publishing import outbox, sending
+from plait.commands.actions.publishing import outbox, retries
 from plait.engine.checkpoints import checkpoint, integrity
+from plait.engine.checkpoints.sharded_files import OFFSETS
 from tests import hub_store
 from tests import toy_family as toy
 
@@ -70,7 +73,7 @@ def test_the_same_push_again_makes_no_commit_and_sends_no_weights(run, hub):
 
 def test_pushes_survive_outages_and_lost_answers_whole_in_order_and_once(run, hub, monkeypatch):
     chance, steps = random.Random(0), [2, 8, 10]
-    monkeypatch.setattr(sending, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr(hub_store, "PART", 200)
     hub.fault = lambda method, path: chance.choice([500, 503, 429, "cut", "lost"]) if chance.random() < 0.2 else None
     for step in steps:
@@ -262,3 +265,26 @@ def test_a_pushed_manifest_lists_what_is_there_and_verifies(run, hub, tmp_path):
         "ema.safetensors",
         "weights.safetensors",
     ]
+
+
+def test_a_pushed_checkpoint_of_several_ranks_is_opened_and_a_start(made, run, hub, tmp_path):
+    found = toy.at(run, 18)
+    for group in ("weights", "ema"):  # as ranks would write it
+        (found.folder / group).mkdir()
+        (found.folder / f"{group}.safetensors").unlink()
+    body = {"format": checkpoint.FORMAT} | found.manifest
+    groups, entries = {group: toy.at(made[1], 18).tensors(group) for group in ("weights", "ema")}, {}
+    for group, tensors in groups.items():
+        path = found.folder / group / "00000-of-00001.safetensors"
+        save_file(
+            tensors, path, metadata={OFFSETS: json.dumps({name: {"saved_offsets": [0] * value.ndim} for name, value in tensors.items()})}
+        )
+        entries[str(path.relative_to(found.folder))] = {"size": path.stat().st_size, "xxh3": files.xxh3(path)}
+    body["files"] = entries | {name: entry for name, entry in body["files"].items() if name == "moments.safetensors"}
+    body.pop("xxh3")
+    files.write_json(found.folder / "manifest.json", body | {"xxh3": checkpoint.manifest_hash(body)})
+    assert push(run, "someone/toy") == 0
+    opened = saved.locate(hub_start.local_checkpoint("someone/toy")).checkpoint
+    assert toy.same(opened.tensors("weights"), groups["weights"])
+    new = toy.train(made[0], tmp_path / "new", "from=someone/toy", *ONE)
+    assert json.loads((new / "lineage.json").read_text())["step"] == 18

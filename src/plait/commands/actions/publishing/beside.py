@@ -42,8 +42,8 @@ class Pushes:
     def __init__(self, run: Path, resolved: Resolved, hub: Hub | None) -> None:
         self.run, self.resolved, self.hub = run, resolved, hub
         self.mirror = resolved.config.checkpoint.mirror
-        self._seen: set[tuple[str, str]] | None = None
-        """(folder, xxh3 of the manifest) of the checkpoints that were looked at."""
+        self._seen: set[tuple[Path, int]] | None = None
+        """The `_key` of each checkpoint that was looked at."""
         self._looked_ns = 0
         self._side: SideProcess | None = None
 
@@ -65,15 +65,14 @@ class Pushes:
         """Put the checkpoints that were not there before into the queue, oldest first."""
         if self.hub is None:
             return
-        found = [read for folder in reversed(checkpoint.published(self.run)) if (read := _read(folder)) is not None]
-        keys = [(str(each.folder.relative_to(self.run)), str(each.manifest["xxh3"])) for each in found]
+        folders = {_key(folder): folder for folder in reversed(checkpoint.published(self.run))}
         if self._seen is None:
-            self._seen = set(keys[:-1])
-        for each, key in zip(found, keys, strict=True):
-            if key not in self._seen:
-                self._seen.add(key)
-                if _is_wanted(self.hub, found=each):
-                    self._add(each, self.hub)
+            self._seen = set(list(folders)[:-1])
+        for key in [key for key in folders if key not in self._seen]:
+            self._seen.add(key)
+            found = _read(folders[key])
+            if found is not None and _is_wanted(self.hub, found):
+                self._add(found, self.hub)
 
     def _add(self, found: Checkpoint, hub: Hub) -> None:
         """Put a checkpoint into the queue; what goes wrong is a warning, and the run goes on."""
@@ -123,6 +122,14 @@ class Pushes:
     @property
     def _again(self) -> str:
         return command("push", self.run)
+
+
+def _key(folder: Path) -> tuple[Path, int]:
+    """Return what tells a checkpoint from others, and from one that was saved again in its place: its folder, and when that was made."""
+    try:
+        return folder, (folder / "manifest.json").stat().st_mtime_ns
+    except OSError:
+        return folder, 0
 
 
 def _is_wanted(hub: Hub, found: Checkpoint) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 from plait.assembly import checkpoint_specs, saved
 from plait.commands.actions import export
 from plait.commands.actions.publishing import contents, outbox
-from plait.commands.actions.publishing.sending import Later, Sender
+from plait.commands.actions.publishing.retries import Later
+from plait.commands.actions.publishing.sending import Sender
 from plait.config.sections.hub import repository
 from plait.engine.checkpoints import checkpoint
 from plait.errors import PlaitError, command

@@ -7,20 +7,14 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from plait.commands.actions.publishing import card, hub, outbox
+from plait.commands.actions.publishing import card, hub, outbox, retries
 from plait.commands.actions.publishing.outbox import Item
+from plait.commands.actions.publishing.retries import Later
 from plait.config import hub_errors
 from plait.errors import PlaitError, command
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-"""Pauses after failures: each twice the one before, up to the longest."""
-
 Say = Callable[[str, bool], None]
 """Called with a line, and whether it is a warning."""
-
-
-class Later(Exception):
-    """The Hub did not take an item this time, and may take it later. Its text says why."""
 
 
 class Sender:
@@ -35,7 +29,7 @@ class Sender:
     @property
     def pause_s(self) -> float:
         """How long to wait before the next try."""
-        return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.failures - 1)) if self.failures else 0.0
+        return retries.pause_s(self.failures)
 
     def send_next(self) -> bool:
         """Send the oldest item; returns whether there was one. Raises Later for what may pass, and PlaitError for what does not."""

@@ -4,17 +4,17 @@ It sends the queue in RUN/outbox to the Hub, and keeps the mirror of checkpoints
 or was killed, and then until all is sent. Another process that does so, such as that of a run that was killed, is waited for.
 """
 
+import importlib
 import os
 import threading
 import time
 from pathlib import Path
 from typing import Protocol
 
-from plait.commands.actions.publishing import mirror, outbox
-from plait.commands.actions.publishing.mirror import Mirror
-from plait.commands.actions.publishing.sending import FIRST_PAUSE_S, LONGEST_PAUSE_S, Later, Sender
+from plait.commands.actions.publishing import outbox
+from plait.commands.actions.publishing.retries import Later
 from plait.engine.monitoring.beside.process import Inbox
-from plait.errors import PlaitError, command
+from plait.errors import PlaitError
 
 NICENESS = 10
 _LOOK_EVERY_S = 0.5
@@ -24,7 +24,7 @@ _MIRROR_LOCK = "mirror.lock"
 
 
 class Way(Protocol):
-    """A place that a run is sent to."""
+    """A place that a run is sent to: `Way(run, inbox)` of hub_way.py or mirror_way.py, of which only what is needed is imported."""
 
     @property
     def pause_s(self) -> float:
@@ -35,67 +35,6 @@ class Way(Protocol):
 
     def left(self) -> str | None:
         """Return what was not sent, as a line that says what to do, None for nothing."""
-
-
-class HubWay:
-    """The way of a run's queue to the Hub."""
-
-    def __init__(self, run: Path, inbox: Inbox) -> None:
-        self.run = run
-        self.sender = Sender(run, lambda text, warning: inbox.say(text, warning=warning))
-
-    @property
-    def pause_s(self) -> float:
-        """How long to wait after a failure."""
-        return self.sender.pause_s
-
-    def send(self) -> bool:
-        """Send the oldest item of the queue."""
-        return self.sender.send_next()
-
-    def left(self) -> str | None:
-        """Return how many pushes wait."""
-        count = len(outbox.waiting(self.run))
-        waits = f"{count} push{'es' if count > 1 else ''} to the Hub wait{'' if count > 1 else 's'} in {self.run / outbox.FOLDER}"
-        return f"{waits}: `{command('push', self.run)}` sends what is there" if count else None
-
-
-class MirrorWay:
-    """The way of a run's checkpoints to its mirror. An address that fails is tried again."""
-
-    def __init__(self, run: Path, inbox: Inbox) -> None:
-        self.run, self.inbox, self.failures = run, inbox, 0
-        self.mirror = Mirror(run, inbox.settings["mirror"], inbox.settings["keep"])
-        self._behind = True
-
-    @property
-    def pause_s(self) -> float:
-        """How long to wait after a failure."""
-        return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.failures - 1)) if self.failures else 0.0
-
-    def send(self) -> bool:
-        """Copy the newest checkpoint that is not there. One that the run has pruned meanwhile is no failure."""
-        self._behind = True
-        try:
-            line = self.mirror.update()
-        except PlaitError:
-            raise
-        except Exception as error:  # of any library below fsspec
-            self.failures += 1
-            if self.failures == 2:  # the first may be of a checkpoint that was pruned
-                where = self.mirror.store.shown()
-                self.inbox.say(f"the mirror {where} is behind: {mirror.reason(error)}; it is tried again", warning=True)
-            raise Later(mirror.reason(error)) from error
-        self.failures = 0
-        self._behind = line is not None
-        if line is not None:
-            self.inbox.say(line, warning=False)
-        return line is not None
-
-    def left(self) -> str | None:
-        """Return that checkpoints are not there."""
-        again = command("train", self.run)
-        return f"{self.mirror.store.shown()} does not have all checkpoints: `{again}` copies what is not there" if self._behind else None
 
 
 class Carrier:
@@ -133,14 +72,15 @@ class Carrier:
         return 0.0 if self.inbox.ended.is_set() else _LOOK_EVERY_S
 
 
-def carry(inbox: Inbox, kind: type[HubWay] | type[MirrorWay], lock: str) -> None:
-    """Send on a way, when no other process does."""
+def carry(inbox: Inbox, kind: str, lock: str) -> None:
+    """Send on the way `kind`, hub or mirror, when no other process does."""
+    way = importlib.import_module(f"plait.commands.actions.publishing.{kind}_way")
     run = Path(inbox.settings["run"])
     while True:
         with outbox.locked(run, lock) as mine:
             if mine:
                 try:
-                    Carrier(inbox, kind(run, inbox), inbox.settings["patience_s"]).work()
+                    Carrier(inbox, way.Way(run, inbox), inbox.settings["patience_s"]).work()
                 except PlaitError as error:
                     inbox.say(str(error), warning=True)
                 return
@@ -153,9 +93,9 @@ def main() -> None:
     """Send what the settings name of their run: its queue, and its mirror where they have an address."""
     inbox = Inbox(orphan_s=None)
     os.nice(NICENESS)
-    ways = [threading.Thread(target=carry, args=(inbox, HubWay, "lock"))] if inbox.settings["hub"] else []
+    ways = [threading.Thread(target=carry, args=(inbox, "hub", "lock"))] if inbox.settings["hub"] else []
     if inbox.settings["mirror"] is not None:
-        ways.append(threading.Thread(target=carry, args=(inbox, MirrorWay, _MIRROR_LOCK)))
+        ways.append(threading.Thread(target=carry, args=(inbox, "mirror", _MIRROR_LOCK)))
     for way in ways:
         way.start()
     for way in ways:

@@ -1,0 +1,47 @@
+"""The way of a run's checkpoints to its mirror, for the process beside a run (uploader.py)."""
+
+from pathlib import Path
+
+from plait.commands.actions.publishing import mirror, retries
+from plait.commands.actions.publishing.mirror import Mirror
+from plait.commands.actions.publishing.retries import Later
+from plait.engine.monitoring.beside.process import Inbox
+from plait.errors import PlaitError, command
+
+
+class Way:
+    """The way of a run's checkpoints to its mirror. An address that fails is tried again."""
+
+    def __init__(self, run: Path, inbox: Inbox) -> None:
+        self.run, self.inbox, self.failures = run, inbox, 0
+        self.mirror = Mirror(run, inbox.settings["mirror"], inbox.settings["keep"])
+        self._behind = True
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait after a failure."""
+        return retries.pause_s(self.failures)
+
+    def send(self) -> bool:
+        """Copy the newest checkpoint that is not there. One that the run has pruned meanwhile is no failure."""
+        self._behind = True
+        try:
+            line = self.mirror.update()
+        except PlaitError:
+            raise
+        except Exception as error:  # of any library below fsspec
+            self.failures += 1
+            if self.failures == 2:  # the first may be of a checkpoint that was pruned
+                where = self.mirror.store.shown()
+                self.inbox.say(f"the mirror {where} is behind: {mirror.reason(error)}; it is tried again", warning=True)
+            raise Later(mirror.reason(error)) from error
+        self.failures = 0
+        self._behind = line is not None
+        if line is not None:
+            self.inbox.say(line, warning=False)
+        return line is not None
+
+    def left(self) -> str | None:
+        """Return that checkpoints are not there."""
+        again = command("train", self.run)
+        return f"{self.mirror.store.shown()} does not have all checkpoints: `{again}` copies what is not there" if self._behind else None

@@ -1,0 +1,13 @@
+"""When something that is sent is tried again: pauses that grow with the failures."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+"""Pauses after failures: each twice the one before, up to the longest."""
+
+
+class Later(Exception):
+    """What was sent was not taken this time, and may be later. Its text says why."""
+
+
+def pause_s(failures: int) -> float:
+    """Return how long to wait after so many failures in a row."""
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (failures - 1)) if failures else 0.0
