@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 
 from plait.data import images
+from plait.data.loading.loader import Loader
 from plait.data.memory import allocation, reused
+from plait.data.order import Order
+from tests.data.test_turns import Encoder, Numbers
 
 MEGABYTE = 1 << 20
 
@@ -98,3 +101,27 @@ def test_pictures_and_batches_take_reused_memory_and_the_same_values(pool):
     assert torch.equal(images.to_unit(picture), picture.to(torch.float32).div_(127.5).sub_(1.0))
     squares = images.resize_all([picture] * 3, 224, 224)
     assert torch.equal(squares, torch.stack([images.resize(picture, 224, 224)] * 3))
+
+
+def test_a_loader_that_ends_beside_another_leaves_that_one_its_memory():
+    def loader():
+        return Loader([Numbers()], Order([64], [1.0], 0, 16), Encoder(), seed=0, workers=2, stop_step=4)
+
+    with loader() as training:
+        steps = iter(training)
+        next(steps)
+        with loader() as evaluation:
+            assert len(list(evaluation)) == 4
+        assert allocation.lease is not None
+        next(steps)
+    assert allocation.lease is None
+
+
+def test_memory_that_outlives_its_loader_goes_back_to_the_system(monkeypatch):
+    monkeypatch.setattr(reused, "_pool", reused.Pool())
+    reused.begin(user := object())
+    kept = allocation.empty((MEGABYTE,), torch.float32)
+    reused.end(user)
+    assert reused._pool._owned_bytes > 0
+    del kept
+    assert reused._pool._owned_bytes == 0

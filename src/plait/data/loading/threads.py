@@ -13,8 +13,7 @@ import torch
 from plait.data.loading.micro_batch import Example, MicroBatch, MicroBatchBuilder
 from plait.data.loading.turns import Turns
 from plait.data.loading.workers import POLL_S, STOP_TIMEOUT_S, Interrupted, PendingStep, Stop
-from plait.data.memory import allocation
-from plait.data.memory.reused import Pool
+from plait.data.memory import reused
 from plait.data.order import SampleId
 
 
@@ -37,8 +36,7 @@ class ThreadWorkers:
         self._closing = threading.Event()
         self._turns = Turns(allowed=workers > 1 and not any(source.may_wait for source in builder.sources))
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._memory = Pool()
-        allocation.lease = self._memory.lease  # by all of this process: what other threads make is used again too
+        reused.begin(self)
         self._threads = _threads_of_one_torch_thread(workers, self._run)
 
     def _run(self) -> None:
@@ -86,9 +84,7 @@ class ThreadWorkers:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        if allocation.lease == self._memory.lease:
-            allocation.lease = None
-        self._memory.clear()
+        reused.end(self)
 
 
 def _result(future: "Future[MicroBatch]", stop: Stop) -> MicroBatch:

@@ -11,17 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plait.data.memory import allocation
+
 _IDLE_BYTES = 64 << 20
 """What may lie unused in any case; beyond, as much as is in use."""
 
 
 class Pool:
-    """Buffers by size. What becomes free is appended to its list by whichever thread drops the last reference, without a lock."""
+    """Buffers by size, for all threads. `kept`: whether what becomes free stays, to be used again."""
 
     def __init__(self) -> None:
+        self.kept = True
         self._free: dict[int, list[Tensor]] = {}
         self._owned_bytes = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the last reference may be dropped while this thread has it
 
     def lease(self, size: int) -> np.ndarray:
         """Return an array (size,) of bytes, uint8, of any content."""
@@ -35,8 +38,15 @@ class Pool:
                 memory = torch.empty(whole, dtype=torch.uint8)
                 self._owned_bytes += whole
         lease: np.ndarray = memory.numpy()  # a new object: views of it, and tensors made from those, keep it alive
-        weakref.finalize(lease, free.append, memory).atexit = False
+        weakref.finalize(lease, self._take_back, memory).atexit = False
         return lease[:size]
+
+    def _take_back(self, memory: Tensor) -> None:
+        with self._lock:
+            if self.kept:
+                self._free[len(memory)].append(memory)
+            else:
+                self._owned_bytes -= len(memory)
 
     def _make_room(self, size: int) -> None:
         """Give free buffers back to the system, the largest first, until those left are no more than what is in use, `size` included."""
@@ -53,6 +63,27 @@ class Pool:
                 while free:
                     free.pop()
                     self._owned_bytes -= size
+
+
+_pool = Pool()
+_users: set[int] = set()
+_changing = threading.Lock()
+
+
+def begin(user: object) -> None:
+    """Have all memory of this process's pixels and batches come from one pool, until every `user` has ended."""
+    with _changing:
+        _users.add(id(user))
+        allocation.lease, _pool.kept = _pool.lease, True
+
+
+def end(user: object) -> None:
+    """Take note that `user` needs the pool no more. What lies unused is given back; after the last one memory is fresh again."""
+    with _changing:
+        _users.discard(id(user))
+        if not _users:
+            allocation.lease, _pool.kept = None, False
+    _pool.clear()
 
 
 def _rounded(size: int) -> int:
