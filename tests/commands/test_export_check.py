@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import warnings
 
 import pytest
 import torch
@@ -24,10 +25,17 @@ TINY = """{hidden: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, mlp: 64, 
 FAMILIES = {
     "molmo": "family: molmo\npreset: debug\nmodel: {max_crops: 1}\n" + COMMON.replace("TASK", "count"),
     "world": f"family: theworld\npreset: tiny\nmodel: {{system: Be brief., tiny: {TINY}}}\n" + COMMON.replace("TASK", "count"),
+    "adapters": f"family: theworld\npreset: tiny\nmodel: {{world: null, tiny: {TINY}}}\n"
+    "adapters: {language: {rank: 2, alpha: 8}, vision: {kind: dora, rank: 2}}\ntrainable: [language.lora, vision.lora]\n"
+    + COMMON.replace("TASK", "count"),
     "nanodit": "family: nanodit\nmodel: {depth: 1, hidden: 16, heads: 2, space: pixels, patch: 8, text: words, text_dim: 16, words: 64, "
     "image_dim: 0, image_size: 32}\n" + COMMON.replace("TASK", "caption"),
 }
-TRUSTED = {"molmo": ["--check=transformers", "--trust-remote-code"], "nanodit": ["--check=diffusers", "--trust-remote-code"]}
+TRUSTED = {
+    "adapters": ["--to=peft", "--check=peft"],
+    "molmo": ["--check=transformers", "--trust-remote-code"],
+    "nanodit": ["--check=diffusers", "--trust-remote-code"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +75,7 @@ def forked(monkeypatch):
     def run(command, environment):
         if (child := os.fork()) == 0:
             os.environ.update(environment)
+            warnings.simplefilter("ignore")  # as in a process of its own
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
             try:
@@ -81,6 +90,7 @@ def forked(monkeypatch):
 EQUAL = {
     "molmo": r"without plait: all \d+ weights are equal, bit for bit[^|]*3 prompts: the same tokens, .* the same greedy answers",
     "world": r"without plait: all \d+ weights are equal, bit for bit[^|]*3 prompts: the same tokens, .* the same greedy answers",
+    "adapters": r"without plait: all 28 weights are equal, bit for bit[^|]*logits of 48 positions are within .*vision",
     "nanodit": r"without plait: all \d+ weights are equal, bit for bit[^|]*6 pictures of the same seeds are equal, byte for byte",
 }
 
@@ -193,17 +203,22 @@ NANODIT = {
         "it lacks 1 of the weights: embed.bias|diffusers cannot load and ask it: ",
     ),
 }
-BROKEN = [("molmo", name) for name in MOLMO] + [("nanodit", name) for name in NANODIT]
+ADAPTERS = {
+    "no weights": (remove("language/adapter_model.safetensors"), "peft cannot load and ask it: "),
+    "another alpha": (replace("language/adapter_config.json", '"lora_alpha": 8', '"lora_alpha": 9'), "logits are up to"),
+    "other targets": (replace("vision/adapter_config.json", "layers.0.mlp.fc1", "layers.0.mlp.fc2"), "they differ in "),
+}
+BROKEN = [("adapters", name) for name in ADAPTERS] + [("molmo", name) for name in MOLMO] + [("nanodit", name) for name in NANODIT]
 
 
 @pytest.mark.parametrize(("family", "name"), BROKEN)
 def test_a_broken_export_is_refused_with_what_differs(trained, exported, forked, tmp_path, caplog, capsys, family, name):
-    fault, line = {"molmo": MOLMO, "nanodit": NANODIT}[family][name]
+    fault, line = {"adapters": ADAPTERS, "molmo": MOLMO, "nanodit": NANODIT}[family][name]
     out = shutil.copytree(exported(family, caplog)[0], tmp_path / "out")
     fault(out)
     assert cli.main(["export", str(trained(family)), str(out), *TRUSTED[family]]) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told.startswith(f"plait: {out} is no export to pass on: ") and re.search(line, told), told
+    assert re.match(rf"plait: {out}(/\w+)? is no export to pass on: ", told) and re.search(line, told), told
 
 
 def test_an_export_that_is_not_equal_does_not_get_its_name(trained, tmp_path, forked, monkeypatch, capsys):
@@ -221,6 +236,7 @@ REFUSED = {
     ("world", "--check=transformers --trust-remote-code"): "an export --to hf has no code: leave --trust-remote-code out",
     ("molmo", "--check=diffusers --trust-remote-code"): "hf is a layout of family 'molmo' that is loaded by transformers; known: --to hf",
     ("molmo", "--to=molmo --check=transformers"): "molmo is a layout of family 'molmo' that no check loads; known: --to hf --check",
+    ("adapters", "--to=hf --check=peft"): "hf is a layout of family 'theworld' that is loaded by transformers; known: ",
     ("molmo", "--trust-remote-code"): "--trust-remote-code goes with --check",
 }
 

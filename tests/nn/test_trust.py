@@ -20,6 +20,7 @@ CALLS = [
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "from_pretrained"
     if ast.unparse(node.func.value) != "GenerationConfig"  # reads JSON alone, and would keep the option as a setting of its own
+    if ast.unparse(node.func.value) != "library.PeftModel"  # has no code to run, and would hand the option on
 ]
 
 

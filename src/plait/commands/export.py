@@ -5,7 +5,7 @@ from plait.commands.command import Arguments, Command, Parser
 from plait.config.sections.adapters import HELP, LAYOUT
 from plait.families import registry
 
-LIBRARIES = ("transformers", "diffusers")
+LIBRARIES = ("transformers", "diffusers", "peft")
 """What `--check` loads an export with."""
 
 

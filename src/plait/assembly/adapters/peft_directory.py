@@ -25,13 +25,13 @@ def write(adapters: Adapters, trained: Collection[str], parts: Sequence[Mapping[
     a family's `base` returns them. Raises PlaitError where no adapters were trained, and where weights of the model below them were, which
     such a directory does not hold.
     """
-    used = [component for component in adapters.layers if not set(adapters.components[component + SUFFIX]).isdisjoint(trained)]
+    used = trained_components(adapters, trained)
     if not used:
         raise PlaitError(f"--to {LAYOUT}: no adapters were trained so far: {', '.join(f'{name}{SUFFIX}' for name in adapters.layers)}")
     lines = []
     with new_folder(out) as folder:
         for component in used:
-            root, model = _root(adapters.model, list(adapters.layers[component]))
+            root, model = root_of(adapters.model, list(adapters.layers[component]))
             below = sorted(name for name in trained if name.startswith(root) and name not in adapters.names)
             if below:
                 raise PlaitError(
@@ -43,6 +43,11 @@ def write(adapters: Adapters, trained: Collection[str], parts: Sequence[Mapping[
             named = f"{type(model).__name__} of {base['name']}" if base is not None else type(model).__name__
             lines.append(f"{component}{SUFFIX}: PeftModel.from_pretrained loads it over {named}")
     return lines
+
+
+def trained_components(adapters: Adapters, trained: Collection[str]) -> list[str]:
+    """Return the components of which an adapter's parameter is among `trained`, each of which has a folder where there are several."""
+    return [component for component in adapters.layers if not set(adapters.components[component + SUFFIX]).isdisjoint(trained)]
 
 
 def _write_one(adapters: Adapters, component: str, root: str, base: Mapping[str, str | None] | None, folder: Path) -> None:
@@ -63,7 +68,7 @@ def _write_one(adapters: Adapters, component: str, root: str, base: Mapping[str,
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _root(model: nn.Module, layers: Sequence[str]) -> tuple[str, nn.Module]:
+def root_of(model: nn.Module, layers: Sequence[str]) -> tuple[str, nn.Module]:
     """Return the model that has the layers, and what its parameters' names begin with: "" for the whole, "gemma." for a part of it."""
     parts = layers[0].split(".")
     for count in range(len(parts)):

@@ -47,7 +47,7 @@ def export(
     config, trained = located.config, set(located.checkpoint.manifest["state"]["trained"])
     to = _layout(located, to)
     wanted = None if library is None else _check_of(config.family, to, library, trust)
-    folder = out if wanted is None or out.exists() else out.with_name(f"{out.name}.unchecked")
+    folder = out if library is None or out.exists() else out.with_name(f"{out.name}.unchecked")
     if folder != out and folder.exists():
         raise PlaitError(f"{folder} exists already, an export that was not equal to its run: look at it, and remove it")
     with distributed.join() as ranks:
@@ -58,15 +58,15 @@ def export(
             bundle, config, trained = exported.merged(bundle, config, trained)
         if not folder.exists():
             _write(bundle, config, trained, to, folder)
-        if wanted is not None:
+        if library is not None:
             log.info(f"loading {folder} with {library}, in a process of its own")
-            for line in check.check(bundle, config, folder, wanted):
+            for line in _checked(bundle, config, trained, folder, wanted):
                 log.info(line)
-            if folder != out:
-                folder.rename(out)
+        if folder != out:
+            folder.rename(out)
         which = "averaged weights" if averaged and located.checkpoint.tensors("ema") else "last weights"
         which = which if length is None else f"weights averaged over a length of {length}"
-        log.info(f"{located.checkpoint.folder}, {which}, as {to}: {'written to' if wanted is None or folder != out else 'equal to'} {out}")
+        log.info(f"{located.checkpoint.folder}, {which}, as {to}: {'written to' if library is None or folder != out else 'equal to'} {out}")
 
 
 def _layout(located: saved.SavedModel, to: str | None) -> str:
@@ -88,14 +88,27 @@ def _layout(located: saved.SavedModel, to: str | None) -> str:
     return to
 
 
-def _check_of(family: str, to: str, library: str, trust: bool) -> Check:
-    """Return how the layout `to` is checked. Raises PlaitError where `library` does not load it, or only with `trust` in its code."""
+def _checked(bundle: ModelBundle, config: RunConfig, trained: set[str], folder: Path, wanted: Check | None) -> list[str]:
+    """Return lines on how equal an export is to the model; `wanted` None: of adapters alone. Raises PlaitError where it is not."""
+    if wanted is not None:
+        return check.check(bundle, config, folder, wanted)
+    assert bundle.adapters is not None, "looked at before"
+    return check.check_adapters(bundle.adapters, trained, folder)
+
+
+def _check_of(family: str, to: str, library: str, trust: bool) -> Check | None:
+    """Return how the layout `to` is checked, None for adapters alone.
+
+    Raises PlaitError where `library` does not load it, or only with `trust` in its code.
+    """
+    if to == LAYOUT and library == "peft" and not trust:
+        return None
     publisher = offers.publisher(family)
     checks = {} if publisher is None else offers.export_checks(publisher)
     if to not in checks or checks[to].library != library:
-        fits = [f"--to {name} --check {check.library}" for name, check in checks.items()]
+        fits = [f"--to {name} --check {check.library}" for name, check in checks.items()] + [f"--to {LAYOUT} --check peft"]
         reason = f"that is loaded by {checks[to].library}" if to in checks else "that no check loads"
-        raise PlaitError(f"--check {library}: {to} is a layout of family {family!r} {reason}; known: {', '.join(fits) or 'none'}")
+        raise PlaitError(f"--check {library}: {to} is a layout of family {family!r} {reason}; known: {', '.join(fits)}")
     if checks[to].trust and not trust:
         raise PlaitError(f"--check {library}: an export --to {to} is loaded by the code in it: add --trust-remote-code to have that run")
     if trust and not checks[to].trust:

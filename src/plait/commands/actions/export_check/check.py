@@ -1,26 +1,33 @@
 """Compare an export with its model: a process of its own loads it, and both are asked the same."""
 
+import contextlib
+import copy
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from plait.assembly.adapters import peft_directory
+from plait.assembly.adapters.layers import Adapters
 from plait.assembly.model import ModelBundle
 from plait.commands.actions.export_check import load
 from plait.config.schema import RunConfig, SourceEntry
+from plait.config.sections.adapters import SUFFIX
 from plait.data.sources.open import open_source
 from plait.engine.precision import autocast
 from plait.errors import PlaitError, first_names, printable
 from plait.families.module_contracts import Check
+from plait.keys import rng
 
 _CLOSE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """How far logits may be apart, over their spread, by the widest dtype of the weights: sums are added in another order."""
@@ -28,7 +35,7 @@ _CLOSE_HALF = 0.05
 _LEVELS, _SHARE = 1, 0.01
 """Pictures: of 255 levels, by how many values may differ, and what share of them."""
 _REASON_LENGTH = 400  # characters
-_PICTURES = 3
+_PICTURES, _TOKENS = 3, 24
 _KEYS = {"missing_keys": "lacks", "unexpected_keys": "holds, of no use,", "mismatched_keys": "has, of another shape,"}
 
 
@@ -48,7 +55,8 @@ def check(bundle: ModelBundle, config: RunConfig, folder: Path, wanted: Check) -
             expected = [wanted.results(bundle.model, inputs, question) for question in asked]
         settings = json.loads(json.dumps(wanted.settings(bundle.model, inputs)))
         bundle.model.to("cpu")
-        told, arrays = _loaded(folder, wanted, asked, str(device), work)
+        request = {"library": wanted.library, "trust": wanted.trust, "register": wanted.register, "device": str(device), "asked": asked}
+        told, arrays = _loaded(folder, request, work)
         told["weights"] = {key: value for key, value in told["weights"].items() if not (wanted.unused and re.match(wanted.unused, key))}
         bundle.model.to(device)
     without = "" if wanted.register else ", without plait"
@@ -62,6 +70,60 @@ def check(bundle: ModelBundle, config: RunConfig, folder: Path, wanted: Check) -
     return [*lines, compare(folder, told, arrays, expected, close)]
 
 
+def check_adapters(adapters: Adapters, trained: Collection[str], folder: Path) -> list[str]:
+    """Load the adapters in `folder` with peft, in a fresh process, over their model; return lines on how equal they are.
+
+    `trained`: names of parameters that ever were. Raises PlaitError as `check` does, and for adapters of no language model of transformers.
+    """
+    used, lines = peft_directory.trained_components(adapters, trained), []
+    for component in used:
+        prefix, model = peft_directory.root_of(adapters.model, list(adapters.layers[component]))
+        if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+            raise PlaitError(f"--check peft: the adapters of {component} are in {type(model).__name__}, no language model of transformers")
+        names = [name for name in adapters.components[component + SUFFIX] if name in adapters.names]
+        parameters = dict(adapters.model.named_parameters())
+        weights = {f"base_model.model.{name.removeprefix(prefix)}": load.digest(parameters[name].detach().float()) for name in names}
+        own = folder / component if len(used) > 1 else folder
+        with tempfile.TemporaryDirectory(prefix="plait-check-") as name, _alone(adapters, component):
+            work = Path(name)
+            _write_base(model, {full.removeprefix(prefix) for full in adapters.names}, work / "base")
+            vocabulary = model.config.get_text_config().vocab_size
+            ids = torch.from_numpy(rng("check", component).integers(0, vocabulary, (2, _TOKENS)))
+            with torch.no_grad():
+                ours = model(input_ids=ids.to(model.device)).logits.float().cpu()
+            request = {"library": "peft", "trust": False, "register": None, "device": str(model.device), "base": str(work / "base")}
+            told, arrays = _loaded(own, {**request, "asked": ids.tolist()}, work)
+        same = _same_weights(own, told, weights)
+        close = _CLOSE.get(max((value.dtype for value in model.parameters()), key=lambda dtype: dtype.itemsize), _CLOSE_HALF)
+        spread, apart = float(ours.std()), float((arrays["logits"] - ours).abs().max())
+        if not apart <= close * spread:
+            raise _fault(own, f"logits are up to {apart:.3g} apart, of a spread of {spread:.3g}")
+        lines.append(f"peft loads {own} over {type(model).__name__} in a process of its own, without plait: {same}")
+        lines.append(f"logits of {ids.numel()} positions are within {apart:.2g} (their spread is {spread:.3g})")
+    return lines
+
+
+@contextlib.contextmanager
+def _alone(adapters: Adapters, component: str) -> Iterator[None]:
+    """Have the adapters of one component in use alone, as a directory of them is loaded; those of the others as before at the end."""
+    others = [layer for name, part in adapters.layers.items() if name != component for layer in part.values() if not layer.disable_adapters]
+    for layer in others:
+        layer.enable_adapters(False)
+    yield
+    for layer in others:
+        layer.enable_adapters(True)
+
+
+def _write_base(model: PreTrainedModel, adapters: Collection[str], folder: Path) -> None:
+    """Write a model of transformers without its adapters, whose parameters are named in `adapters`."""
+    folder.mkdir()
+    settings = copy.deepcopy(model.config)
+    settings.architectures = [type(model).__name__]
+    settings.save_pretrained(folder)
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.named_parameters() if name not in adapters}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def _pictures(work: Path) -> list[Path]:
     """Write a few drawn pictures, and return their files."""
     drawn = open_source(SourceEntry(source="scenes", limit=_PICTURES, options={"size": [96, 64]}), seed=0)
@@ -71,12 +133,12 @@ def _pictures(work: Path) -> list[Path]:
     return paths
 
 
-def _loaded(folder: Path, wanted: Check, asked: Sequence[Any], device: str, work: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _loaded(folder: Path, request: Mapping[str, Any], work: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return what the process that loads the export says, and its tensors. Raises PlaitError where it cannot load it, or ask it."""
-    request = {"library": wanted.library, "folder": str(folder.absolute()), "trust": wanted.trust, "register": wanted.register}
-    request |= {"device": device, "asked": asked, "out": str(work)}
-    (work / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    environment = {**os.environ, "HF_MODULES_CACHE": str(work / "modules")} | ({} if wanted.register else {"PYTHONPATH": ""})
+    register = request["register"]
+    given = {"folder": str(folder.absolute()), "out": str(work), **request}
+    (work / "request.json").write_text(json.dumps(given), encoding="utf-8")
+    environment = {**os.environ, "HF_MODULES_CACHE": str(work / "modules")} | ({} if register else {"PYTHONPATH": ""})
     command = [sys.executable, "-P", str(load.__file__), str(work / "request.json")]
     done = _run(command, environment)
     try:
@@ -86,7 +148,7 @@ def _loaded(folder: Path, wanted: Check, asked: Sequence[Any], device: str, work
         told = {"error": f"its process ended with code {done.returncode}: {last}"}
     if "error" in told:
         reason = printable(" ".join(str(told["error"]).split()))[:_REASON_LENGTH]
-        raise PlaitError(f"{folder} is no export to pass on: {wanted.library} cannot load and ask it: {reason}")
+        raise PlaitError(f"{folder} is no export to pass on: {request['library']} cannot load and ask it: {reason}")
     return told, load_file(work / "results.safetensors")
 
 

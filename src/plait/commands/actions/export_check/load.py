@@ -73,6 +73,18 @@ def ask_diffusers(library: Any, request: Mapping[str, Any]) -> Answer:
     return told, {f"pictures.{number}": torch.from_numpy(np.stack(drawn)) for number, drawn in enumerate(pictures)}
 
 
+def ask_peft(library: Any, request: Mapping[str, Any]) -> Answer:
+    """Return the adapters' weights and the logits of a model of transformers, that of `base`, with them. `asked`: rows of ids."""
+    transformers, trust = importlib.import_module("transformers"), bool(request["trust"])
+    (kind,) = json.loads(Path(request["base"], "config.json").read_bytes())["architectures"]
+    base = getattr(transformers, kind).from_pretrained(request["base"], trust_remote_code=trust)
+    model = library.PeftModel.from_pretrained(base, request["folder"]).eval().to(request["device"])
+    weights = {name: digest(value) for name, value in model.named_parameters() if ".lora_" in name}
+    told: dict[str, Any] = {"weights": weights, "answers": [], "settings": {}, **{kind: [] for kind in KINDS}}
+    with torch.no_grad():
+        return told, {"logits": model(input_ids=torch.tensor(request["asked"], device=request["device"])).logits.float().cpu()}
+
+
 def main(path: str) -> None:
     """Answer the request in the file `path`; an error becomes its result."""
     request = json.loads(Path(path).read_bytes())
@@ -82,7 +94,7 @@ def main(path: str) -> None:
             sys.modules["plait"] = None  # type: ignore[assignment]  # an import of it fails
         else:
             importlib.import_module(request["register"])
-        ask = {"transformers": ask_transformers, "diffusers": ask_diffusers}[request["library"]]
+        ask = {"transformers": ask_transformers, "diffusers": ask_diffusers, "peft": ask_peft}[request["library"]]
         told, arrays = ask(importlib.import_module(request["library"]), request)
         save_file({name: value.contiguous() for name, value in arrays.items()}, out / "results.safetensors")
     except BaseException as error:  # noqa: BLE001  whatever an export's code raises
