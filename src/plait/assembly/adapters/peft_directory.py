@@ -69,7 +69,10 @@ def _write_one(adapters: Adapters, component: str, root: str, base: Mapping[str,
 
 
 def root_of(model: nn.Module, layers: Sequence[str]) -> tuple[str, nn.Module]:
-    """Return the model that has the layers, and what its parameters' names begin with: "" for the whole, "gemma." for a part of it."""
+    """Return what the names of a part's parameters begin with, and the part: the largest model of transformers with all `layers`.
+
+    The beginning is "gemma." of a part of that name, "" of the whole model.
+    """
     parts = layers[0].split(".")
     for count in range(len(parts)):
         prefix = ".".join(parts[:count])
