@@ -49,6 +49,7 @@ OPTIONAL_PACKAGES = {
     "mlflow",
     "trackio",
     "peft",
+    "bitsandbytes",
 }
 """Imported inside a function because plait runs without them."""
 

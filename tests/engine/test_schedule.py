@@ -9,6 +9,7 @@ from plait.data.sources.open import KINDS
 from plait.engine import schedule
 from plait.engine.schedule import Progress, factor, lr_factor, progress_at, warmup_of, with_warmup
 from plait.errors import PlaitError
+from plait.training.changes import sampled_rates
 
 from .toy import make_config, make_state, micro, step_batch
 
@@ -150,7 +151,7 @@ def test_what_cannot_be_together_is_told(optim, path, said):
 
 def test_the_curve_in_tokens_is_drawn_to_its_end():
     optim = Optim.model_validate({"lr": 1.0, "schedule": {"name": "linear", "units": "tokens", "decay_tokens": 1000}})
-    values, end, units = schedule.curve(optim, 7, 11)
+    values, end, units = sampled_rates(optim, 7, 11)
     assert (end, units) == (1000, "tokens") and values[-1] == pytest.approx(0.001)
 
 
@@ -190,7 +191,7 @@ def test_a_warm_up_is_the_components_own_in_the_unit_of_the_schedule():
 
 def test_the_curve_in_steps_goes_from_the_first_update_to_the_last():
     optim = Optim.model_validate({"lr": 0.5, "schedule": {"name": "linear", "warmup_steps": 2, "min_lr": 0.05}})
-    values, end, units = schedule.curve(optim, 11, 6)
+    values, end, units = sampled_rates(optim, 11, 6)
     assert (end, units) == (11, "steps")
     wanted = [lr_factor("linear", at(step, 11), 2, 0.1) for step in (0, 2, 4, 6, 8, 10)]
     assert values == pytest.approx(wanted)
@@ -199,7 +200,7 @@ def test_the_curve_in_steps_goes_from_the_first_update_to_the_last():
 @pytest.mark.parametrize(("warmup", "end"), [(50, 200), (0, 4)])
 def test_a_curve_in_tokens_without_an_end_is_drawn_over_four_warm_ups(warmup, end):
     plan = {"name": "inverse_sqrt", "units": "tokens", "warmup_tokens": warmup}
-    assert schedule.curve(Optim.model_validate({"schedule": plan}), 7, 5)[1] == end
+    assert sampled_rates(Optim.model_validate({"schedule": plan}), 7, 5)[1] == end
 
 
 def test_only_a_schedule_in_tokens_needs_a_family_that_counts_them():

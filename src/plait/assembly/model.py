@@ -125,7 +125,10 @@ def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: Callable[[],
         model = family.build(section, assets, seed=seed)
     adapters = adapter_layers.add(family, model, config.adapters, config.seed) if config.adapters else None
     sharding = Sharding(model) if ranks.size > 1 else None
-    return ModelBundle(family, section, assets, model, hashes(model), sharding, unread=unread, adapters=adapters)
+    bundle = ModelBundle(family, section, assets, model, hashes(model), sharding, unread=unread, adapters=adapters)
+    if adapters is not None:
+        adapters.quantise()
+    return bundle
 
 
 def seed_of(config: RunConfig) -> int:

@@ -55,6 +55,7 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
         if name != component and name not in config.adapters:
             cure = f"for example --adapters.{name}.rank=16"
             result.append((("trainable",), f"names {component!r}, the adapters of {name}, and there are none: {cure}"))
+    result += _quantised_conflicts(config)
     return result + _device_conflicts(config.distributed) + _data_conflicts(config, kinds)
 
 
@@ -88,6 +89,20 @@ def _idle_adapters(stages: Sequence[RunConfig]) -> list[Conflict]:
         for name in idle
         if f"{name}{SUFFIX}" not in named
     ]
+
+
+def _quantised_conflicts(config: RunConfig) -> list[Conflict]:
+    """Return the conflicts of adapters over weights in 4 bits: such weights do not train, and are not divided over ranks."""
+    result: list[Conflict] = []
+    named = {item.partition(":")[0] for item in config.trainable}
+    for name in (name for name, adapter in config.adapters.items() if adapter.quantize is not None):
+        if named & {name, "*"}:
+            message = f"is set, and trainable names {name if name in named else '*'}: weights in 4 bits do not train, name {name}{SUFFIX}"
+            result.append((("adapters", name, "quantize"), message))
+        if config.distributed.strategy != "ddp":
+            message = f"is set, and weights in 4 bits are whole on each rank: distributed.strategy=ddp, not {config.distributed.strategy}"
+            result.append((("adapters", name, "quantize"), message))
+    return result
 
 
 def _shares_of(data: Data) -> dict[tuple[str | None, ...], float | None]:

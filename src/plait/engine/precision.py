@@ -78,11 +78,9 @@ def set_precision(model: nn.Module, full: Collection[str], precision: str) -> No
             parameter.data = parameter.data.to(target)
 
 
-def round_frozen(model: nn.Module, ever_trained: Collection[str], precision: str) -> None:
-    """Cast weights not in `ever_trained` (names) to the frozen dtype of `precision`, as was done before the run was stopped and resumed."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and name not in ever_trained:
-            parameter.data = parameter.data.to(TYPES[precision].frozen)
+def count(parameter: nn.Parameter) -> int:
+    """Return how many values a parameter holds; of one that bitsandbytes keeps in 4 bits, how many it stands for."""
+    return math.prod(parameter.__dict__.get("quant_state", parameter).shape)
 
 
 @dataclass

@@ -86,15 +86,3 @@ def lr_factor(name: str, progress: Progress, warmup: float, floor: float = 0.0, 
     if name == "linear":
         return 1 - (1 - floor) * p
     return floor + (1 - floor) * (1 + math.cos(math.pi * p)) / 2
-
-
-def curve(optim: Optim, steps: int, points: int) -> tuple[list[float], float, str]:
-    """Sample the common learning rate, no component's own, at `points` evenly spaced updates of a stage of `steps`, to draw it.
-
-    Returns (rates over the peak, where the curve ends, the unit of that end: "steps" or "tokens").
-    """
-    schedule, warmup = optim.schedule, warmup_of(optim)
-    end = (schedule.decay_steps or steps) if schedule.units == "steps" else (schedule.decay_tokens or 4 * max(warmup, 1))
-    updates = [round(i * (end - 1) / (points - 1)) for i in range(points)]
-    values = [factor(optim, Progress(update, update + 1, end), warmup) for update in updates]
-    return values, end, schedule.units

@@ -165,7 +165,7 @@ def _rates(optim: Optim, steps: int, update: int) -> set[float]:
 
 def curve(config: RunConfig, steps: int) -> str:
     """Return the learning-rate curve over `steps` steps as a line of text, such as "▁▄█▆▃ peak 0.0003, end 0, 1000 steps"."""
-    values, end, units = schedule.curve(schedule.with_warmup(config.optim, steps), steps, _CURVE_COLUMNS)
+    values, end, units = sampled_rates(schedule.with_warmup(config.optim, steps), steps, _CURVE_COLUMNS)
     bars = "".join(_BARS[round(value * (len(_BARS) - 1))] for value in values)
     return f"{bars} peak {config.optim.lr:.2g}, end {config.optim.lr * values[-1]:.2g}, {end} {units}"
 
@@ -224,3 +224,15 @@ def check_probe(stored: float | None, now: float, allow_inexact: bool) -> str:
     if not gap <= _PROBE_TOLERANCE and not allow_inexact:
         raise PlaitError(f"{line}: this is not the model that was saved (code, base weights or data changed); --allow-inexact goes on")
     return f"{line} (another device, thread count or number of ranks)"
+
+
+def sampled_rates(optim: Optim, steps: int, points: int) -> tuple[list[float], float, str]:
+    """Sample the common learning rate, no component's own, at `points` evenly spaced updates of a stage of `steps`, to draw it.
+
+    Returns (rates over the peak, where the curve ends, the unit of that end: "steps" or "tokens").
+    """
+    settings, warmup = optim.schedule, schedule.warmup_of(optim)
+    end = (settings.decay_steps or steps) if settings.units == "steps" else (settings.decay_tokens or 4 * max(warmup, 1))
+    updates = [round(i * (end - 1) / (points - 1)) for i in range(points)]
+    values = [schedule.factor(optim, schedule.Progress(update, update + 1, end), warmup) for update in updates]
+    return values, end, settings.units

@@ -25,7 +25,6 @@ from plait.assembly.data import check_data
 from plait.assembly.model import build_model
 from plait.config import signed
 from plait.config.resolved import Resolved, StageView
-from plait.engine import precision
 from plait.engine.checkpoints import checkpoint, disk_errors, regular_files, rundir
 from plait.engine.monitoring import alerts, watchdog
 from plait.engine.monitoring.heartbeat import Heartbeat
@@ -104,7 +103,7 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
         if continues:
             resumed_from = start.resume(state, bundle, resolved.stages, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
         for view in resolved.stages[: state.stage - (state.stage_done is None)] if resumed_from else ():
-            precision.round_frozen(bundle.model, state.ever_trained, view.config.train.precision)
+            start.round_frozen(bundle.model, state.ever_trained, view.config.train.precision)
         if resumed_from is None and config.from_:
             from_weights.begin_from(state, bundle, resolved.stages[0], run=run, ranks=ranks, allow_inexact=options.allow_inexact)
         monitors = bundle.family.monitors(bundle.section)

@@ -26,7 +26,7 @@ from plait.config.schema import RunConfig
 from plait.data.buckets import BucketOrder
 from plait.data.loading.bucketing import bucket_lengths
 from plait.data.order import BatchChanges, Order
-from plait.engine import optim, schedule
+from plait.engine import optim, precision, schedule
 from plait.engine.evaluation import Bench
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
@@ -85,7 +85,7 @@ class StagePlan:
 
         `ever_trained`: names of parameters that train now or did in an earlier stage, whose weights the checkpoint holds.
         """
-        sizes = {name: value.numel() for name, value in model.named_parameters()}
+        sizes = {name: precision.count(value) for name, value in model.named_parameters()}
         contents = {}
         for component, names in self.components.items():
             values, trains = (sum(sizes[name] for name in some) for some in (names, self.trained.get(component, ())))

@@ -6,10 +6,11 @@ weights, ema (their average), moments (of the optimizer).
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import nn
 
 from plait import files
 from plait.assembly.model import ModelBundle
@@ -22,6 +23,7 @@ from plait.engine import averages, optim
 from plait.engine.checkpoints import checkpoint, integrity, migrate, post_hoc_ema, renames, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks, StoredTensor
+from plait.engine.precision import TYPES
 from plait.engine.state import GROUPS, State
 from plait.errors import PlaitError
 from plait.training import changes
@@ -199,3 +201,10 @@ def accept(rows: Sequence[migrate.Row], notes: Sequence[str], *, run: Path, orig
             log.info(f"  inexact: {line}")
     if lost and not allow_inexact:
         raise PlaitError(f"this start is inexact ({'; '.join(lost)}); if that is meant, add --allow-inexact")
+
+
+def round_frozen(model: nn.Module, ever_trained: Collection[str], precision: str) -> None:
+    """Cast weights not in `ever_trained` (names) to the frozen dtype of `precision`, as was done before the run was stopped and resumed."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and name not in ever_trained:
+            parameter.data = parameter.data.to(TYPES[precision].frozen)

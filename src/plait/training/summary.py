@@ -14,7 +14,7 @@ from plait.data.buckets import BucketOrder
 from plait.data.loading.bucketing import contents_of
 from plait.data.order import Order
 from plait.data.sources.contract import Source
-from plait.engine import averages, source_shares
+from plait.engine import averages, precision, source_shares
 from plait.training.stage_plan import StagePlan
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def announce(plan: StagePlan, model: nn.Module) -> None:
     """Log what the stage of `plan` trains, on which data sets, for how many steps, and warnings about its settings."""
     view, data = plan.view, plan.data
-    sizes = {name: value.numel() for name, value in model.named_parameters()}
+    sizes = {name: precision.count(value) for name, value in model.named_parameters()}
     total = sum(sizes[name] for names in plan.components.values() for name in names)
     counts = {component: sum(sizes[name] for name in names) for component, names in plan.trained.items()}
     trained = ", ".join(f"{component} {count:,}" for component, count in counts.items())

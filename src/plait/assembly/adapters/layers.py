@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from plait.assembly.adapters import quantised
 from plait.config.sections.adapters import AUTO, SUFFIX, Adapter
 from plait.engine.parallel.distributed import full_tensor, local, reshard_like
 from plait.errors import PlaitError
@@ -65,6 +66,13 @@ class Adapters:
                     _measure_lengths(layer)
         return lines
 
+    def quantise(self) -> None:
+        """Keep the weights of layers in 4 bits from now on where `quantize` says so, in place. Raises PlaitError without bitsandbytes."""
+        for component, kind in ((name, adapter.quantize) for name, adapter in self.settings.items() if adapter.quantize is not None):
+            for layer in self.layers[component].values():
+                layer.base_layer = quantised.quantise(layer.get_base_layer(), kind)
+                _keep_names(layer)
+
     def merge(self) -> dict[str, str]:
         """Add all adapters in use to the weights, in float32, and put the model's own layers back in their places.
 
@@ -75,6 +83,8 @@ class Adapters:
             for name, layer in layers.items():
                 own = [parameter for parameter in self.components[component + SUFFIX] if parameter.startswith(f"{name}.lora_")]
                 moved.update(dict.fromkeys(own, f"{name}.weight"))
+                if not layer.get_base_layer().weight.is_floating_point():
+                    layer.base_layer = quantised.restored(layer.get_base_layer())
                 base = layer.get_base_layer()
                 if not layer.disable_adapters:
                     base.weight.data = base.weight.data.float()
@@ -201,7 +211,9 @@ def _keep_names(layer: Any) -> None:
 def _measure_lengths(layer: Any) -> None:
     """Set the lengths that DoRA trains (Liu et al. 2024, arXiv 2402.09353, equation 5) to those of the rows of the layer's weight."""
     lengths = layer.lora_magnitude_vector[NAME].weight
-    weight = full_tensor(layer.get_base_layer().weight.detach())
+    base = layer.get_base_layer()
+    base = base if base.weight.is_floating_point() else quantised.restored(base)
+    weight = full_tensor(base.weight.detach())
     if lengths.is_meta or weight.is_meta:
         return
     values: Tensor = torch.linalg.norm(weight.float(), dim=1).to(lengths.dtype)

@@ -15,6 +15,7 @@ from plait.data.loading.bucketing import contents_of
 from plait.data.sources.filtered import filtered_text
 from plait.engine import averages, schedule
 from plait.training import summary
+from plait.training.changes import sampled_rates
 from plait.training.planning import checkpoint_size
 from plait.training.planning.findings import LEVELS, Finding
 from plait.training.planning.forecast import StageForecast, StrategyMemory
@@ -126,7 +127,7 @@ def _setting_rows(planned: StageForecast) -> Iterator[tuple[str, str]]:
     optim = config.optim if planned.plan is None else planned.plan.config.optim
     if steps:
         optim = schedule.with_warmup(optim, steps)
-        values, end, unit = schedule.curve(optim, steps, _POINTS)
+        values, end, unit = sampled_rates(optim, steps, _POINTS)
         bars = "".join(_BARS[min(len(_BARS) - 1, round(value * (len(_BARS) - 1)))] for value in values)
         warmup = schedule.warmup_of(optim)
         share = f"{warmup:,} of {end:,.0f} {unit} ({warmup / max(1, end):.2%})"
@@ -210,7 +211,7 @@ def _stage_dict(stage: PlannedStage) -> dict[str, Any]:
         "hours": None if stage.pace is None or planned.samples is None else stage.pace.hours(planned.samples),
         "pace_from": None if stage.pace is None else stage.pace.origin,
         "checkpoints": None if planned.checkpoints is None else planned.checkpoints._asdict(),
-        "rates": None if not planned.steps else schedule.curve(schedule.with_warmup(optim, planned.steps), planned.steps, _POINTS)[0],
+        "rates": None if not planned.steps else sampled_rates(schedule.with_warmup(optim, planned.steps), planned.steps, _POINTS)[0],
         "not_known": dict(planned.faults),
     }
 

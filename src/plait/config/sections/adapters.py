@@ -39,6 +39,7 @@ class Adapter(Section):
     rank: Count = Field(default=16, description="rows of A, columns of B")
     alpha: Rate | None = Field(default=None, description="B A is scaled by alpha / rank; None: the rank, so by 1")
     dropout: Share = Field(default=0.0, description="of the adapters' input, in training")
+    quantize: Literal["nf4", "fp4"] | None = Field(default=None, description="the frozen weights of these layers in 4 bits (QLoRA)")
     targets: Annotated[list[str], BeforeValidator(_as_list)] = Field(
         default=[AUTO], description="linear layers by the end of their names, as q_proj; auto: all of its blocks, or of it if it has none"
     )

@@ -195,7 +195,10 @@ class Base(Subject):
         """
         bundle = build_model(self.config, self.run, ranks, lambda: overwritten.shapes_of_start(self.config, self.run, ranks))
         if self.config.from_:
-            from_weights.begin_from(State(bundle.model), bundle, self.view, run=self.run, ranks=ranks, allow_inexact=True)
+            state = State(bundle.model)
+            from_weights.begin_from(state, bundle, self.view, run=self.run, ranks=ranks, allow_inexact=True)
+            if bundle.adapters is not None:
+                bundle.adapters.begin(state.ever_trained)
         bundle.model.to(ranks.device).eval()
         return bundle, self.config
 

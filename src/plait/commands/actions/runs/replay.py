@@ -23,7 +23,7 @@ from plait.assembly.run_configuration import open_accepted, open_of_checkpoint
 from plait.assembly.saved import check_frozen
 from plait.config.resolved import Resolved
 from plait.data.loading.loader import Loader
-from plait.engine import nonfinite, precision
+from plait.engine import nonfinite
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.guards import Quarantine
@@ -171,7 +171,7 @@ class _Again:
             check_frozen(before, bundle, first.config.seed)
             state.restore(before.manifest["state"], {group: before.stored(group) for group in GROUPS})
             for view in self.resolved.stages[: state.stage - (state.stage_done is None)]:
-                precision.round_frozen(bundle.model, state.ever_trained, view.config.train.precision)
+                start.round_frozen(bundle.model, state.ever_trained, view.config.train.precision)
         elif config.from_:
             from_weights.begin_from(state, bundle, first, run=self.temporary, ranks=self.ranks, allow_inexact=True)
         return state, bundle

@@ -23,6 +23,7 @@ from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import load_weights
 from plait.errors import PlaitError, first_names
+from plait.training import start
 from plait.training.probes import probe_loss
 from plait.training.stage_plan import installed_versions, plan_stage
 
@@ -93,6 +94,8 @@ def _parameters(saved: SavedModel, ranks: Ranks, blocks: list[Block]) -> list[Fi
         load_weights(bundle.model, renames.mapped({"weights": saved.checkpoint.stored("weights")}, former)["weights"])
     except PlaitError as error:
         return [*found, Finding("weights", str(error), "go back to the versions that the run was made with")]
+    if bundle.adapters is not None:
+        bundle.adapters.begin(trained)
     return [*found, *_outputs(saved, bundle, trained, ranks, blocks)]
 
 
@@ -162,7 +165,7 @@ def _outputs(saved: SavedModel, bundle: ModelBundle, trained: set[str], ranks: R
     manifest = saved.checkpoint.manifest
     stage = manifest["state"]["stage"]
     for view in saved.resolved.stages[:stage]:
-        precision.round_frozen(bundle.model, trained, view.config.train.precision)
+        start.round_frozen(bundle.model, trained, view.config.train.precision)
     try:
         plan = plan_stage(saved.resolved.stages[stage - 1], bundle, manifest["state"].get("batches", []))
         if plan.data.fingerprints() != manifest["data"]:
