@@ -19,22 +19,9 @@ from plait.errors import PlaitError
 log = logging.getLogger(__name__)
 
 FREE = (
-    "run",
-    "track",
-    "checkpoint",
-    "evaluate",
-    "distributed",
-    "guard",
-    "alert",
-    "hub",
-    "data.workers",
-    "data.worker_kind",
-    "data.prefetch",
-    "data.cache",
-    "data.feature_cache",
-    "data.feature_cache_gb",
-    "data.feature_cache_of",
-    "train.micro_batch",
+    *("run", "track", "checkpoint", "evaluate", "distributed", "guard", "alert", "hub"),
+    *("data.workers", "data.worker_kind", "data.prefetch", "data.cache", "train.micro_batch"),
+    *("data.feature_cache", "data.feature_cache_gb", "data.feature_cache_of"),
 )
 """Keys that may differ when a run is continued: they change how it computes or what it reports, never its results."""
 
