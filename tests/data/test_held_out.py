@@ -115,6 +115,24 @@ def test_a_share_of_a_source_stands_in_place_of_that_of_all(place):
     assert both.data.shares == "20% of data.train.0, 10% of data.train.1" and [len(one) > 0 for one in open_validation(both)] == [True] * 2
 
 
+def test_drawn_data_of_other_options_is_other_data(place):
+    options = {"size": [32, 32], "objects": 1}
+    drawn = [{"source": "scenes", "limit": 20, "options": {**options, "tasks": [task]}} for task in ("colour", "count")]
+    config = open_config(configured(place, [drawn[0] | {"held_out": "20%"}, drawn[1]]), []).config
+    assert config.data.shares == "20% of data.train.0"
+    with pytest.raises(PlaitError, match=r"reads what data\.train\.0 reads, and holds out 0% of it, not 20%"):
+        open_config(configured(place, [drawn[0] | {"held_out": "20%"}, drawn[0]]), [])
+
+
+def test_a_plan_names_what_leaves_copies_out_where_a_share_is_held_out(place, capsys):
+    rows = [*entries(place, held_out="30%")[1:], {"source": "jsonl", "path": str(place / "copy.jsonl")}]
+    (place / "copy.jsonl").write_bytes((place / "data.jsonl").read_bytes())
+    cli.main(["plan", str(configured(place, rows)), "--json"])
+    (found,) = (one for one in json.loads(capsys.readouterr().out)["findings"] if one["what"] == "held-out" and "copy.jsonl" in one["text"])
+    assert "`plait data dedup CONFIG copies.jsonl` lists copies, filter: {dedup: copies.jsonl} on its source" in found["text"]
+    assert found["cure"] == ""
+
+
 def test_a_row_of_a_mixture_has_no_share_of_its_own(place):
     (place / "mixed.yaml").write_text(yaml.safe_dump([entries(place)[0] | {"weight": 1}]))
     path = configured(place, [], mixture=str(place / "mixed.yaml"), validation="5%")

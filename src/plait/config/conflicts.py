@@ -127,7 +127,9 @@ def _share_conflicts(path: KeyPath, entries: Sequence[SourceEntry], data: Data) 
 
 
 def _place(source: SourceEntry) -> tuple[str | None, ...]:
-    return source.source, source.path, source.name, source.split
+    """Return what tells whether two entries read the same samples. Those without files are told by their options, which make them."""
+    own = repr(sorted(source.options.items())) if source.path is None and source.name is None else None
+    return source.source, source.path, source.name, source.split, own
 
 
 def schedule_conflicts(optim: Optim, steps: int | None) -> list[Conflict]:
