@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import WorkStealingScheduling
 
 from plait.engine.monitoring import reporter
 
@@ -15,8 +16,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
 
+
+def leave_to_the_kernel(descriptor):
+    """Flush no file to the disk: tests kill processes, which lose nothing that was written, and a toy's run would wait as long again."""
+    os.fstat(descriptor)  # fails where a flush would: the file is closed
+
+
+os.fsync = leave_to_the_kernel
+
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("PLAIT_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each process tests that stand one after the other: what a file's tests share, such as a trained run, is made once."""
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 def pytest_collection_finish():

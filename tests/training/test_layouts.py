@@ -33,6 +33,7 @@ optim: {{lr: 1.0e-3, schedule: {{name: constant, warmup_steps: 0}}, ema: {{decay
 checkpoint: {{every_steps: 2, keep: 9}}
 evaluate: [{{bench: loss}}]
 track: {{every_steps: 1, tensorboard: false}}
+guard: {{forgetting: null}}
 """
 LAYOUTS = {
     "ddp": (2, "distributed.strategy=ddp"),
