@@ -167,10 +167,10 @@ def test_a_public_repository_gets_nothing_unless_that_is_asked_for(run, hub, cap
     assert not hub.repos["someone/fresh"].private
 
 
-def test_a_file_that_was_damaged_while_it_waited_is_not_sent(run, hub, capsys):
+def test_a_file_that_was_damaged_while_it_waited_is_not_sent_and_nothing_waits_for_it(run, hub, capsys):
     hub.forbidden = True
     hub.repos["someone/toy"] = hub_store.Repo(private=True)
-    assert push(run, "someone/toy") == 2
+    assert push(f"{run}@8", "someone/toy") == 2
     (item,) = outbox.waiting(run)
     weights = item.files / "weights.safetensors"
     damaged = bytearray(weights.read_bytes())
@@ -179,9 +179,11 @@ def test_a_file_that_was_damaged_while_it_waited_is_not_sent(run, hub, capsys):
     weights.write_bytes(bytes(damaged))
     hub.forbidden = False
     capsys.readouterr()
-    assert push(run) == 2
-    assert f"{weights} is damaged: delete {item.folder}, and push it again" in capsys.readouterr().err
-    assert not hub.repos["someone/toy"].of("main")
+    assert push(run, "someone/toy") == 2
+    line = f"step 8 of stage vision is not pushed to someone/toy: {weights} is damaged; push another checkpoint"
+    assert capsys.readouterr().err == f"warning: {line}\nplait: {line}\n"
+    assert hub.repos["someone/toy"].of("main") == ["plait: step 18 of stage language"] and not outbox.waiting(run)
+    assert [(row["step"], row["commit"] is None) for row in outbox.sent(run)] == [(8, True), (18, False)]
 
 
 def test_without_a_repository_the_line_says_how_to_name_one(run, hub, capsys):

@@ -22,6 +22,10 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt")
 _THREADS = 2
 
 
+class Damaged(PlaitError):
+    """A file that is to be sent is not as its manifest says. It is given up, so that later pushes do not wait for it."""
+
+
 def prepare() -> None:
     """Have the Hub's client of this process wait for no answer longer than ANSWER_S, and draw no bars."""
 
@@ -37,7 +41,8 @@ def prepare() -> None:
 def send(item: Item) -> str:
     """Send the files of an item to its repository, and return the commit of its main branch.
 
-    Raises PlaitError where it must not be sent, as a file is damaged or the repository holds something else, and what the client raises.
+    Raises PlaitError where it must not be sent, as the repository holds something else, or (Damaged) a file is damaged, and what the
+    client raises.
     """
     job = item.job
     _check(item)
@@ -58,14 +63,12 @@ def address(repo: str, commit: str) -> str:
 
 
 def _check(item: Item) -> None:
-    """Raise PlaitError where a file of a checkpoint is not as its manifest says: a damaged one is never sent."""
+    """Raise Damaged where a file of a checkpoint is not as its manifest says: such a one is never sent."""
     path = item.files / contents.MANIFEST
     if item.job.layout is None:
         for name, entry in json.loads(path.read_bytes())["files"].items():
             if not (item.files / name).is_file() or files.xxh3(item.files / name) != entry["xxh3"]:
-                raise PlaitError(
-                    f"{item.job.title} is not sent, as {item.files / name} is damaged: delete {item.folder}, and push it again"
-                )
+                raise Damaged(f"{item.job.title} is not pushed to {item.job.repo}: {item.files / name} is damaged; push another checkpoint")
 
 
 def _commit(api: HfApi, repo: str, branch: str, item: Item) -> str:

@@ -73,7 +73,7 @@ def _queue(found: checkpoint.Checkpoint, job: outbox.Job, spec: str) -> None:
 def drain(run: Path) -> None:
     """Send what waits in the queue of `run`; where another process does so, wait for it.
 
-    Raises PlaitError for what the Hub refuses, and where nothing was taken for ten minutes.
+    Raises PlaitError for what the Hub refuses, where nothing was taken for ten minutes, and in the end for what was damaged.
     """
     sender = Sender(run, lambda text, warning: log.log(logging.WARNING if warning else logging.INFO, text))
     told, since_s = False, time.monotonic()
@@ -93,3 +93,5 @@ def drain(run: Path) -> None:
                 told = True
                 log.info(f"another process sends the queue of {run}: waiting for it")
             time.sleep(_LOOK_EVERY_S)
+    if sender.given_up:
+        raise PlaitError(sender.given_up[0])

@@ -25,6 +25,8 @@ class Sender:
         hub.prepare()
         self.failures = 0
         """Failures since the last item that was sent."""
+        self.given_up: list[str] = []
+        """A line for each item that will never be sent."""
 
     @property
     def pause_s(self) -> float:
@@ -32,12 +34,20 @@ class Sender:
         return retries.pause_s(self.failures)
 
     def send_next(self) -> bool:
-        """Send the oldest item; returns whether there was one. Raises Later for what may pass, and PlaitError for what does not."""
+        """Send the oldest item; returns whether there was one. One that is damaged is given up.
+
+        Raises Later for what may pass, and PlaitError for what does not.
+        """
         item = next(iter(outbox.waiting(self.run)), None)
         if item is None:
             return False
         try:
             commit = _sent(item, self.run)
+        except hub.Damaged as error:
+            outbox.finish(self.run, item, None)
+            self.given_up.append(str(error))
+            self.say(str(error), True)
+            return True
         except Later as error:
             self.failures += 1
             if self.failures == 1:
