@@ -232,6 +232,22 @@ def test_a_dataset_is_asked_for_once_and_not_opened(recipe, hub, monkeypatch, ca
     assert [path for _, path, _ in hub.asked] == ["/api/datasets/someone/data/revision/v2"]
 
 
+@pytest.mark.parametrize(
+    ("options", "held_out", "told"),
+    [
+        ("{}", "", "450 GB, streamed: up to 50.0 GB on the disk at a time"),
+        ("{stream: true, cache_gb: 5}", "", "450 GB, streamed: up to 5.0 GB on the disk at a time"),
+        ("{stream: false}", "", "up to 450 GB to download"),
+        ("{}", "{source: datasets, name: someone/data}", "up to 450 GB to download"),
+    ],
+)
+def test_a_streamed_dataset_takes_as_much_disk_as_its_cache(recipe, hub, monkeypatch, capsys, options, held_out, told):
+    hub.repositories["datasets", "someone/data"] = Repository({"a/1.parquet": 450_000_000_000}, {"license": "cc-by-4.0"})
+    settings = (f"--data.train=[{{source: datasets, name: someone/data, options: {options}}}]", f"--data.validation=[{held_out}]")
+    _, lines, _ = doctor(recipe, monkeypatch, capsys, *settings, "--evaluate=[]")
+    assert f"someone/data (data): {told}; licence" in only(lines, "someone/data")
+
+
 def test_sources_of_several_stages_are_counted_once(recipe, monkeypatch, capsys):
     _, lines, _ = doctor(recipe, monkeypatch, capsys)
     assert only(lines, "all stages") == "ok    data       1 source of all stages open, with 30 samples"

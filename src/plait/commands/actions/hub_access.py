@@ -41,7 +41,8 @@ class Wanted:
 
     `setting`: the key of the configuration, such as "model: vae". `kind`: "model" or "dataset". `library`: whether transformers or
     diffusers loads it, which read weight files of certain names only. `start`: if a run starts from it (`from:`), the step of the pushed
-    run, "" for the newest; None for other repositories.
+    run, "" for the newest; None for other repositories. `kept`: bytes on the disk at a time where its parquet is streamed, from `least`
+    bytes of parquet on; None: it is never streamed.
     """
 
     setting: str
@@ -51,6 +52,8 @@ class Wanted:
     kind: str = "model"
     library: bool = True
     start: str | None = None
+    kept: int | None = None
+    least: int = 0
 
     @property
     def title(self) -> str:
@@ -169,9 +172,16 @@ def examine(wanted: Sequence[Wanted], limit_s: float | None = None) -> tuple[lis
             findings.append(_refused(item, answer.error, limit_s))
             continue
         missing = {name: size for name, size in answer.files.items() if not _is_cached(item, name)}
-        total += sum(missing.values())
-        findings.append(_had(item, answer, missing))
+        kept = _kept(item, answer)
+        total += sum(missing.values()) if kept is None else kept
+        findings.append(_had(item, answer, missing, kept))
     return findings, total
+
+
+def _kept(item: Wanted, answer: HubAnswer) -> int | None:
+    """Return how many bytes of a dataset are on the disk at a time if it is streamed; None if it is not."""
+    parquet = sum(size for name, size in answer.files.items() if name.lower().endswith(".parquet"))
+    return None if item.kept is None or parquet < max(1, item.least) else min(item.kept, parquet)
 
 
 def _is_cached(item: Wanted, file: str) -> bool:
@@ -182,10 +192,12 @@ def _what(item: Wanted) -> str:
     return "weights" if item.kind == "model" else "data"
 
 
-def _had(item: Wanted, answer: HubAnswer, missing: dict[str, int]) -> Finding:
-    """Return the finding of a repository that can be had."""
+def _had(item: Wanted, answer: HubAnswer, missing: dict[str, int], kept: int | None) -> Finding:
+    """Return the finding of a repository that can be had. `kept`: bytes of it on the disk at a time; None: all."""
     size = gigabytes(sum(answer.files.values()))
-    if not missing:
+    if kept is not None:
+        amount = f"{size}, streamed: up to {gigabytes(kept)} on the disk at a time"
+    elif not missing:
         amount = f"in the cache ({size})"
     elif len(missing) < len(answer.files):
         amount = f"{gigabytes(sum(missing.values()))} of {size} to download"

@@ -5,6 +5,7 @@ A Finding is the result of a check, with a `cure` if something is wrong; a Wante
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from plait.assembly import checkpoint_specs, hub_start
@@ -13,9 +14,10 @@ from plait.assembly.held_out import HeldOutData, benches
 from plait.commands.actions.findings import Finding
 from plait.commands.actions.hub_access import Wanted
 from plait.config.resolved import Resolved
-from plait.config.schema import Evaluate, ModelSection
+from plait.config.schema import Evaluate, ModelSection, SourceEntry
 from plait.data.link_lists.refusal import refuse_known
 from plait.data.sources.filtered import filtered_text
+from plait.data.streaming.opening import LARGE_BYTES, StreamOptions
 from plait.engine.checkpoints import checkpoint
 from plait.engine.monitoring import alerts
 from plait.errors import PlaitError
@@ -94,11 +96,25 @@ def datasets(resolved: Resolved) -> list[Wanted]:
 
     Those that a family knows by another name (`hub: true`) are not among them.
     """
-    configs = [view.config for view in resolved.stages]
-    entries = [entry for config in configs for entry in (*training_entries(config), *held_out_entries(config)) if names_repository(entry)]
-    revisions = [None if entry.options.get("revision") is None else str(entry.options["revision"]) for entry in entries]
-    named = zip(entries, revisions, strict=True)
-    return list(dict.fromkeys(Wanted("data", str(entry.name), revision, None, "dataset", library=False) for entry, revision in named))
+    found: dict[tuple[str, str | None], Wanted] = {}
+    for config in (view.config for view in resolved.stages):
+        listed = [*((entry, True) for entry in training_entries(config)), *((entry, False) for entry in held_out_entries(config))]
+        for entry, training in listed:
+            if names_repository(entry):
+                wanted = _dataset(entry, training=training)
+                other = found.setdefault((wanted.name, wanted.revision), wanted)
+                if wanted.kept is None or (other.kept is not None and wanted.kept > other.kept):
+                    found[wanted.name, wanted.revision] = wanted
+    return list(found.values())
+
+
+def _dataset(entry: SourceEntry, *, training: bool) -> Wanted:
+    """Return the Hub dataset of an entry, and how much of it is kept where it is streamed. `training`: whether it is trained on."""
+    revision, stream = entry.options.get("revision"), entry.options.get("stream", "auto")
+    streamed = stream is True or (training and stream == "auto")
+    kept = int(float(entry.options.get("cache_gb") or StreamOptions.cache_gb) * 1e9) if streamed else None
+    named = Wanted("data", str(entry.name), None if revision is None else str(revision), None, "dataset", library=False)
+    return replace(named, kept=kept, least=0 if stream is True else LARGE_BYTES)
 
 
 def data(resolved: Resolved) -> Iterator[Finding]:
