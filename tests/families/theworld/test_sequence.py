@@ -76,5 +76,3 @@ def test_padding_that_cannot_be_says_what_to_do():
     rows = [fuse(TURN, 1, pad_id=PAD), fuse(TURN, 0, pad_id=PAD)]
     with pytest.raises(PlaitError, match="to_max, but"):
         pad_rows(rows, pad_id=PAD, pad="to_max")
-    with pytest.raises(PlaitError, match="rows of 5 to 8 tokens: pad to longest"):
-        pad_rows(rows, pad_id=PAD, pad="none")

@@ -23,9 +23,11 @@ from plait.families.molmo import styles, towers
 from plait.families.molmo.config import Config
 from plait.families.molmo.hf.sizes import IMAGE_PROMPT, IMAGE_TOKENS
 from plait.families.molmo.hf.tiling import TiledImage, tile
+from plait.families.molmo.packing.documents import documents_of
 from plait.families.molmo.packing.sequence import Annotation, Row, batch_rows, build_row, places_of
 from plait.families.molmo.styles import Conversation, TextSpan
 from plait.keys import rng
+from plait.nn.documents import LONGEST_MASK
 
 Sample = dict[str, Any]
 
@@ -142,7 +144,10 @@ class Inputs:
         batch |= {"crops": allocation.cat(crops), "real": torch.cat(real)}
         batch["pools"] = torch.cat(pools) if pools else torch.empty(0, 4, dtype=torch.int64)
         batch["cut"] = torch.tensor([example.row.cut for example in examples])
-        return {**batch, "places": places_of(batch, self.tokenizer.image_start)}
+        places: dict[str, Any] = dict(places_of(batch, self.tokenizer.image_start))
+        if not left and (pad == "none" or batch["ids"].shape[1] > LONGEST_MASK):
+            places["documents"] = documents_of([example.row for example in examples], None if pad == "none" else batch["ids"].shape[1])
+        return {**batch, "places": places}
 
     def image_ids(self, tiled: TiledImage) -> list[int]:
         """Return the token ids of one tiled image: start, patches, ends of rows, and end."""

@@ -22,6 +22,7 @@ from plait.families.molmo.packing.sequence import attention_mask
 from plait.families.molmo.towers import embedding_rows
 from plait.keys import key
 from plait.nn.connectors import root_mean_square, seeded
+from plait.nn.documents import within_documents
 from plait.nn.idle import contains_sharded, zero_from, zero_from_parameters
 from plait.nn.weighted import weighted_cross_entropy
 
@@ -84,6 +85,11 @@ class Molmo(nn.Module):
         else:
             self._keep_BL1 = None
         positions_BL = batch["positions"]
+        if (documents := batch["places"].get("documents")) is not None:
+            decoder = self.language.get_decoder()
+            visible = within_documents(decoder, documents)
+            packed_BLD: Tensor = decoder(inputs_embeds=embeds_BLD, position_ids=positions_BL, use_cache=False, **visible)[0]
+            return packed_BLD
         return self.run_decoder(embeds_BLD, attention_mask(batch["segments"])[:, None], positions_BL, positions_BL, cache)
 
     def run_decoder(

@@ -8,7 +8,9 @@ import torch
 from plait.families.molmo import towers
 from plait.families.molmo.config import DEBUG, Config
 from plait.families.molmo.hf.tiling import tile
+from plait.families.molmo.packing.documents import documents_of
 from plait.families.molmo.packing.sequence import Annotation, batch_rows, build_row, places_of
+from plait.nn.documents import LONGEST_MASK
 
 _TEXT = 256
 """Text tokens assumed of a sample, all but 16 of them supervised: a dense caption."""
@@ -37,7 +39,10 @@ def assumed_batch(config: Config, *, samples: int, tokens: int | None, picture: 
     patches = tiled.real.numel()
     pools = [torch.where(tiled.pools >= 0, tiled.pools + number * patches, tiled.pools) for number in range(samples)]
     batch |= {"crops": torch.cat([tiled.crops] * samples), "real": torch.cat([tiled.real] * samples), "pools": torch.cat(pools)}
-    return {**batch, "cut": torch.zeros(samples, dtype=torch.int64), "places": places_of(batch, rows_of_text)}
+    places: dict[str, Any] = dict(places_of(batch, rows_of_text))
+    if len(row) > LONGEST_MASK:
+        places["documents"] = documents_of([row] * samples, len(row))
+    return {**batch, "cut": torch.zeros(samples, dtype=torch.int64), "places": places}
 
 
 def usual_rates(config: Config) -> Mapping[str, float]:

@@ -4,21 +4,17 @@ A part named `debug` is small and random, for tests. Of a tower, only what its f
 text half. Every loader raises PlaitError, in one line that names the setting, for a part that cannot be loaded.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from plait.config import hub_errors
 from plait.errors import PlaitError
-from plait.families.molmo.config import DEBUG, LANGUAGES, SOURCES, TOWERS, Config
-from plait.families.molmo.hf.sizes import Tower
+from plait.families.molmo.config import DEBUG, LANGUAGES, SOURCES, Config
 from plait.families.molmo.hf.vision_tower import KINDS, VisionTower, vision_config
+from plait.families.molmo.pretrained.checks import check_tower, loading
 from plait.keys import key
 from plait.nn import trust
 from plait.nn.connectors import seeded
@@ -33,7 +29,7 @@ def language_config(config: Config) -> PreTrainedConfig:
     if config.language in LANGUAGES:
         known: PreTrainedConfig = AutoConfig.for_model(**LANGUAGES[config.language])
         return known
-    with _loading("model.language", config.language):
+    with loading("model.language", config.language):
         loaded: PreTrainedConfig = AutoConfig.from_pretrained(config.language, revision=config.language_revision or MAIN, **trust.CONFIG)
         return loaded
 
@@ -47,7 +43,7 @@ def load_language(config: Config, seed: int) -> PreTrainedModel:
     if config.language == DEBUG:
         return seeded(key(seed, "molmo", "language") >> 1, lambda: _random_language_model(sizes))
     source = SOURCES.get(config.language, config.language)
-    with _loading("model.language", source):
+    with loading("model.language", source):
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source, revision=config.language_revision or MAIN, dtype="auto", **trust.WEIGHTS
         )
@@ -71,10 +67,10 @@ def load_vision(config: Config, seed: int) -> VisionTower:
         return new_vision(config)
     if source == DEBUG:
         return seeded(key(seed, "molmo", "vision") >> 1, lambda: new_vision(config))
-    with _loading("model.vision_source", source):
+    with loading("model.vision_source", source):
         published = AutoConfig.from_pretrained(source, revision=config.vision_revision or MAIN, **trust.CONFIG)
         sizes: PreTrainedConfig = published.vision_config if "vision_config" in published.sub_configs else published
-        _check_tower(sizes, tower, source)
+        check_tower(sizes, tower, config.vision_backbone, source)
         model = model_class.from_pretrained(source, config=sizes, revision=config.vision_revision or MAIN, dtype="auto", **trust.WEIGHTS)
         return VisionTower(model, tower)
 
@@ -82,20 +78,6 @@ def load_vision(config: Config, seed: int) -> VisionTower:
 def new_vision(config: Config) -> VisionTower:
     """Build the configured tower with random weights, for debug models, or to load the weights of an export into it."""
     return VisionTower(KINDS[config.tower.kind][1](vision_config(config.tower)), config.tower)
-
-
-def _check_tower(sizes: PreTrainedConfig, tower: Tower, source: str) -> None:
-    """Raise PlaitError unless the published sizes are those of the table."""
-    expected = {"hidden_size": tower.hidden, "patch_size": tower.patch, "num_attention_heads": tower.heads}
-    given = {"hidden_size": sizes.hidden_size, "patch_size": sizes.patch_size, "num_attention_heads": sizes.num_attention_heads}
-    if tower.kind != "dino":  # DINOv2 interpolates its learned positions
-        expected["patches of a side"], given["patches of a side"] = tower.positions, sizes.image_size // sizes.patch_size
-    if given != expected or sizes.num_hidden_layers < tower.layers:
-        backbone = next(name for name, row in TOWERS.items() if row == tower)
-        raise PlaitError(
-            f"model.vision_source: {source!r} has {given} and {sizes.num_hidden_layers} layers; "
-            f"vision_backbone {backbone} wants {expected} and at least {tower.layers}"
-        )
 
 
 def load_tokenizer(config: Config, assets: Path) -> Tokenizer:
@@ -109,23 +91,13 @@ def load_tokenizer(config: Config, assets: Path) -> Tokenizer:
             raise PlaitError(f"no tokenizer at {path}: a debug model's tokenizer is trained when its run starts; give that run's directory")
         return open_tokenizer(path, "copy it back from a fork or a backup of the run; a new one would number the tokens otherwise")
     source = SOURCES.get(config.language, config.language)
-    with _loading("model.language", source):
+    with loading("model.language", source):
         cached = cached_file(source, "tokenizer.json", revision=config.language_revision or MAIN)
         return open_tokenizer(Path(str(cached)), "save or download it again")
 
 
 def _on_meta() -> bool:
     return torch.get_default_device().type == "meta"
-
-
-@contextlib.contextmanager
-def _loading(setting: str, value: str) -> Iterator[None]:
-    """Turn the long errors of the Hub libraries into one line that names the setting."""
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:  # absent, gated, torn; ValueError: no causal language model
-        reason = hub_errors.reason(error, value)
-        raise PlaitError(f"{setting}: cannot load {value!r} as a Hub name or a local directory: {reason}") from error
 
 
 def embedding_rows(model: PreTrainedModel) -> int:

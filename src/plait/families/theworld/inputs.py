@@ -21,11 +21,13 @@ from plait.families import limits
 from plait.families.theworld import features, towers
 from plait.families.theworld.chat import Chat
 from plait.families.theworld.config import Config
+from plait.families.theworld.packing import rows as packing
 from plait.families.theworld.pretrained.encoder import Grid
-from plait.families.theworld.sequence import Kind, Row, Span, fuse, pad_rows
+from plait.families.theworld.sequence import BOTH_WAYS, Kind, Row, Span, fuse, pad_rows
 from plait.families.theworld.world import tokens_per_frame
 from plait.nn import augment
 from plait.nn.augment import Augmentation
+from plait.nn.documents import LONGEST_MASK
 
 Sample = dict[str, Any]
 """A raw item of data, as in contract.py: `id`, `images`, `messages`, `fields`, for clips `frames`."""
@@ -82,7 +84,7 @@ class Inputs:
     """Encodes samples: `encode` for training and held-out loss, `prompt` for generation; `collate` makes batches of either.
 
     `assets`: RUN/assets, with a tiny model's tokenizer. `max_tokens`: truncate longer rows; `pad`: "longest", "to_128" (a multiple),
-    "to_max" or "none" (rows must be equally long: nothing is packed); `train`: augment images. `parts`: in place of those in files.
+    "to_max" or "none" (pack all rows into one); `train`: augment images. `parts`: in place of those in files.
     """
 
     def __init__(
@@ -123,8 +125,13 @@ class Inputs:
         `frames` (F, 3, W, W): those of all rows, concatenated; `latents` (T, C, h, h): of predicted futures. `frame_counts`,
         `latent_counts`: lists, frames and latents of each row with a world block. `cut` (B,): supervised tokens cut off. `left`: pad there.
         """
-        pad = "longest" if left else self.pad
-        batch = pad_rows([example.row for example in examples], pad_id=self.chat.pad, pad=pad, max_tokens=self.max_tokens, left=left)
+        rows, pad = [example.row for example in examples], "longest" if left else self.pad
+        one, positions = packing.joined(rows) if pad == "none" else (None, None)
+        batch = pad_rows(rows if one is None else [one], pad_id=self.chat.pad, pad=pad, max_tokens=self.max_tokens, left=left)
+        if positions is not None:
+            batch["positions"], batch["places"]["documents"] = positions[None], packing.documents_of(rows, None, BOTH_WAYS)
+        elif not left and (length := batch["ids"].shape[1]) > LONGEST_MASK:
+            batch["places"]["documents"] = packing.documents_of(rows, length, BOTH_WAYS)
         worlds = [example for example in examples if len(example.frames) or len(example.latents)]
         batch["pixels"] = allocation.cat([example.pixels for example in examples])
         batch["frames"] = allocation.cat([example.frames for example in examples])

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from plait.engine import loss as contract
 from plait.engine.loss import Batch
 from plait.families.theworld.config import Config
+from plait.families.theworld.packing.rows import of_documents
 from plait.nn.losses import IGNORED
 
 
@@ -31,6 +32,8 @@ class Loss(contract.Loss):
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"tokens": (B,), "supervised_tokens": (B,)}, counts for each of the B samples, to log what each dataset contributes."""
+        if len(batch["ids"]) != len(batch["cut"]):
+            return of_documents(batch["places"]["documents"], batch["labels"])
         return {"tokens": batch["attention_mask"].sum(1), "supervised_tokens": (batch["labels"][:, 1:] != IGNORED).sum(1)}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder, unit_
 from plait.families.theworld.world import WorldProjector, group_by_length
 from plait.keys import key
 from plait.nn.connectors import root_mean_square, seeded
+from plait.nn.documents import within_documents
 from plait.nn.idle import contains_sharded, zero_from, zero_from_parameters
 from plait.nn.losses import token_cross_entropy
 
@@ -70,14 +71,11 @@ class TheWorld(nn.Module):
 
     def hidden(self, embeds_BLD: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
         """Return the language model's last hidden states (B, L, D) for what `embed` returned; fills the key-value `cache`, if given."""
-        output = self.gemma.model(
-            inputs_embeds=embeds_BLD,
-            attention_mask=batch["attention_mask"],
-            token_type_ids=batch["token_types"],
-            position_ids=batch["positions"],
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        visible = {"attention_mask": batch["attention_mask"], "token_type_ids": batch["token_types"]}
+        if (documents := batch["places"].get("documents")) is not None:
+            visible = within_documents(self.gemma.model.language_model, documents)
+        positions = {"position_ids": batch["positions"], "past_key_values": cache, "use_cache": cache is not None}
+        output = self.gemma.model(inputs_embeds=embeds_BLD, **visible, **positions)
         hidden_BLD: Tensor = output.last_hidden_state
         return hidden_BLD
 

@@ -27,6 +27,10 @@ class Kind(IntEnum):
     WORLD_END = 4
 
 
+BOTH_WAYS = (Kind.IMAGE, Kind.WORLD)
+"""Kinds whose runs attend both ways within themselves."""
+
+
 @dataclass(frozen=True)
 class Span:
     """A run of tokens (`ids`) of one kind; if `supervised`, the loss counts them. WORLD and IMAGE are placeholders of features."""
@@ -90,22 +94,19 @@ def pad_rows(
 ) -> dict[str, Any]:
     """Pad rows to one batch of int64 tensors (B, L): `ids`, `kinds`, `labels`, `attention_mask`, `token_types`, `positions`.
 
-    `pad`: "longest", "to_128" (a multiple), "to_max" (`max_tokens`) or "none"; `left`: pad before the tokens; `pad_id`: padding's token id.
+    `pad`: "longest", "to_128" (a multiple) or "to_max" (`max_tokens`); `left`: pad before the tokens; `pad_id`: padding's token id.
     `token_types` is 1 where a position attends both ways within its block; brackets, and the marks around images, keep blocks apart.
-    `positions` count each row's tokens from 0; `places`: as of `places_of`. Raises PlaitError for "to_max" without `max_tokens`, and for
-    "none" with rows of different lengths.
+    `positions` count each row's tokens from 0; `places`: as of `places_of`. Raises PlaitError for "to_max" without `max_tokens`.
     """
     length = _padded_length([len(row) for row in rows], pad, max_tokens)
-    fill = {"ids": pad_id, "kinds": int(Kind.TEXT), "labels": IGNORED}
-    batch = {name: torch.full((len(rows), length), value, dtype=torch.int64) for name, value in fill.items()}
-    batch["attention_mask"] = torch.zeros(len(rows), length, dtype=torch.int64)
+    fill = {"ids": pad_id, "kinds": int(Kind.TEXT), "labels": IGNORED, "attention_mask": 0, "positions": 0}
+    batch: dict[str, Any] = {name: torch.full((len(rows), length), value, dtype=torch.int64) for name, value in fill.items()}
     for i, row in enumerate(rows):
         columns = slice(length - len(row), length) if left else slice(len(row))
-        for name, values in (("ids", row.ids), ("kinds", row.kinds), ("labels", row.labels)):
+        parts = {"ids": row.ids, "kinds": row.kinds, "labels": row.labels, "attention_mask": 1, "positions": torch.arange(len(row))}
+        for name, values in parts.items():
             batch[name][i, columns] = values
-        batch["attention_mask"][i, columns] = 1
     batch["token_types"] = ((batch["kinds"] == Kind.IMAGE) | (batch["kinds"] == Kind.WORLD)).to(torch.int64)
-    batch["positions"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0) * batch["attention_mask"]
     return {**batch, "places": places_of(batch["kinds"], batch["labels"])}
 
 
@@ -124,6 +125,4 @@ def _padded_length(lengths: list[int], pad: str, max_tokens: int | None) -> int:
         return max_tokens
     if pad == "to_128":
         return min(-(-max(lengths) // 128) * 128, max_tokens or 1 << 62)
-    if pad == "none" and len(set(lengths)) > 1:
-        raise PlaitError(f"data.pad is none, but a micro-batch has rows of {min(lengths)} to {max(lengths)} tokens: pad to longest")
     return max(lengths)

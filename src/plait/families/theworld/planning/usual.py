@@ -8,8 +8,10 @@ import torch
 from plait.families.theworld import towers
 from plait.families.theworld.config import TINY, Config
 from plait.families.theworld.inputs import NO_LATENTS
-from plait.families.theworld.sequence import Kind, Span, fuse, pad_rows
+from plait.families.theworld.packing.rows import documents_of
+from plait.families.theworld.sequence import BOTH_WAYS, Kind, Span, fuse, pad_rows
 from plait.families.theworld.world import tokens_per_frame
+from plait.nn.documents import LONGEST_MASK
 
 _TEXT = 128
 """Text tokens assumed of a sample, half of them supervised: a question and a caption."""
@@ -39,6 +41,8 @@ def assumed_batch(config: Config, *, samples: int, tokens: int | None, picture: 
     ]
     row = fuse(spans, world_tokens, pad_id=0, max_tokens=tokens)
     batch = pad_rows([row] * samples, pad_id=0)
+    if (length := len(row)) > LONGEST_MASK:
+        batch["places"]["documents"] = documents_of([row] * samples, length, BOTH_WAYS)
     frames, width = (grid.frames(world.steps), world.image_size) if world and grid else (0, 8)
     batch["pixels"] = torch.zeros(samples, 3, side, side, dtype=torch.uint8)
     batch["frames"] = torch.zeros(samples * frames, 3, width, width, dtype=torch.uint8)

@@ -1,0 +1,187 @@
+"""Attention within the documents of packed rows, one after the other, without a mask of all positions by all positions.
+
+A document is the sequence of one sample. Its positions attend to those before them in it; those of a block (an image) to all of the block
+as well; those of a branch (one of several conversations about an image) to themselves and to what precedes the first branch. What is left
+between documents is padding. A causal product of a whole document needs no mask; blocks are computed once more, without one, and only
+sliding windows and branches have masks, of their own sizes. Used for rows that are packed or longer than LONGEST_MASK; with shorter ones
+the models' own masks do. Legend: B rows, H heads, L positions, N = B L, E features of a head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from plait.errors import PlaitError
+
+LONGEST_MASK = 2048
+"""Rows of more positions have no mask (L, L)."""
+_CHUNK = 512  # positions of a branch, or beyond a window, that are computed at a time
+_NAME = "plait_documents"
+
+Range = tuple[int, int]
+"""The first index, and the one after the last."""
+
+
+class Document(NamedTuple):
+    """One document: indices from `start` up to, not including, `stop` into the B L positions, and its `blocks` and `branches`, in order."""
+
+    start: int
+    stop: int
+    blocks: tuple[Range, ...] = ()
+    branches: tuple[Range, ...] = ()
+
+
+@dataclass
+class Layout:
+    """The documents of a micro-batch, with the masks that its layers share."""
+
+    documents: Sequence[Document]
+    masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+
+    def band(self, like: Tensor, shape: tuple[int, int], offset: int, *, causal: bool, window: int | None) -> Tensor | None:
+        """Return the mask to add, `shape` (queries, keys): 0 where query i, the key i + offset, sees key j, else -inf. None: it sees all.
+
+        If `causal`, that is j <= i + offset; with a `window`, also j > i + offset - window.
+        """
+        queries, keys = shape
+        if not causal and (window is None or offset + queries <= window):
+            return None
+        name = (shape, offset, causal, window, like.dtype, like.device)
+        if name not in self.masks:
+            mask = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            ahead = torch.arange(keys, device=like.device) - torch.arange(offset, offset + queries, device=like.device)[:, None]
+            mask.masked_fill_(ahead > 0, -torch.inf) if causal else None
+            mask.masked_fill_(ahead <= -window, -torch.inf) if window is not None else None
+            self.masks[name] = mask
+        return self.masks[name]
+
+
+def within_documents(decoder: PreTrainedModel, documents: Sequence[Document]) -> dict[str, Any]:
+    """Return the arguments in place of masks with which a language model's layers attend within `documents`.
+
+    From the first call on its layers use `_attention`, which without such arguments does what they did before. Raises PlaitError for a
+    model whose attention is not torch's.
+    """
+    config = decoder.config
+    if config._attn_implementation != _NAME:
+        if config._attn_implementation != "sdpa":
+            raise PlaitError(
+                f"rows are packed, or have over {LONGEST_MASK} tokens, and the language model attends by {config._attn_implementation}: "
+                "load it with attn_implementation sdpa, or set data.pad=longest and a shorter data.max_tokens"
+            )
+        AttentionInterface.register(_NAME, _attention)
+        AttentionMaskInterface.register(_NAME, sdpa_mask)
+        config._attn_implementation = _NAME
+    unused = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # a mask of four dimensions is passed on as it is, and none is made
+    kinds = set(getattr(config, "layer_types", None) or ())
+    masks = dict.fromkeys(kinds, unused) if kinds - {"full_attention"} else unused
+    return {"attention_mask": masks, "documents": Layout(documents)}
+
+
+def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **how: Any) -> tuple[Tensor, None]:
+    """Return a layer's attention (B, L, H, E) as transformers has it call it: within `documents`, if there are any, else by its mask."""
+    layout = how.pop("documents", None)
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
+    return _attention_within(module, (query, key, value), layout, how), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's
+def _attention_within(module: Any, given: tuple[Tensor, Tensor, Tensor], layout: Layout, how: dict[str, Any]) -> Tensor:
+    rows, _, length, _ = given[0].shape
+    groups = given[0].shape[1] // given[1].shape[1]
+    window = how.get("sliding_window") or getattr(module, "sliding_window", None)
+    flat = [value if rows == 1 else value.transpose(0, 1).flatten(1, 2)[None] for value in given]
+    query, key, value = (flat[0], *(repeat_kv(each, groups) for each in flat[1:]))
+    out = attend(query, key, value, layout, window=window, scale=how.get("scaling"), dropout=how.get("dropout", 0.0))
+    result: Tensor = out[0].unflatten(1, (rows, length)).permute(1, 2, 0, 3).contiguous()
+    return result
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Return softmax(scale query key^T) value (1, H, N, E) within each document; 0 at padding.
+
+    With a `window` a position sees those that are less than so many before it.
+    """
+    lengths, end = list[int](), 0
+    for document in layout.documents:
+        lengths += [document.start - end, document.stop - document.start]
+        end = document.stop
+    lengths.append(query.shape[2] - end)
+    parts = zip(*(torch.split(each, lengths, dim=2) for each in (query, key, value)), strict=True)  # one gradient of all, not one each
+    how = _How(layout, window, scale, dropout)
+    outputs = []
+    for i, (q, k, v) in enumerate(parts):
+        if i % 2 == 0:
+            outputs.append(torch.zeros_like(q))
+        elif (document := layout.documents[i // 2]).branches:
+            outputs.append(how.branched(q, k, v, document))
+        else:
+            outputs.append(how.whole(q, k, v, [(a - document.start, b - document.start) for a, b in document.blocks]))
+    return torch.cat(outputs, dim=2)
+
+
+@dataclass
+class _How:
+    """Attention of one document of length l, (1, H, l, E)."""
+
+    layout: Layout
+    window: int | None
+    scale: float | None
+    dropout: float
+
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Range]) -> Tensor:
+        """Attend causally, and in `blocks` both ways."""
+        length = q.shape[2]
+        near = min(self.window or length, length)
+        causal = self.product(q[:, :, :near], k[:, :, :near], v[:, :, :near], causal=True)
+        if near < length:
+            beyond = [self.rows(q, k, v, (a, min(a + _CHUNK, length))) for a in range(near, length, _CHUNK)]
+            causal = torch.cat([causal, *beyond], dim=2)
+        if not blocks:
+            return causal
+        pieces, end = [], 0
+        for a, b in blocks:
+            pieces += [causal[:, :, end:a], self.rows(q, k, v, (a, b), causal=False)]
+            end = b
+        return torch.cat([*pieces, causal[:, :, end:]], dim=2)
+
+    def branched(self, q: Tensor, k: Tensor, v: Tensor, document: Document) -> Tensor:
+        """Attend within what precedes the branches, and from each branch to that and itself."""
+        prefix = document.branches[0][0] - document.start
+        sizes = [prefix, *(b - a for a, b in document.branches)]
+        (q0, *queries), (k0, *keys), (v0, *values) = (torch.split(each, sizes, dim=2) for each in (q, k, v))
+        outputs = [self.whole(q0, k0, v0, [])]
+        for query, key, value in zip(queries, keys, values, strict=True):
+            length, seen, content = query.shape[2], torch.cat([k0, key], dim=2), torch.cat([v0, value], dim=2)
+            for a in range(0, length, _CHUNK):
+                chunk = (a + prefix, min(a + _CHUNK, length) + prefix)
+                outputs.append(self.rows(query, seen, content, chunk, skipped=prefix))
+        return torch.cat(outputs, dim=2)
+
+    def rows(self, q: Tensor, k: Tensor, v: Tensor, chosen: Range, *, causal: bool = True, skipped: int = 0) -> Tensor:
+        """Attend from the positions `chosen`, of which `q` lacks the first `skipped`, to those up to their last one, by window."""
+        a, b = chosen
+        low = 0 if self.window is None else max(0, a - self.window + 1)
+        mask = self.layout.band(q, (b - a, b - low), a - low, causal=causal, window=self.window)
+        return self.product(q[:, :, a - skipped : b - skipped], k[:, :, low:b], v[:, :, low:b], mask=mask)
+
+    def product(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+        """Return torch's own attention."""
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, dropout_p=self.dropout)

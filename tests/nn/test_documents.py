@@ -1,0 +1,67 @@
+"""Attention within documents against torch's own with a dense mask, which says by the definition what each position sees."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from plait.nn import documents
+from plait.nn.documents import Document, Layout, attend
+
+DOCUMENTS = [
+    Document(0, 5),
+    Document(5, 30, blocks=((7, 13), (20, 28))),  # one that begins inside the window, one that is longer than it
+    Document(33, 34),  # three of padding before it
+    Document(34, 60, branches=((40, 45), (45, 60))),
+    Document(60, 64, branches=((60, 62), (62, 64))),  # nothing is shared
+]
+LENGTH, HEADS, WIDTH = 66, 2, 8
+
+
+def visible(window):
+    """Which position sees which, pair by pair."""
+    seen = torch.zeros(LENGTH, LENGTH, dtype=torch.bool)
+    for start, stop, blocks, branches in DOCUMENTS:
+        branch = [next((n for n, (a, b) in enumerate(branches, 1) if a <= i < b), 0) for i in range(start, stop)]
+        begins = branches[0][0] if branches else stop
+        place = [i if i < begins else begins + i - branches[branch[i - start] - 1][0] for i in range(start, stop)]
+        for i in range(start, stop):
+            for j in range(start, stop):
+                same = any(a <= i < b and a <= j < b for a, b in blocks)
+                shared = branch[j - start] in (0, branch[i - start])
+                near = window is None or place[i - start] - place[j - start] < window
+                seen[i, j] = (j <= i or same) and shared and near
+    return seen
+
+
+def problem():
+    random = torch.Generator().manual_seed(1)
+    return [torch.randn(1, HEADS, LENGTH, WIDTH, generator=random, dtype=torch.float64).requires_grad_() for _ in range(3)]
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 7, 100])
+@pytest.mark.parametrize("chunk", [2, 512])
+def test_each_position_sees_what_its_document_has_for_it(monkeypatch, window, chunk):
+    monkeypatch.setattr(documents, "_CHUNK", chunk)
+    (q, k, v), oracle = problem(), problem()
+    mask = visible(window)
+    real = mask.any(-1)
+    out = attend(q, k, v, Layout(DOCUMENTS), window=window, scale=0.3)
+    expected = F.scaled_dot_product_attention(*oracle, attn_mask=mask | ~real[:, None], scale=0.3) * real[:, None]
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    for value in (out, expected):
+        (value * torch.arange(LENGTH)[:, None]).square().sum().backward()
+    for ours, theirs in zip((q, k, v), oracle, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-10)  # sums of up to 66 terms
+
+
+def test_masks_are_as_large_as_a_window_or_a_branch_and_are_made_once():
+    layout = Layout([Document(0, 40), Document(40, 60, branches=((48, 52), (52, 60)))])
+    q, k, v = (torch.randn(1, 1, 60, 4) for _ in range(3))
+    attend(q, k, v, layout, window=8)
+    first = dict(layout.masks)
+    attend(q, k, v, layout, window=8)
+    assert layout.masks == first or all(layout.masks[name] is mask for name, mask in first.items())
+    # beyond the window, and the two branches; the prefix needs none
+    assert {tuple(mask.shape) for mask in first.values()} == {(32, 39), (4, 11), (8, 15)}
+    attend(q, k, v, causal := Layout([Document(0, 60, blocks=((3, 30),))]))
+    assert not causal.masks
