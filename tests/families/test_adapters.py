@@ -2,16 +2,18 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 
 from plait import cli
 from plait.assembly import exported, saved
-from plait.assembly.adapters import layers
+from plait.assembly.adapters import layers, peft_directory
 from plait.config.sections.adapters import Adapter
 from plait.engine.checkpoints import checkpoint
 from plait.engine.parallel.distributed import Ranks
@@ -167,3 +169,28 @@ def test_a_checkpoint_holds_little_beside_adapters_and_moments(runs):
     assert values == saved.locate(runs["theworld"]).checkpoint.manifest["components"]["language.lora"]["values"]
     held = sum(tensor.nbytes for group in ("weights", "moments", "ema") for tensor in found.tensors(group).values())
     assert held == 4 * (3 * values + len(found.tensors("weights")))
+
+
+def test_a_run_starts_from_consolidated_adapters(runs, tmp_path, capsys):
+    assert cli.main(["ckpt", "consolidate", str(runs["molmo"]), str(tmp_path / "out")]) == 0
+    recipe = runs["molmo"].with_suffix(".yaml")
+    still = ["--train.steps=1", "--optim.lr=1e-30", "--optim.schedule.min_lr=0", "--optim.weight_decay=0"]
+    assert cli.main(["train", str(recipe), f"--run={tmp_path / 'run'}", f"--from={tmp_path / 'out'}", *still]) == 0
+    assert re.search(r"weights +language\.lora +keep", capsys.readouterr().out)
+    ids = torch.arange(24).view(2, 12)
+    one, other = (saved.open_checkpoint(saved.locate(run), HERE) for run in (runs["molmo"], tmp_path / "run"))
+    assert torch.equal(language(one.model)(input_ids=ids).logits, language(other.model)(input_ids=ids).logits)
+
+
+def test_adapters_of_two_components_are_a_directory_each(case, tmp_path):
+    model, adapters = adapted(case, "dora")
+    lines = peft_directory.write(adapters, adapters.names, case.family.base(case.parts.section), tmp_path / "out")
+    assert [line.partition(":")[0] for line in lines] == [f"{component}.lora" for component in adapters.layers]
+    values = dict(model.named_parameters())
+    for component, part in adapters.layers.items():
+        held = load_file(tmp_path / "out" / component / "adapter_model.safetensors")
+        targets = json.loads((tmp_path / "out" / component / "adapter_config.json").read_text())["target_modules"]
+        assert len(held) == 3 * len(part) and all(any(name.endswith(target) for target in targets) for name in part)
+        for name, value in held.items():
+            (ours,) = [own for own in adapters.names if own.replace(".default.weight", "").endswith(name[17:].removesuffix(".weight"))]
+            assert torch.equal(value, values[ours])

@@ -182,8 +182,11 @@ def services(resolved: Resolved) -> Iterator[Finding]:
     for name, settings in (("wandb", track.wandb), ("mlflow", track.mlflow), ("trackio", track.trackio)):
         if settings is not None and importlib.util.find_spec(name) is None:
             yield Finding("trackers", f"{name} is not installed, and would get no rows", f"pip install 'plait[{name}]'")
-    if resolved.config.adapters and importlib.util.find_spec("peft") is None:
-        yield Finding("adapters", "peft is not installed, which makes them", "pip install 'plait[adapters]'")
+    adapters = resolved.config.adapters.values()
+    needed = {"peft": bool(adapters), "bitsandbytes": any(adapter.quantize is not None for adapter in adapters)}
+    for name in (name for name, wanted in needed.items() if wanted and importlib.util.find_spec(name) is None):
+        extra = "adapters" if name == "peft" else "qlora"
+        yield Finding("adapters", f"{name} is not installed, which makes them", f"pip install 'plait[{extra}]'")
 
 
 def checkpoints(resolved: Resolved) -> tuple[int, int]:
