@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from plait import files
 from plait.engine.parallel.distributed import local
@@ -40,7 +41,7 @@ class Learning:
         start = self.samples.values()
         if continues and (stored := self._stored()) is not None:
             start, self.kept = stored.to(start.device), True
-        self.start, self.start_norms = start, torch.stack(torch._foreach_norm([*self.samples.split(start)]))
+        self.start, self.start_norms = start, torch.stack(torch._foreach_norm([*self.samples.split(start)])).tolist()
         self.before: Tensor | None = None
         self.outputs: dict[str, Tensor] = {}
 
@@ -71,15 +72,17 @@ class Learning:
         if self.before is not None:
             after, split = self.samples.values(), self.samples.split
             norms = torch.stack(torch._foreach_norm([*split(after - self.before), *split(after - self.start), *split(self.before)]))
-            changes, sizes = norms.split([2 * len(self.names), len(self.names)])
-            names += [f"{figure}/{name}" for figure in ("update", "moved") for name in self.names]
-            values.append(changes / torch.cat([sizes, self.start_norms]))
+            names += [f"{figure}/{name}" for figure in ("update", "moved", "") for name in self.names]
+            values.append(norms)
         for components in _alike(self.outputs).values():
             names += [f"{figure}/{name}" for figure in ("activation", "dead") for name in components]
             values.append(measure([self.outputs[name] for name in components]))
         self.before, self.outputs = None, {}
-        numbers = torch.cat(values).tolist() if values else []
-        return {name: number for name, number in zip(names, numbers, strict=True) if math.isfinite(number)}
+        numbers = dict(zip(names, torch.cat(values).tolist() if values else [], strict=True))
+        for name, start in zip(self.names, self.start_norms, strict=True) if f"/{self.names[0]}" in numbers else ():
+            numbers[f"update/{name}"] = _ratio(numbers[f"update/{name}"], numbers.pop(f"/{name}"))
+            numbers[f"moved/{name}"] = _ratio(numbers[f"moved/{name}"], start)
+        return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
     def _stored(self) -> Tensor | None:
         """Return the sample that the file holds, as one vector; None where there is none that fits these weights."""
@@ -100,6 +103,7 @@ class Samples:
 
     def __init__(self, parts: Sequence[Sequence[Tensor]]) -> None:
         self.parameters = [value for part in parts for value in part]
+        self._sharded = any(isinstance(value, DTensor) for value in self.parameters)
         locals_ = [[local(value.detach()) for value in part] for part in parts]
         every = [max(1, sum(value.numel() for value in part) // SAMPLED) for part in locals_]
         self._steps = [step for part, step in zip(locals_, every, strict=True) for _ in part]
@@ -110,7 +114,7 @@ class Samples:
     @torch.no_grad()
     def values(self) -> Tensor:
         """Return the values as one new float32 vector, part after part."""
-        now = [local(value) for value in self.parameters]
+        now = [local(value) for value in self.parameters] if self._sharded else self.parameters
         addresses = [value.data_ptr() for value in now]
         if addresses != self._addresses:
             pairs = zip(now, self._steps, strict=True)
@@ -146,6 +150,10 @@ def positions(value: Tensor) -> Tensor | None:
     return rows.to(torch.float32, copy=True)
 
 
+def _ratio(norm: float, of: float) -> float:
+    return norm / of if of else math.nan
+
+
 def _alike(outputs: Mapping[str, Tensor]) -> dict[int, list[str]]:
     """Return the names of outputs that have as many positions, by their number."""
     names = dict[int, list[str]]()
@@ -161,15 +169,17 @@ def measure(outputs: Sequence[Tensor]) -> Tensor:
     All have as many positions: they are looked at side by side, as calls cost more than values here.
     """
     rows = torch.cat([*outputs], 1)
-    of_output = _of_output(tuple(part.shape[1] for part in outputs), rows.device)
-    units = of_output.sum(0)
-    squares = (rows.square().mean(0) @ of_output) / units
-    constant = (rows - rows.mean(0)).square().mean(0) <= _CONSTANT**2 * (of_output @ squares)
-    return torch.cat([squares.sqrt(), (constant.float() @ of_output) / units])
+    means, spread = _of_output(tuple(part.shape[1] for part in outputs), rows.device)
+    squares = rows.square().mean(0) @ means
+    constant = (rows - rows.mean(0)).square().mean(0) <= spread @ squares
+    return torch.cat([squares.sqrt(), constant.float() @ means])
 
 
-@functools.cache
-def _of_output(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the matrix (units of all outputs, outputs) that is 1 where a unit is of an output. `sizes`: their numbers of units."""
-    matrix: Tensor = torch.block_diag(*[torch.ones(size, 1) for size in sizes]).to(device)
-    return matrix
+@functools.lru_cache(maxsize=4)
+def _of_output(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return two matrices (units of all outputs, outputs), 0 where a unit is not of an output: to take its mean, and its limits from it.
+
+    `sizes`: the outputs' numbers of units. A unit's limit is the variance up to which it is constant.
+    """
+    mine: Tensor = torch.block_diag(*[torch.ones(size, 1) for size in sizes]).to(device)
+    return mine / mine.sum(0), _CONSTANT**2 * mine

@@ -67,7 +67,11 @@ class Rules:
         warnings: list[str] = []
         for rule in _RULES:
             for component in self.trained:
-                warnings += self._sustained(rule.__name__, component, rule(self, component, row), row)
+                message = rule(self, component, row)
+                if message is None:
+                    self.counts.pop((rule.__name__, component), None)
+                else:
+                    warnings += self._sustained(rule.__name__, component, message, row)
         if not self.told and self.frozen and not self.resolved.config.from_:
             warnings += self._frozen(row)
         return warnings
@@ -86,11 +90,11 @@ class Rules:
         """Return the connectors that train."""
         return [name for name in self.trained if name in CONNECTORS]
 
-    def _sustained(self, rule: str, component: str, message: str | None, row: Row) -> Iterator[str]:
-        """Yield the message where the fault has lasted, once; None ends it."""
+    def _sustained(self, rule: str, component: str, message: str, row: Row) -> Iterator[str]:
+        """Yield the message where the fault has lasted, once."""
         place = (rule, component)
-        self.counts[place] = self.counts.get(place, 0) + 1 if message else 0
-        if message and self.counts[place] >= PATIENCE and row["step"] - (self.start or 0) >= SETTLED_STEP and place not in self.told:
+        self.counts[place] = self.counts.get(place, 0) + 1
+        if self.counts[place] >= PATIENCE and row["step"] - (self.start or 0) >= SETTLED_STEP and place not in self.told:
             self.told.add(place)
             yield f"step {row['step']}: {message}"
 
