@@ -25,6 +25,8 @@ def parent(tmp_path_factory):
         ("@4", "data.train=[{source: jsonl, path: nowhere.jsonl}]", "there is no file"),
         ("@2", "stages.1.data.train=[{source: jsonl, path: nowhere.jsonl}]", "there is no file"),
         ("@4", "stages.1.trainable=[nosuch]", "trainable names 'nosuch', which is no component of this model"),
+        ("@4", "adapters={vision: {targets: [x]}}", "adapters.vision is in no stage's trainable"),
+        ("@4", "stages.2.trainable=[language.lora]", "trainable names 'language.lora', the adapters of language, and there are none"),
         ("@4", "optim.components.nosuch.lr=1e-3", "optim.components names 'nosuch'"),
         ("@4", "checkpoint.best=loss", "no bench of evaluate gives a figure 'loss'; they give none"),
         ("@4", "evaluate=[{bench: nosuch}]", "evaluate names bench 'nosuch', which is unknown; known: loss"),
@@ -51,3 +53,15 @@ def test_a_fork_that_is_made_is_continued(parent, tmp_path, capsys, setting):
     assert cli.main(["fork", f"{parent}@6", str(tmp_path / "new"), f"--{setting}"]) == 0
     assert capsys.readouterr().out.endswith(f"continue it: plait train {tmp_path / 'new'}\n")
     assert cli.main(["train", str(tmp_path / "new")]) == 0
+
+
+def test_a_fork_gets_adapters_that_its_parent_had_not_and_loses_those_of_another_rank(parent, tmp_path, capsys):
+    adapted = ["--adapters.language.rank=2", "--stages.2.trainable=[language.lora]"]
+    assert cli.main(["fork", f"{parent}@4", str(tmp_path / "wrong"), *adapted, "--adapters.language.targets=x"]) == 2
+    assert "adapters.language.targets: 'x' is no linear layer of language" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert cli.main(["fork", f"{parent}@4", str(tmp_path / "new"), *adapted]) == 0
+    assert cli.main(["train", str(tmp_path / "new")]) == 0
+    capsys.readouterr()
+    assert cli.main(["fork", f"{tmp_path / 'new'}@6", str(tmp_path / "other"), "--adapters.language.rank=3"]) == 0
+    assert "inexact: weights of language.lora: drop 2" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from plait.config.sections.adapters import Adapter
 from plait.engine.checkpoints import checkpoint
 from plait.engine.parallel.distributed import Ranks
 from plait.families import registry
+from plait.theworld import TheWorld
 from tests.families.test_conformance import SCENES, TINY, Case
 
 HERE = Ranks(0, 1, torch.device("cpu"))
@@ -169,6 +170,15 @@ def test_a_checkpoint_holds_little_beside_adapters_and_moments(runs):
     assert values == saved.locate(runs["theworld"]).checkpoint.manifest["components"]["language.lora"]["values"]
     held = sum(tensor.nbytes for group in ("weights", "moments", "ema") for tensor in found.tensors(group).values())
     assert held == 4 * (3 * values + len(found.tensors("weights")))
+
+
+def test_a_run_in_python_has_its_adapters_in_its_weights(runs, tmp_path):
+    opened = TheWorld.from_pretrained(runs["theworld"], device="cpu")
+    assert not [name for name, _ in opened.model.named_parameters() if "lora" in name]
+    opened.save_pretrained(tmp_path / "out", encoder=True)
+    run, again = saved.open_checkpoint(saved.locate(runs["theworld"]), HERE), exported.open_named(tmp_path / "out", HERE).bundle
+    ids = torch.arange(24).view(2, 12)
+    assert (run.model.gemma(input_ids=ids).logits - again.model.gemma(input_ids=ids).logits).abs().max() < 1e-5
 
 
 def test_a_run_starts_from_consolidated_adapters(runs, tmp_path, capsys):

@@ -189,6 +189,7 @@ def _of_run(name: str | Path, averaged: bool, device: torch.device) -> TheWorld:
     if config.family != FAMILY:
         raise PlaitError(f"{name} is of family {config.family!r}, not of theworld: plait.open opens checkpoints of any family")
     bundle, _, _, _ = exported.open_named(name, Ranks(0, 1, device), averaged=averaged)
+    bundle, _, _ = exported.merged(bundle, config, set())
     assert isinstance(bundle.model, model.TheWorld)
     return TheWorld(*export.as_transformers(bundle.model, bundle.section, bundle.assets), precision=config.train.precision)
 

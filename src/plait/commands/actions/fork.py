@@ -33,7 +33,10 @@ from plait.training.stage_plan import plan_stage, wanted_figures
 
 log = logging.getLogger(__name__)
 
-_PLANNED = ("seed", "family", "preset", "model", "trainable", "data", "evaluate", "optim.components", "optim.schedule", "stages")
+_PLANNED = (
+    *("seed", "family", "preset", "model", "adapters", "trainable", "data", "evaluate"),
+    *("optim.components", "optim.schedule", "stages"),
+)
 """Settings that have to fit the model, the data or the checkpoint. Rates, lengths and intervals fit any."""
 _HERE = Ranks(0, 1, torch.device("cpu"))
 
