@@ -161,10 +161,26 @@ def test_a_padded_row_that_is_too_long_for_a_mask_has_none_and_the_same_loss(cas
         assert (value - gradients[1][name]).abs().max() <= 1e-6 * max(1.0, value.abs().max())
 
 
+def language_config(case):
+    model = case.model
+    return (model.gemma.model.language_model if case.family.name == "theworld" else model.language.get_decoder()).config
+
+
+@torch.no_grad()
+def test_after_a_packed_batch_others_are_attended_to_by_their_masks_as_before(case):
+    (padded,), (packed,) = micros(case, "longest"), micros(case, "none")
+    language_config(case)._attn_implementation = "sdpa"
+    before = case.loss.sums(case.model, padded.batch)
+    case.loss.sums(case.model, packed.batch)
+    assert language_config(case)._attn_implementation != "sdpa"
+    after = case.loss.sums(case.model, padded.batch)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_attention_that_is_not_torchs_is_told(case, monkeypatch):
-    language = case.model.gemma.model.language_model if case.family.name == "theworld" else case.model.language.get_decoder()
-    before = language.config._attn_implementation
-    language.config._attn_implementation = "eager"
+    config = language_config(case)
+    before = config._attn_implementation
+    config._attn_implementation = "eager"
     with pytest.raises(PlaitError, match=r"attends by eager: load it with attn_implementation sdpa, or set data\.pad=longest"):
         case.loss.sums(case.model, micros(case, "none")[0].batch)
-    language.config._attn_implementation = before
+    config._attn_implementation = before
