@@ -108,6 +108,14 @@ def test_a_whole_world_passes_with_plait(trained, tmp_path, forked, caplog):
     assert "in a process of its own: all" in caplog.text and (tmp_path / "out/config.json").is_file()
 
 
+def test_adapters_over_4_bits_pass_over_the_values_that_they_stand_for(tmp_path, forked, caplog):
+    pytest.importorskip("bitsandbytes")
+    (tmp_path / "a.yaml").write_text(FAMILIES["adapters"].replace("alpha: 8", "quantize: nf4"))
+    assert cli.main(["train", str(tmp_path / "a.yaml"), f"--run={tmp_path / 'run'}", "--distributed.strategy=ddp"]) == 0
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), *TRUSTED["adapters"]]) == 0
+    assert "all 28 weights are equal, bit for bit" in caplog.text and (tmp_path / "out").is_dir()
+
+
 def weights_of(folder):
     (path,) = [path for path in folder.rglob("*.safetensors") if path.name != "projector.safetensors"]
     return path, load_file(path)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from plait.assembly.adapters import peft_directory
+from plait.assembly.adapters import peft_directory, quantised
 from plait.assembly.adapters.layers import Adapters
 from plait.assembly.model import ModelBundle
 from plait.commands.actions.export_check import load
@@ -86,7 +86,7 @@ def check_adapters(adapters: Adapters, trained: Collection[str], folder: Path) -
         own = folder / component if len(used) > 1 else folder
         with tempfile.TemporaryDirectory(prefix="plait-check-") as name, _alone(adapters, component):
             work = Path(name)
-            _write_base(model, {full.removeprefix(prefix) for full in adapters.names}, work / "base")
+            _write_base(adapters, model, prefix, work / "base")
             vocabulary = model.config.get_text_config().vocab_size
             ids = torch.from_numpy(rng("check", component).integers(0, vocabulary, (2, _TOKENS)))
             with torch.no_grad():
@@ -114,13 +114,18 @@ def _alone(adapters: Adapters, component: str) -> Iterator[None]:
         layer.enable_adapters(True)
 
 
-def _write_base(model: PreTrainedModel, adapters: Collection[str], folder: Path) -> None:
-    """Write a model of transformers without its adapters, whose parameters are named in `adapters`."""
+def _write_base(adapters: Adapters, model: PreTrainedModel, prefix: str, folder: Path) -> None:
+    """Write a part of the adapters' model without them, `prefix` being what its names begin with; what is in 4 bits, as it computes."""
     folder.mkdir()
     settings = copy.deepcopy(model.config)
     settings.architectures = [type(model).__name__]
     settings.save_pretrained(folder)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.named_parameters() if name not in adapters}
+    layers = {name: layer.get_base_layer() for part in adapters.layers.values() for name, layer in part.items()}
+    whole = {f"{name}.weight": quantised.restored(layer) for name, layer in layers.items() if not layer.weight.is_floating_point()}
+    weights = {}
+    for name, value in model.named_parameters():
+        if (full := prefix + name) not in adapters.names:
+            weights[name] = (whole[full].weight if full in whole else value).detach().cpu().contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
