@@ -13,9 +13,14 @@ import torch
 from PIL import Image
 
 from plait import cli
-from plait.families.nanodit.export import code, write
+from plait.errors import PlaitError
+from plait.families.nanodit.config import Sampling
+from plait.families.nanodit.export import checks, code, write
 from plait.families.nanodit.export.pipeline_plait_nanodit import PlaitNanoDiTPipeline
 from plait.families.nanodit.export.transformer_plait_nanodit import PlaitNanoDiTTransformer
+from plait.families.nanodit.network.conditions import Conditions
+from plait.families.nanodit.sampler import Request, draw
+from plait.keys import key
 from tests.encoder_folders import write_dino, write_t5, write_vae
 
 SHARDED = "data shard scenes {folder}/shards --limit=12 --buckets={size} --options.tasks=[caption] --options.size=[32,32]"
@@ -213,6 +218,24 @@ def pipeline(exports):
     made = PlaitNanoDiTPipeline(PlaitNanoDiTTransformer.from_pretrained(out / "transformer"), settings=settings)
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def test_a_run_without_metadata_is_exported_and_has_no_pictures_to_compare(make, directory, tmp_path):
+    config, model, inputs = make(image_dim=64, channels=48, text_dim=64)
+    run = {"train": {"precision": "fp32"}}
+    lines = write.write_diffusers(model, config, directory, tmp_path / "out", run=run)
+    assert "without metadata of the run's shards no encoder is known" in lines[1]
+    settings = json.loads((tmp_path / "out/model_index.json").read_text())["settings"]
+    opened = PlaitNanoDiTPipeline(PlaitNanoDiTTransformer.from_pretrained(tmp_path / "out/transformer"), settings=settings)
+    opened.set_progress_bar_config(disable=True)
+    states = [torch.ones(3, 64)]
+    drawn = opened("", width=64, height=32, prompt_embeds=states, image_embeds=torch.ones(64), output_type="latent", num_inference_steps=2)
+    request = Request(Conditions(states[0], torch.ones(64)), (48, 4, 8), key("generate", 0))
+    assert torch.equal(drawn.images[0], draw(model, inputs, [request], Sampling(steps=2))[0])
+    with pytest.raises(ValueError, match="this pipeline has no VAE"):
+        opened("", width=64, height=32, num_inference_steps=2)
+    with pytest.raises(PlaitError, match=r"^--check diffusers: the run does not know the VAE of its latents \(model\.metadata\)"):
+        checks["diffusers"].asked(inputs, [])
 
 
 def test_a_generator_stands_for_its_seed(pipeline):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plait.errors import PlaitError
 from plait.families.module_contracts import Check
 from plait.families.nanodit import pictures, prompts
 from plait.families.nanodit.config import Config
@@ -31,7 +32,15 @@ def _weights(model: NanoDiT, config: Config, assets: Path) -> dict[str, Tensor]:
 
 
 def _asked(inputs: Inputs, files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the arguments of calls: with the run's own sampling but for fewer steps, and with every condition that the model has."""
+    """Return the arguments of calls: with the run's own sampling but for fewer steps, and with every condition that the model has.
+
+    Raises PlaitError for a run that does not know the encoder of its latents, as there are no pictures then.
+    """
+    if inputs.config.space == "latents" and inputs.encoder("latents") is None:
+        raise PlaitError(
+            "--check diffusers: the run does not know the VAE of its latents (model.metadata), so that there are no pictures to compare: "
+            "export without --check, or train with model.metadata"
+        )
     size = {} if inputs.config.space == "pixels" or (inputs.metadata or {}).get("buckets") else {"width": 256, "height": 256}
     given = {"num_inference_steps": _STEPS, "seed": _SEEDS[0], "num_images_per_prompt": len(_SEEDS), **size}
     texts = inputs.config.text == "words" or inputs.encoder("texts") is not None
