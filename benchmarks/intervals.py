@@ -78,6 +78,7 @@ def of_seldom(samples: int, evaluations: int) -> dict[str, float]:
     return {"difference": held / evaluations, "alike": alike / evaluations}
 
 
+SINGLE = Bench(lambda *_, **__: [], lambda rows: mean_loss(rows, "off"), means=True)
 LOSSES = {"normal": 0.5, "lognormal": math.exp(0.5)}
 """The true mean differences of losses, by how those of samples are distributed."""
 
@@ -89,8 +90,8 @@ def losses(draw: np.random.Generator, kind: str, samples: int) -> list[dict]:
 
 
 def of_losses(kind: str, samples: int, evaluations: int) -> dict[str, float]:
-    """Return how often a loss's interval holds its truth, and how often a bootstrap's percentiles alone do."""
-    held = alone = 0
+    """Return how often a loss difference's interval holds its truth, and a bootstrap's percentiles alone do; and a single loss's does."""
+    held = alone = single = 0
     for number in range(evaluations):
         rows = losses(rng("losses", kind, samples, number), kind, samples)
         pair = {"on-off": ("on", "off")}
@@ -99,7 +100,9 @@ def of_losses(kind: str, samples: int, evaluations: int) -> dict[str, float]:
         low, high = percentiles(drawn["gain"])
         held += found.low <= LOSSES[kind] <= found.high
         alone += low <= LOSSES[kind] <= high
-    return {"held": held / evaluations, "bootstrap": alone / evaluations}
+        of_one = bootstrap(SINGLE, rows).get("loss")
+        single += of_one is not None and of_one[0] <= LOSSES[kind] <= of_one[1]
+    return {"held": held / evaluations, "bootstrap": alone / evaluations, "single": single / evaluations}
 
 
 def mean_loss(rows: list[dict], way: str) -> dict[str, float]:
@@ -131,7 +134,10 @@ def main() -> None:
     for samples in asked.losses:
         by_kind = {kind: of_losses(kind, samples, asked.evaluations) for kind in LOSSES}
         of_kinds.append({"samples": samples, **by_kind})
-        shares = ", ".join(f"{kind} {one['held']:.1%} (by the bootstrap alone {one['bootstrap']:.1%})" for kind, one in by_kind.items())
+        shares = ", ".join(
+            f"{kind} {one['held']:.1%} (by the bootstrap alone {one['bootstrap']:.1%}; of one loss {one['single']:.1%})"
+            for kind, one in by_kind.items()
+        )
         print(f"{samples:>5} samples: of differences of losses the truth lies in {shares}", flush=True)
     machine = {"python": platform.python_version(), "processor": platform.processor() or platform.machine()}
     write_json(RESULTS, {"evaluations": asked.evaluations, "accuracies": ACCURACY, "machine": machine, "rows": found, "losses": of_kinds})

@@ -10,6 +10,7 @@ from plait.engine.evaluation import Bench
 from plait.errors import PlaitError
 from plait.keys import rng
 from plait.training.figures import forgetting
+from plait.training.figures.intervals import bootstrap
 from plait.training.figures.paired import Difference, differences
 from plait.training.figures.small_samples import interval, t_quantile, without_each
 
@@ -96,3 +97,15 @@ def test_the_ledger_compares_no_figures_that_only_describe():
         forgetting.entries("s", "edit", one, rows[:4], rows[:4], against="x", on="y") for one in (bench, replace(bench, describes=True))
     ]
     assert [len(listed) for listed in told] == [1, 0]
+
+
+@pytest.mark.parametrize(("samples", "least"), [(4, 0.93), (16, 0.93)])
+def test_the_interval_of_a_single_loss_of_few_samples_holds_the_truth_too(samples, least):
+    bench = Bench(lambda *given, **named: [], lambda rows: {"loss": sum(row["loss"] for row in rows) / len(rows)}, means=True, lower=True)
+    held = 0
+    for number in range(200):
+        values = rng("single", samples, number).normal(0.5, 1, samples)
+        low, high = bootstrap(bench, [{"id": str(place), "loss": float(value)} for place, value in enumerate(values)])["loss"]
+        held += low <= 0.5 <= high
+    assert held / 200 >= least
+    assert bootstrap(bench, [{"id": str(number), "loss": float(number)} for number in range(3)]) == {}

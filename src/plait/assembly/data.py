@@ -12,13 +12,12 @@ from plait.config.schema import RunConfig, SourceEntry
 from plait.data.buckets import BucketOrder
 from plait.data.loading.bucketing import order_of
 from plait.data.order import BatchChanges, Order
-from plait.data.rollouts import stored
 from plait.data.sources.contract import Absent, Source
 from plait.data.sources.open import KINDS, open_all
 from plait.data.sources.part import Part
 from plait.errors import PlaitError
 from plait.families import offers, registry
-from plait.families.idle_options import refuse_futures
+from plait.families.idle_options import with_futures
 from plait.families.limits import check_max_tokens
 from plait.keys import key
 
@@ -63,9 +62,7 @@ def open_data(config: RunConfig, entries: Sequence[SourceEntry], split: str) -> 
         return opened
 
     sources = open_all(entries, seed=config.seed, split=split, cache=cache, open_named=named)
-    for futures in (row.rollout for row in entries if row.rollout):
-        refuse_futures(config.family, config.model, futures)
-    return [stored.open_rolled(one, row.rollout, config.seed) if row.rollout else one for one, row in zip(sources, entries, strict=True)]
+    return [with_futures(one, row.rollout, config) if row.rollout else one for one, row in zip(sources, entries, strict=True)]
 
 
 def open_training(config: RunConfig) -> TrainingData:

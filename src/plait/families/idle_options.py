@@ -7,6 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from plait.config.messages import flag
+from plait.config.schema import RunConfig
+from plait.data.rollouts.stored import open_rolled
+from plait.data.sources.contract import Source
 from plait.errors import PlaitError
 from plait.families import registry
 
@@ -36,7 +39,11 @@ def no_futures(family: str, model: Mapping[str, Any]) -> str | None:
     return lacking and f"{lacking}, so that this model sees no futures"
 
 
-def refuse_futures(family: str, model: Mapping[str, Any], folder: str) -> None:
-    """Raise PlaitError where a model sees no futures; `folder` has those that a data entry names."""
-    if (why := no_futures(family, model)) is not None:
+def with_futures(source: Source, folder: str, config: RunConfig) -> Source:
+    """Return `source` with the predicted futures in `folder`, which an entry of the data names.
+
+    Raises PlaitError where the model sees no futures, and where they are not of this source.
+    """
+    if (why := no_futures(config.family, config.model)) is not None:
         raise PlaitError(f"rollout: {folder} changes nothing: {why}; leave `rollout` out of the data")
+    return open_rolled(source, folder, config.seed)

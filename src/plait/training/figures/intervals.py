@@ -3,14 +3,16 @@
 A figure is a number that a bench computes from all rows, such as an accuracy.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from plait.engine.evaluation import Bench, Row, is_count, summary
+from plait.engine.evaluation import Bench, Row, is_count, summary, usable
 from plait.errors import PlaitError
 from plait.keys import rng
+from plait.training.figures import small_samples
 
 DRAWS = 400
 """How many sets of rows a bootstrap draws."""
@@ -24,14 +26,17 @@ _SMALL_SAMPLE = 2_000  # rows up to which training says how sure its figures are
 def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     """Return {figure: (low, high)}: the 2.5 and 97.5 percentiles over 400 sets of rows drawn with replacement, by a fixed seed.
 
-    {} for benches whose figures are no means over rows (rows without `correct`, and `bench.means` not set), and for fewer than two rows.
-    If all answers are right, or all wrong, the bootstrap interval would have width 0: then Clopper and Pearson's exact one (1934).
+    {} for benches whose figures are no means over rows (rows without `correct`, and `bench.means` not set), and for fewer than two
+    rows. Figures of rows without `correct`, such as losses, have the interval of small_samples.py up to 400 rows. If all answers are
+    right, or all wrong, the bootstrap interval would have width 0: then Clopper and Pearson's exact one (1934).
     """
     scored = [row for row in rows if "correct" in row or (bench.means and "bad" not in row)]
     if not 2 <= len(scored) <= _MOST_ROWS:
         return {}
     drawn = resampled(rows, lambda chosen: summary(bench, chosen))
     right_or_wrong = all("correct" in row for row in scored)
+    if not right_or_wrong and len(rows) <= small_samples.MOST:
+        return _of_few(bench, rows, drawn)
     intervals: dict[str, tuple[float, float]] = {}
     for name, values in drawn.items():
         ends = percentiles(values)
@@ -40,6 +45,16 @@ def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float
         elif min(values) < max(values):
             intervals[name] = ends
     return intervals
+
+
+def _of_few(bench: Bench, rows: Sequence[Row], drawn: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    """Return the intervals of figures that are no shares, of few rows. `drawn`: their values on the sets of rows drawn."""
+    used = usable(rows)
+    now, without = summary(bench, used), small_samples.without_each(used, lambda chosen: summary(bench, chosen))
+    varying = {name: values for name, values in drawn.items() if min(values) < max(values) and math.isfinite(now.get(name, math.nan))}
+    found = {name: small_samples.interval(now[name], without.get(name, []), len(used), percentiles(of)) for name, of in varying.items()}
+    shares = {name for name in found if all(isinstance(row.get(name), float) and 0 <= row[name] <= 1 for row in used)}
+    return {name: (max(ends[0], 0.0), min(ends[1], 1.0)) if name in shares else ends for name, ends in found.items() if ends is not None}
 
 
 def resampled(rows: Sequence[Row], figures_of: Callable[[list[Row]], Mapping[str, float]]) -> dict[str, list[float]]:
