@@ -1,4 +1,4 @@
-"""Samples per second: plait's loader, torch DataLoader over tarfile, and webdataset, on the same shards at equal work.
+"""Samples per second: plait's loader, torch DataLoader over tarfile, webdataset, and datasets, on the same shards at equal work.
 
     OMP_NUM_THREADS=1 python benchmarks/loader.py [--data DIR] [--rounds 5] [--samples 4000]
 
@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 import webdataset
@@ -127,6 +128,31 @@ def web(shards: list[Path], encoder: Encoder) -> Iterator[dict]:
     yield from webdataset.WebLoader(chain, batch_size=None, num_workers=WORKERS)
 
 
+class Rows(Dataset):
+    """The shards as a table of the library datasets, which converts them to Arrow first; that is not counted."""
+
+    def __init__(self, shards: list[Path], encoder: Encoder) -> None:
+        datasets.disable_progress_bars()
+        folder = (
+            str(shards[0].parent / "arrow") if os.access(shards[0].parent, os.W_OK) else str(Path(tempfile.gettempdir()) / "plait-arrow")
+        )
+        rows = datasets.load_dataset("webdataset", data_files=[str(shard) for shard in shards], split="train", cache_dir=folder)
+        self.encoder, self.rows = encoder, rows.cast_column("jpg", datasets.Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Example:
+        row = self.rows[i]
+        return row["__key__"], self.encoder.pixels(row["jpg"]["bytes"]), row["json"]["label"]
+
+
+def table(shards: list[Path], encoder: Encoder) -> Iterator[dict]:
+    rows = Rows(shards, encoder)
+    endless = RandomSampler(rows, num_samples=1 << 30)
+    yield from DataLoader(rows, BATCH, sampler=endless, num_workers=WORKERS, collate_fn=encoder.collate)
+
+
 PEERS: dict[str, Callable[[list[Path], Encoder], Iterator[dict]]] = {
     "plait, threads": lambda shards, encoder: ours(shards, encoder, "threads"),
     "plait, processes": lambda shards, encoder: ours(shards, encoder, "processes"),
@@ -134,6 +160,8 @@ PEERS: dict[str, Callable[[list[Path], Encoder], Iterator[dict]]] = {
     "DataLoader, our functions": torch_loader,
     "webdataset": lambda shards, encoder: web(shards, Usual(encoder.size)),
     "webdataset, our functions": web,
+    "datasets": lambda shards, encoder: table(shards, Usual(encoder.size)),
+    "datasets, our functions": table,
 }
 
 
