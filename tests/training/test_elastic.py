@@ -85,7 +85,9 @@ def test_a_rank_that_dies_leaves_no_process_behind(tmp_path, monkeypatch, capfd)
     kill(tmp_path / "run", 1, 3, lambda: started[1].exitcode is not None)
     assert processes.codes(started) == [1, -signal.SIGKILL]
     assert len(below) == 2
-    time.sleep(3)  # a worker gets two seconds to finish its sample
+    until = time.monotonic() + processes.LIMIT_S
+    while any(map(alive, below)) and time.monotonic() < until:  # a worker gets two seconds to finish its sample
+        time.sleep(0.02)
     assert [pid for pid in below if alive(pid)] == []
     assert re.search(
         r"Stopped: another rank ended or hangs \(.*peer.*\); its own last words say why, and the same command", capfd.readouterr().err
