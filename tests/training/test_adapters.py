@@ -53,13 +53,13 @@ def forget(run, copy, step):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_goes_on_to_the_bit_before_within_and_after_its_adapters(recipe, tmp_path, kind):
     run = toy.train(recipe, tmp_path / "straight", *KINDS[kind])
-    for step in (4, 6, 10, 12, 16):
+    for step in (4, 6, 10, 12, 16) if kind == "lora" else (6, 10):
         again = toy.train(recipe, forget(run, tmp_path / f"from-{step}", step), *KINDS[kind])
         assert all(toy.same(tensors, groups(again)[name]) for name, tensors in groups(run).items()), step
         assert toy.figures(again) == toy.figures(run)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["dora", "rslora bf16"])
 def test_a_stage_before_adapters_train_is_that_of_a_run_without_them(recipe, tmp_path, kind):
     with_adapters = toy.train(recipe, tmp_path / "with", *KINDS[kind])
     without = toy.train(recipe, tmp_path / "without", *KINDS[kind][1:], "stages.1.trainable=[projector]")
