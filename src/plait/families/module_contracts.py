@@ -37,7 +37,7 @@ class Publisher(Protocol):
     exports: Mapping[str, Callable[..., list[str]]]
     """By layout, as in `plait export --to LAYOUT`: functions from (model, config, assets, folder to create) to lines to print.
 
-    One that names `run` is given by it what plait.json tells of the run, such as its `train.precision`.
+    One with an argument `run`, with a default, is given by it what plait.json tells of the run, such as its `train.precision`.
     """
 
     checks: Mapping[str, Check]

@@ -31,6 +31,7 @@ _PICTURES = (keys, resizing, cropping, rgb, tiny_encoders, encoder_calls)
 _DRAWING = (*_PICTURES, shape, conditions, flow, sampler, pipeline_plait_nanodit)
 """The code of the pipeline."""
 _SHARD = "5GB"
+_PLAIN: Mapping[str, Any] = {"train": {"precision": "fp32"}}
 _SAMPLING = {"steps", "solver", "text_scale", "image_scale", "guidance", "interval", "grid", "shift"}
 
 
@@ -41,7 +42,7 @@ class _Model(Protocol):
         """Write its settings, and its weights if it has any."""
 
 
-def write_diffusers(model: NanoDiT, config: Config, assets: Path, out: Path, *, run: Mapping[str, Any]) -> list[str]:
+def write_diffusers(model: NanoDiT, config: Config, assets: Path, out: Path, *, run: Mapping[str, Any] = _PLAIN) -> list[str]:
     """Write the new directory `out`; return lines on how to load it.
 
     `config`: the `model:` section; `assets`: the run's folder with metadata.json of its shards; `run`: what plait.json tells of the run.
