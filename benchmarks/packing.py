@@ -3,7 +3,7 @@
 The peer is what a plain loop does: rows padded, and the cross-entropy of the logits of all positions. Models, samples and lengths are those
 of the tiny recipes of theworld and molmo (towers, connector and projector included). Rounds take all layouts in turn, so that a busy
 machine slows all alike. `memory` measures how much a row of theworld's tiny model holds, by its length.
-    python benchmarks/packing.py nlvr [SAMPLES] [MICRO_BATCH] [ROUNDS]
+    python benchmarks/packing.py nlvr [SAMPLES] [MICRO_BATCH] [ROUNDS] [WORDS of theworld's head]
     python benchmarks/packing.py memory [LENGTHS ...]
 """
 
@@ -36,9 +36,10 @@ MORE = {"theworld": "model.tiny.positions=32768", "molmo": "from=null"}  # rows 
 LAYOUTS = {"padded to 128, all logits": "to_128", "padded, all logits": "longest", "padded": "longest", "packed": "none"}
 
 
-def opened(folder: Path, family: str, micro_batch: int) -> tuple[ModelBundle, Any, Any]:
+def opened(folder: Path, family: str, micro_batch: int, words: int = 512) -> tuple[ModelBundle, Any, Any]:
     """The model of a recipe, with what it trains, its configuration and its view."""
     said = [f"run={folder / family}", f"train.micro_batch={micro_batch}", f"train.global_batch={micro_batch}"]
+    said += [f"model.tiny.vocabulary={words}"] if family == "theworld" else []
     resolved = open_config(RECIPES[family], [*said, MORE[family]])
     built = build_model(resolved.config, folder / family, Ranks(0, 1, torch.device("cpu")))
     trained = optim.select(built.family.components(built.model), resolved.stages[0].config.trainable, built.family.never_trained)
@@ -98,12 +99,12 @@ def gradient(built: ModelBundle) -> Tensor:
     return torch.cat([value.grad.flatten() for value in built.model.parameters() if value.grad is not None])
 
 
-def nlvr(samples: int = 128, micro_batch: int = 32, rounds: int = 5) -> None:
+def nlvr(samples: int = 128, micro_batch: int = 32, rounds: int = 5, words: int = 512) -> None:
     """Print the table of both families."""
     print("| family | layout | samples per CPU second | ratio | gradient, relative difference |\n|---|---|---|---|---|")
     for family in RECIPES:
         with tempfile.TemporaryDirectory() as folder:
-            built, config, view = opened(Path(folder), family, micro_batch)
+            built, config, view = opened(Path(folder), family, micro_batch, words)
             built.model.train()
             batches = {name: micro_batches(built, config, view, samples, pad) for name, pad in LAYOUTS.items()}
         losses = {name: all_logits(family) if name.endswith("all logits") else own_loss for name in LAYOUTS}
