@@ -1,14 +1,16 @@
 """`checkpoint.mirror`: whole checkpoints at an address, verified, pruned by the run's rule, from which another machine goes on."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 import plait
 from plait import cli
 from plait.assembly.configuration import open_config
-from plait.commands.actions.publishing import beside, mirror, restore
+from plait.commands.actions.publishing import beside, mirror, mirror_way, restore
 from plait.commands.actions.publishing.mirror import Mirror, Store
+from plait.commands.actions.publishing.retries import Later
 from plait.engine.checkpoints import checkpoint
 from plait.errors import PlaitError
 from plait.training import run as training
@@ -209,3 +211,18 @@ def test_python_asks_the_mirror_too(toys, tmp_path):
     resolved = open_config(toys, [f"run={tmp_path / 'run'}", "checkpoint.mirror=nowhere://x/y"])
     with pytest.raises(PlaitError, match="cannot open nowhere://x/y: Protocol not known"):
         plait.train(resolved)
+
+
+def test_an_address_without_the_right_to_write_is_refused_at_once_and_others_are_tried_again(toys, tmp_path, monkeypatch):
+    run, said = train(toys, tmp_path / "run", tmp_path / "other", *ALONE), []
+    inbox = SimpleNamespace(settings={"mirror": "file:///x", "keep": {}}, say=lambda text, warning: said.append(text))
+    way = mirror_way.Way(run, inbox)
+    monkeypatch.setattr(Store, "write", lambda *_: (_ for _ in ()).throw(PermissionError("Access Denied")))
+    with pytest.raises(PlaitError, match="the mirror file:///x cannot be written: Access Denied; mend its rights"):
+        way.send()
+    monkeypatch.setattr(Store, "write", lambda *_: (_ for _ in ()).throw(OSError("timed out")))
+    for failures in (1, 2, 3):
+        with pytest.raises(Later, match="timed out"):
+            way.send()
+        assert way.pause_s == 2 ** (failures - 1)
+    assert said == ["the mirror file:///x is behind: timed out; it is tried again"] and "plait train" in way.left()

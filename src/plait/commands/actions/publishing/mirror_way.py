@@ -23,12 +23,19 @@ class Way:
         return retries.pause_s(self.failures)
 
     def send(self) -> bool:
-        """Copy the newest checkpoint that is not there. One that the run has pruned meanwhile is no failure."""
+        """Copy the newest checkpoint that is not there. One that the run has pruned meanwhile is no failure.
+
+        Raises PlaitError where the address refuses to be written or is another run's, and Later for other failures.
+        """
         self._behind = True
         try:
             line = self.mirror.update()
         except PlaitError:
             raise
+        except (PermissionError, NotADirectoryError) as error:  # which another attempt would meet again
+            raise PlaitError(
+                f"the mirror {self.mirror.store.shown()} cannot be written: {mirror.reason(error)}; mend its rights"
+            ) from error
         except Exception as error:  # of any library below fsspec
             self.failures += 1
             if self.failures == 2:  # the first may be of a checkpoint that was pruned
