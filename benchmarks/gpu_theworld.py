@@ -82,7 +82,7 @@ def micro_batch(section: Config, rows: int, text: int, seed: int) -> dict[str, A
     """Rows as the recipe's: a question of 16 tokens around picture and world, then `text` supervised tokens; pictures of noise."""
     assert section.world is not None
     random = torch.Generator().manual_seed(seed)
-    side, image_tokens = towers.image_sizes(section)
+    side, image_tokens = towers.image_sizes(towers.gemma_config(section))
     vocabulary = towers.gemma_config(section).get_text_config().vocab_size
     world_tokens = tokens_per_frame(section.world, towers.encoder_grid(section, section.world))
     runs = [(Kind.TEXT, 1), (Kind.WORLD_START, 1), (Kind.WORLD, world_tokens), (Kind.WORLD_END, 1)]

@@ -72,4 +72,5 @@ def limits(config: Config) -> Limits:
         needs |= {"world": ["images", "frames"], "projector": ["images", "frames"]}
         needs |= {"model.world": ["images", "frames"]} | ({"model.world.steps": ["frames", "rollout"]} if config.world.steps else {})
     idle = {"model.world": "off", "model.world.steps": "0"}
-    return Limits(language_positions(towers.gemma_config(config)), towers.image_sizes(config)[0], needs, idle)
+    gemma = towers.gemma_config(config)
+    return Limits(language_positions(gemma), towers.image_sizes(gemma)[0], needs, idle)

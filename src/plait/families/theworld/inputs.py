@@ -74,8 +74,8 @@ class Parts(NamedTuple):
 
 def _parts(config: Config, assets: Path) -> Parts:
     """Read the parts that `config` names. Raises PlaitError for one that cannot be loaded."""
-    (image_size, image_tokens), tokenizer = towers.image_sizes(config), towers.load_tokenizer(config, assets)
-    world, positions = config.world, limits.language_positions(towers.gemma_config(config))
+    gemma, tokenizer, world = towers.gemma_config(config), towers.load_tokenizer(config, assets), config.world
+    (image_size, image_tokens), positions = towers.image_sizes(gemma), limits.language_positions(gemma)
     grid = towers.encoder_grid(config, world) if world else None
     return Parts(tokenizer, image_size, image_tokens, positions, grid)
 

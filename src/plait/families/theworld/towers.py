@@ -32,9 +32,9 @@ def gemma_config(config: Config) -> Gemma3Config:
     return gemma.config(config.base, config.base_revision)
 
 
-def image_sizes(config: Config) -> tuple[int, int]:
+def image_sizes(config: Gemma3Config) -> tuple[int, int]:
     """Return (image side of the vision tower in pixels, tokens per image), from Gemma's configuration."""
-    sizes = gemma_config(config).to_dict()
+    sizes = config.to_dict()
     return sizes["vision_config"]["image_size"], sizes["mm_tokens_per_image"]
 
 

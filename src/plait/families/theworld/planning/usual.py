@@ -27,7 +27,7 @@ def assumed_batch(config: Config, *, samples: int, tokens: int | None, picture: 
     The size of the `picture` does not matter, as each is resized. A row has the world block, the picture's tokens and 128 of text, or so
     many that it is `tokens` long. Raises BadSample if the picture and world alone are longer.
     """
-    side, image_tokens = towers.image_sizes(config)
+    side, image_tokens = towers.image_sizes(towers.gemma_config(config))
     world = config.world
     grid = towers.encoder_grid(config, world) if world else None
     world_tokens = tokens_per_frame(world, grid) * (1 + world.steps) if world and grid else 0
