@@ -63,5 +63,5 @@ def test_a_run_that_was_kept_offline_is_sent_by_the_command_that_it_printed(live
     assert server.history == {} and server.opened == []
     (folder,) = re.findall(r"W&B \(offline\): wandb sync (.+)", capfd.readouterr().out)
     monkeypatch.delenv("WANDB_MODE")
-    subprocess.run([sys.executable, "-m", "wandb", "sync", folder], check=True, capture_output=True, timeout=100)
+    subprocess.run([sys.executable, "-m", "wandb", "sync", folder], cwd=tmp_path, check=True, capture_output=True, timeout=100)
     same(sent(server, tmp_path / "run"), recorded(tmp_path / "run"))

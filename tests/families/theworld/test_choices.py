@@ -2,7 +2,8 @@
 
 import pytest
 
-from plait.families.theworld.benchmarks.choices import options
+from plait.families.theworld.benchmarks.choices import chosen, options
+from plait.families.theworld.benchmarks.statements import verdict
 
 from .conftest import is_correct
 
@@ -211,3 +212,26 @@ def test_options_of_one_text_are_not_told_apart_by_it():
 def test_an_option_yes_or_no_is_chosen_by_the_word_that_begins_the_answer(answer, gold):
     question = "Is the car beneath the cat?\n(A) yes\n(B) no"
     assert [name for name in "AB" if is_correct(answer, name, {}, question)] == ([gold] if gold else [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("The answer is A. No wait, B.", "B"),
+        ("A. Actually, B is right.", "B"),
+        ("The answer is A. Actually I am unsure.", None),
+        ("The answer is actually B", "B"),
+        ("(A) The cat is actually bigger", "A"),
+        ("Wait, A", "A"),
+    ],
+)
+def test_an_answer_that_is_taken_back_is_not_given(answer, letter):
+    assert chosen(answer, {"A": "cat", "B": "dog"}) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("yes and no", None), ("Yes. Actually, no.", False), ("No. Wait, yes.", True), ("Yes, and it is red", True)],
+)
+def test_a_verdict_that_is_taken_back_or_doubled_is_not_given(answer, said):
+    assert verdict(answer) is said

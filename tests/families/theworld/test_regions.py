@@ -164,3 +164,30 @@ def test_a_group_that_is_all_right_has_the_interval_of_its_own_size():
     rows = [{**row, "correct": place < 2, "task": "width", "group": "a" if place < 2 else "b"} for place in range(10)]
     intervals = bootstrap(evaluate.benches["accuracy"], rows)
     assert intervals["accuracy/a"] == (pytest.approx(0.025**0.5), 1.0) and intervals["accuracy/b"] == (0.0, pytest.approx(1 - 0.025**0.125))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1/2 m", 0.5), ("1 1/2 m", 1.5), ("about 1,000 mm", 1.0), ("I'm not sure, but 2 m", 2.0), ("2 m. Wait, 3 m.", 3.0)]
+    + [(text, None) for text in ("1 000 m", "10^2 cm", "not 2 m", "It is not 2 m but 3 m", "3 m/s", "3 m per second", "5 m²", "1/0 m")],
+)
+def test_a_number_that_is_no_length_or_is_denied_is_not_read_as_one(text, value):
+    assert metres(text) == value
+
+
+def test_a_direction_that_is_denied_is_none():
+    assert hour("not 3 o'clock") is None
+    assert hour("3 o'clock") == 3
+
+
+SIDES = [("right", None), ("Right.", None), ("Right, region 0 is left of region 1", True), ("Yes", True)]
+
+
+@pytest.mark.parametrize(("text", "said"), SIDES)
+def test_the_word_right_is_no_verdict_where_sides_are_asked_for(text, said):
+    assert read(text, "left_predicate", "Is Region [0] to the left of Region [1]?") is said
+
+
+@pytest.mark.parametrize("text", ["right", "not left", "left", "Neither is on the left", "I can't see anything left there"])
+def test_a_side_without_a_region_chooses_none(text):
+    assert read(text, "left_choice", "Which is more to the left, Region [0] or Region [1]?") is None

@@ -8,7 +8,7 @@ option that is denied ("(A) is wrong"), compared with ("than A") or part of a re
 import re
 from collections.abc import Iterator, Mapping
 
-from plait.families.theworld.benchmarks.short_answers import NEGATION
+from plait.families.theworld.benchmarks.short_answers import NEGATION, retracted
 
 _GOLD = re.compile(r"\(?([A-Z])\)?[.:]?")
 _OPTION = re.compile(r"(?:^|(?<=\s))(?:\(([A-Z])\)|([A-Z])[.):](?=\s))\s*")
@@ -90,6 +90,8 @@ def chosen(answer: str, listed: Mapping[str, str]) -> str | None:
     it ("A) cat", "B because ..."), if it names no other; the rules of `can_infer` of VLMEvalKit.
     """
     text = answer.strip()
+    if (parts := retracted(text)) and chosen(parts[0], listed) is not None:
+        return chosen(parts[1], listed)
     if found := _stated(_ANSWER, text, listed):
         return _only(found)
     lines = text.splitlines() or [""]

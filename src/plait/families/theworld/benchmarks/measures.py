@@ -3,12 +3,13 @@
 A text that gives several different ones has none, unless it states one as its answer, or its last sentence gives only one.
 """
 
+import math
 import re
 from collections.abc import Callable
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _NUMBERS = {word: float(number) for number, word in enumerate(_WORDS)} | {"a": 1.0, "an": 1.0, "half a": 0.5}
-_NUMBER = rf"(?:\d+(?:,\d{{3}})*(?:\.\d+)?|\.\d+|\b(?:half a|{'|'.join(_WORDS)}|an?))"
+_NUMBER = rf"(?:(?:\d+\s+)?\d+/\d+|\d+(?:,\d{{3}})*(?:\.\d+)?|\.\d+|\b(?:half a|{'|'.join(_WORDS)}|an?))"
 _UNITS = {
     r"kilomet(?:er|re)s?|km": 1000.0,
     r"centimet(?:er|re)s?|cms?": 0.01,
@@ -19,8 +20,8 @@ _UNITS = {
     r"yards?|yds?": 0.9144,
 }
 """Units in metres, as the judge of SpatialRGPT-Bench is told them (and yards)."""
-_UNIT = rf"(?:{'|'.join(_UNITS)})\b|[\"″”](?!\w)|['′’](?!\w)"
-_LENGTH = re.compile(rf"(?<![\w.,])({_NUMBER})\s*-?\s*({_UNIT})", re.IGNORECASE)
+_UNIT = rf"(?:{'|'.join(_UNITS)})\b(?!\s*(?:/|\^|per\b|²|³))|[\"″”](?!\w)|['′’](?!\w)"
+_LENGTH = re.compile(rf"(?<![\w.,/^])(?<!\d\s)({_NUMBER})\s*-?\s*({_UNIT})", re.IGNORECASE)
 _RANGE = re.compile(rf"(?<![\w.]){_NUMBER}\s*(?:{_UNIT})?\s*(?:-|–|to|and|or)\s*{_NUMBER}\s*-?\s*(?:{_UNIT})", re.IGNORECASE)
 _FEET_AND_INCHES = re.compile(
     rf"(?<![\w.,])({_NUMBER})\s*(?:foot\b|feet\b|ft\b\.?|['′’])\s*(?:,|and)?\s*({_NUMBER})\s*(?:inch(?:es)?\b|in\b|[\"″”])", re.IGNORECASE
@@ -30,6 +31,7 @@ _CLOCK = re.compile(rf"\b(\d{{1,2}}|{'|'.join(_WORDS[1:])})(?::00)?\s*o\s?['’]
 _CLOCK_RANGE = re.compile(rf"\b(?:\d{{1,2}}|{'|'.join(_WORDS[1:])})\s*(?:-|–|to|and|or)\s*(?:{_CLOCK.pattern})", re.IGNORECASE)
 _MINUS = r"(?:(?<![\w.,)\]])[-−–]|\b(?:minus|negative)\s+)"
 _NEGATIVE = re.compile(rf"{_MINUS}(?:{_NUMBER}\s*-?\s*(?:{_UNIT}|['′’])|{_CLOCK.pattern})", re.IGNORECASE)
+_DENIED = re.compile(rf"(?:\b(?:not|never)\b|n['’]t\b)[^.,;!?\n]*?(?:{_NUMBER}\s*-?\s*(?:{_UNIT})|{_CLOCK.pattern})", re.IGNORECASE)
 _STATED = re.compile(r"\banswer(?:\s+is|\s*:)\s*:?\s*(.+?)(?:\.(?=\s|$)|\n|$)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|\n")
 _SAME = 0.05  # lengths this close are one, as in "2.5 meters (8.2 feet)"
@@ -64,8 +66,8 @@ def _only(text: str, read: Callable[[str], list[float] | None]) -> float | None:
 
 
 def _lengths(text: str) -> list[float] | None:
-    """Return all lengths in a text; None where it gives a range or a negative one."""
-    if _NEGATIVE.search(text):
+    """Return all lengths in a text; None where it gives a range or a negative one, or denies one."""
+    if _NEGATIVE.search(text) or _DENIED.search(text):
         return None
     found = [_number(match[1]) * _FOOT + _number(match[2]) * _INCH for match in _FEET_AND_INCHES.finditer(text)]
     rest = _FEET_AND_INCHES.sub(" ", text)
@@ -82,12 +84,16 @@ def _metres_of(unit: str) -> float:
 
 
 def _number(text: str) -> float:
+    if "/" in text:
+        whole, _, part = text.rpartition(" ") if " " in text else ("0", "", text)
+        above, _, below = part.partition("/")
+        return float(whole) + float(above) / float(below) if float(below) else math.nan
     return _NUMBERS[text.lower()] if text.lower() in _NUMBERS else float(text.replace(",", ""))
 
 
 def _hours(text: str) -> list[float] | None:
-    """Return all hours in a text; None where it gives a range or a negative one."""
-    if _CLOCK_RANGE.search(text) or _NEGATIVE.search(text):
+    """Return all hours in a text; None where it gives a range or a negative one, or denies one."""
+    if _CLOCK_RANGE.search(text) or _NEGATIVE.search(text) or _DENIED.search(text):
         return None
     hours = [_number(match[1] or match[2]) for match in _CLOCK.finditer(text)]
     return [value for value in hours if 1 <= value <= _HOURS]

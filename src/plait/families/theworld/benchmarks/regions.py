@@ -37,6 +37,7 @@ _BARE = re.compile(r"\W*(\d+)\W*")
 _JOINED = re.compile(rf"(?:{_REGION.pattern})\s*(?:,?\s*(?:and|or|&)|,|/)\s*(?:{_REGION.pattern})", re.IGNORECASE)
 _BETWEEN = re.compile(rf"\b(?:between|of)\s+(?:{_JOINED.pattern})\s*,?", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|\n|\bbut\b|\bwhile\b|\bwhereas\b", re.IGNORECASE)
+_AGREED = re.compile(r"^\W*right\b\s*(?=[.,;:!*]|$)", re.IGNORECASE)  # a verdict or a side, which it does not say
 _IT = re.compile(r"\bit(?:'s)?\b", re.IGNORECASE)
 _TASKS = {
     **{name: f"{'-'.join(pair)}" for pair in _PAIRS for name in pair},
@@ -125,6 +126,8 @@ def _place(match: tuple[re.Match[str], bool]) -> int:
 
 def _holds(text: str, name: str, asked: list[int]) -> bool | None:
     """Return whether a text says that the relation holds from the first region asked about to the second."""
+    if name in ("left", "right"):
+        text = _AGREED.sub("", text)
     said = verdict(text)
     if said is not None:
         return said
@@ -142,7 +145,7 @@ def _chosen(text: str, name: str, asked: list[int]) -> int | None:
     chosen = set()
     for subject, holds, other, _ in _relations(text, name):
         against = next((region for region in asked if region != subject), None) if other is None else other
-        chosen.add(subject if holds else against)
+        chosen.add(subject if holds or subject is None else against)
     if not chosen and NEGATION.search(rest) is None:
         chosen = set(_regions(rest))
     return chosen.pop() if len(chosen) == 1 and chosen <= set(asked) else None

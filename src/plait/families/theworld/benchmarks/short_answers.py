@@ -23,6 +23,11 @@ NEGATION = re.compile(
     re.IGNORECASE,
 )
 """Words that deny or doubt the clause they are in."""
+_RETRACTED = re.compile(
+    r"\bno,?\s+wait\b|\bwait(?=\s*[,.!:;])|(?:(?<=[.!?;,\n])\s*|\s+[-–—]+\s*)actually\b|\b(?:scratch\s+that|on\s+second\s+thoughts?|my\s+mistake)\b"
+    r"|\bcorrection(?=\s*:)",
+    re.IGNORECASE,
+)
 _REASON = re.compile(r",?\s+(?:because|since|due to)\b.*", re.IGNORECASE | re.DOTALL)
 _RELATIVE = re.compile(r"\b(?:that|which|who)\s+(?:is|are|was|were|do|does)(?:\s+not|n['’]t)\s+\S+", re.IGNORECASE)  # "that is not blue"
 _CLAUSE = re.compile(r",|\b(?:but|so|thus|therefore|hence|while|whereas)\b", re.IGNORECASE)
@@ -38,6 +43,12 @@ _THERE_IS = re.compile(r"there\s+(?:is|are)\s+(.+)", re.IGNORECASE | re.DOTALL)
 _IS_THERE = re.compile(r"\b(?:is|are)\s+there\s+(.+?)\?", re.IGNORECASE)
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(number) for number, word in enumerate(_WORDS)}
+
+
+def retracted(text: str) -> tuple[str, str] | None:
+    """Split a text that takes back what it said ("A. No wait, B.") into what it had said and its last word; None for any other."""
+    marks = list(_RETRACTED.finditer(text))
+    return (text[: marks[-1].start()], text[marks[-1].end() :].strip(" ,.:;!-–—\n")) if marks else None
 
 
 def normalise(text: str) -> str:

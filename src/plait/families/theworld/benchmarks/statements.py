@@ -6,16 +6,17 @@ words "true" and "false", which must agree. A denied verdict is the other one ("
 
 import re
 
-from plait.families.theworld.benchmarks.short_answers import NEGATION
+from plait.families.theworld.benchmarks.short_answers import NEGATION, retracted
 
 _STATED = re.compile(r"\banswer(?:\s+is|\s*:)\s*:?\s*(.+?)(?:[.!?;](?=\s|$)|\n|$)", re.IGNORECASE)
 _VALUES = {
     **dict.fromkeys(("yes", "true", "correct", "right", "indeed"), True),
     **dict.fromkeys(("no", "false", "incorrect", "wrong", "untrue"), False),
 }
-_FIRST = re.compile(
-    r"\W*(?:(yes|no|true|false|untrue|indeed)\b(?!\s*(?:/|or\b))|(correct|right|incorrect|wrong)(?=\s*(?:[.,;:!*]|$)))", re.IGNORECASE
-)  # "right of it" is no verdict
+_FIRST = re.compile(  # "right of it" is no verdict
+    r"\W*(?:(yes|no|true|false|untrue|indeed)\b(?!\s*(?:/|(?:or|and)\b))|(correct|right|incorrect|wrong)(?=\s*(?:[.,;:!*]|$)))",
+    re.IGNORECASE,
+)
 _WORD = re.compile(r"\b(true|false|untrue|correct|incorrect)\b", re.IGNORECASE)
 _OPPOSITE = frozenset(["false", "untrue", "incorrect"])  # words that NEGATION holds too
 _OTHER_NEGATION = re.compile(rf"(?!(?:{'|'.join(_OPPOSITE)})\b)(?:{NEGATION.pattern})", re.IGNORECASE)
@@ -24,6 +25,8 @@ _CLAUSE_END = re.compile(r"[.!?;,\n]|\b(?:but|so|because|since|therefore|thus|he
 
 def verdict(text: str) -> bool | None:
     """Return whether a text says that a statement is true; None where it says neither that nor that it is false."""
+    if (parts := retracted(text)) and verdict(parts[0]) is not None:
+        return verdict(parts[1])
     stated = {_verdict(match[1]) for match in _STATED.finditer(text)}
     return (stated.pop() if len(stated) == 1 else None) if stated else _verdict(text)
 
