@@ -222,6 +222,18 @@ def test_another_model_and_nothing_are_told(tmp_path):
         TheWorld.from_pretrained(tmp_path / "empty")
 
 
+def test_a_run_whose_name_could_be_one_of_the_hub_is_the_one_on_disk(folder, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(folder / "run")
+    monkeypatch.chdir(tmp_path)
+    steps = sorted(int(path.name.partition("-")[2]) for path in (folder / "run").glob("stage-*/step-*"))
+    asked = {"max_new_tokens": 6}
+    newest = TheWorld.from_pretrained(folder / "run").generate(folder / "1.png", ASK, **asked)
+    assert TheWorld.from_pretrained(f"runs/mine@{steps[-1]}").generate(folder / "1.png", ASK, **asked) == newest
+    with pytest.raises(PlaitError, match=f"runs/mine has no checkpoint at step '999'; it has .*{steps[-1]}"):
+        TheWorld.from_pretrained("runs/mine@999")
+
+
 def test_an_export_without_its_processor_is_told(folder, tmp_path):
     shutil.copytree(folder / "out", tmp_path / "out")
     (tmp_path / "out" / "processor_config.json").unlink()

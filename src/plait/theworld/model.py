@@ -71,7 +71,7 @@ class TheWorld:
         folder = expanded(name)
         if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
             loaded = _exported(str(folder), None)
-        elif folder.exists() or not checkpoint_specs.may_be_hub(checkpoint_specs.split(str(name))[0].as_posix()):
+        elif folder.exists() or (run := checkpoint_specs.split(str(name))[0]).exists() or not checkpoint_specs.may_be_hub(run.as_posix()):
             loaded = _of_run(name, averaged, place)
         else:
             loaded = _of_hub(str(name), averaged, place)
