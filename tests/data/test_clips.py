@@ -2,6 +2,7 @@
 
 import io
 import json
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,15 @@ def test_a_video_gives_its_first_frames_in_order(tmp_path):
     seen = [float(decode(frame).float().mean()) for frame in record(tmp_path, "a.mp4")["frames"]]
     assert len(seen) == clips.MOST_FRAMES == 65
     np.testing.assert_allclose(seen, levels[:65], atol=8)  # a lossy codec, of which a level of 255 is a colour's step
+
+
+def test_a_file_of_sound_alone_is_told_as_one_without_pictures(tmp_path):
+    pytest.importorskip("av")
+    with wave.open(str(tmp_path / "a.mp4"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(16000))
+    with pytest.raises(PlaitError, match=r"a.mp4 has no pictures: it is cut off, or sound alone"):
+        record(tmp_path, "a.mp4")
 
 
 def test_clips_without_frames_are_one_clear_line(tmp_path, monkeypatch):

@@ -64,10 +64,23 @@ def test_a_sample_without_the_input_counts_as_it_is_in_all_ways_and_is_counted()
 
 
 def test_a_sample_is_unusable_if_one_of_its_ways_is_or_no_other_differs():
-    rows = rows_of("a", "?", "a")
-    assert rows[1]["bad"] == "torn" and rows[0]["bad"] == "word shuffled: torn"
+    def picky(model, shown, inputs, *, batch, moment):
+        rows = predict(model, shown, inputs, batch=batch, moment=moment)
+        return [
+            {"id": one["id"], "bad": "misfit"} if (one["gold"], one["word"]) == ("a", "b") else row
+            for row, one in zip(rows, shown, strict=True)
+        ]
+
+    rows = ablated(Bench(picky, summarise), "word", WORD).predict(None, samples("a", "b"), None, batch=2, moment="")
+    assert rows[0]["bad"] == "word shuffled: misfit" and "bad" not in rows[1]
     rows = rows_of("a", "a")
     assert [row["bad"] for row in rows] == ["no other word among those beside it"] * 2
+
+
+def test_what_cannot_be_used_itself_is_nobodys_partner():
+    rows = rows_of("a", "?", "?", "b", "?")
+    assert [row.get("bad") for row in rows] == [None, "torn", "torn", None, "torn"]
+    assert [rows[place]["ways"]["shuffled"]["answer"] for place in (0, 3)] == ["b", "a"]
 
 
 def test_an_input_that_no_sample_has_is_an_error():

@@ -204,6 +204,7 @@ def test_what_cannot_be_meant_is_told_in_one_line(clips, monkeypatch, run, use, 
         (lambda t: t.generate(photo(1), "<image> <image>"), "the text has 2 <image> marks, the sample 1 images"),
         (lambda t: t.generate(photo(1), ASK, max_new_tokens=0), "generate: --max-new-tokens must be greater than or equal to 1, got 0"),
         (lambda t: t.generate(photo(1), ASK, frames="no.mp4"), "there is no clip no.mp4"),
+        (lambda t: t.generate(None, ASK, frames=[]), "`frames` is an empty list: give a clip, or leave it out"),
     ],
 )
 def test_what_cannot_be_used_is_told(folder, use, line):

@@ -5,7 +5,7 @@ evaluate.py. A bench is a metric with its way of answering; `ablated` makes one 
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -93,12 +93,10 @@ def ablated(bench: Bench, name: str, ablation: Ablation) -> Ablated:
     """
 
     def predict(model: Any, samples: Sequence[Sample], inputs: Any, *, batch: int, moment: str) -> list[Row]:
+        rows = bench.predict(model, samples, inputs, batch=batch, moment=moment)
         contents = [ablation.content(sample) for sample in samples]
-        others = partners(samples, contents, ablation)
-        alone = [position for position, content in enumerate(contents) if content is not None and others[position] is None]
-        taken = [position for position in range(len(samples)) if position not in alone]
-        having = [(position, other) for position in taken if (other := others[position]) is not None]
-        rows = _at(taken, bench.predict(model, [samples[position] for position in taken], inputs, batch=batch, moment=moment))
+        others = partners(samples, contents, ablation, [position for position, row in enumerate(rows) if "bad" not in row])
+        having = [(position, other) for position, other in enumerate(others) if other is not None and "bad" not in rows[position]]
         shown = {
             "off": [ablation.off(samples[position]) for position, _ in having],
             "shuffled": [ablation.exchange(samples[position], samples[other]) for position, other in having],
@@ -106,10 +104,14 @@ def ablated(bench: Bench, name: str, ablation: Ablation) -> Ablated:
         of_ways = {  # what a bench draws is kept by the name of the moment: each way has its own
             way: bench.predict(model, shown[way], inputs, batch=batch, moment=f"{moment}-{name}-{way}") for way in WAYS if having
         }
-        for number, (position, _) in enumerate(having):
-            rows[position] = _joined(rows[position], {way: of_ways[way][number] for way in WAYS}, name)
-        rows |= {position: {"id": samples[position]["id"], "bad": f"no other {name} among those beside it"} for position in alone}
-        return [rows[position] for position in sorted(rows)]
+        joined = {
+            position: _joined(rows[position], {way: of_ways[way][number] for way in WAYS}, name)
+            for number, (position, _) in enumerate(having)
+        }
+        for position, content in enumerate(contents):
+            if content is not None and others[position] is None and "bad" not in rows[position]:
+                joined[position] = {"id": samples[position]["id"], "bad": f"no other {name} among those beside it"}
+        return [joined.get(position, row) for position, row in enumerate(rows)]
 
     def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         figures = bench.summarise(rows)
@@ -155,14 +157,18 @@ def _shown(rows: Sequence[Mapping[str, Any]], way: str) -> list[Mapping[str, Any
     return [row["ways"][way] if way != "on" and "ways" in row else row for row in rows]
 
 
-def partners(samples: Sequence[Sample], contents: Sequence[Any], ablation: Ablation) -> list[int | None]:
+def partners(
+    samples: Sequence[Sample], contents: Sequence[Any], ablation: Ablation, among: Collection[int] | None = None
+) -> list[int | None]:
     """Return for each sample the position of another whose input changes it: the first from half the list onwards.
 
-    `contents`: of each sample its `content`, None for one without. None where there is no such other, or the sample itself has none.
+    `contents`: of each sample its `content`, None for one without. `among`: positions of samples whose input can be used; None: all. None
+    where there is no such other, or the sample itself has none.
     """
+    offered = set(range(len(samples)) if among is None else among)
 
     def changes(own: int, other: int) -> bool:
-        if contents[other] is None or contents[other] == contents[own]:
+        if other not in offered or contents[other] is None or contents[other] == contents[own]:
             return False
         with contextlib.suppress(BadSample), sample_errors:
             return bool(ablation.content(ablation.exchange(samples[own], samples[other])) != contents[own])
@@ -174,10 +180,6 @@ def partners(samples: Sequence[Sample], contents: Sequence[Any], ablation: Ablat
         return next((place for place in places if changes(own, place)), None)
 
     return [None if content is None else partner(own) for own, content in enumerate(contents)]
-
-
-def _at(positions: Sequence[int], rows: Sequence[Row]) -> dict[int, Row]:
-    return dict(zip(positions, rows, strict=True))
 
 
 def _joined(row: Row, ways: Mapping[str, Row], name: str) -> Row:

@@ -224,5 +224,7 @@ def _for_each(given: Any, prompt: str | Sequence[str], name: str) -> list[Any]:
 
 
 def _sample(text: str, image: Any, clip: Any, *, world: bool) -> dict[str, Any]:
+    if isinstance(clip, list | tuple) and not clip:
+        raise PlaitError("TheWorld.generate: `frames` is an empty list: give a clip, or leave it out")
     images = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
     return processing.sample(images, clip, world=world, messages=[{"role": "user", "content": text}])

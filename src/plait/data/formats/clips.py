@@ -42,6 +42,8 @@ def _decode(path: Path) -> list[bytes]:
     frames: list[bytes] = []
     try:
         with av.open(str(path)) as video:
+            if not video.streams.video:
+                raise BadSample(f"the video {path} has no pictures: it is cut off, or sound alone")
             for frame in video.decode(video=0):
                 frames.append(_png(frame.to_image()))
                 if len(frames) == MOST_FRAMES:
