@@ -10,7 +10,7 @@ import socket
 import traceback
 from pathlib import Path
 
-import torch._dynamo  # noqa: F401  what every optimizer imports: two seconds that no rank should spend again
+import torch._dynamo
 
 FORK = multiprocessing.get_context("fork")
 LIMIT_S = 120
@@ -31,6 +31,7 @@ def forked(function, *args, **environment):
 
 def rank_of_test(function, *args):
     """Call `function` in a process that was forked, and end it there: with its traceback, and without the test's own machinery."""
+    torch.set_num_threads(torch.get_num_threads())  # its pool is made anew after a fork, which threads may not do at once
     gc.freeze()  # else a collection in a rank looks through all that the tests have imported, and copies its pages
     faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     multiprocessing.forkserver._forkserver._forkserver_pid = None  # that of the test's process is no child of this one

@@ -74,6 +74,7 @@ def forked(monkeypatch):
 
     def run(command, environment):
         if (child := os.fork()) == 0:
+            torch.set_num_threads(torch.get_num_threads())  # its pool is made anew after a fork, which threads may not do at once
             os.environ.update(environment)
             warnings.simplefilter("ignore")  # as in a process of its own
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from plait.data import images
 from plait.data.loading.loader import Loader
-from plait.data.memory import allocation, reused
+from plait.data.memory import allocation, reused, tensors
 from plait.data.order import Order
 from tests.data.test_turns import Encoder, Numbers
 
@@ -52,8 +52,8 @@ def test_memory_is_used_again_once_the_last_view_of_it_is_gone_and_not_before(po
 
 def test_a_tensor_saved_for_a_backward_pass_keeps_its_memory(pool):
     weight = torch.ones(MEGABYTE, requires_grad=True)
-    product = weight * allocation.empty((MEGABYTE,), torch.float32).fill_(3)
-    allocation.empty((MEGABYTE,), torch.float32).fill_(7)
+    product = weight * tensors.empty((MEGABYTE,), torch.float32).fill_(3)
+    tensors.empty((MEGABYTE,), torch.float32).fill_(7)
     product.sum().backward()
     assert weight.grad.unique().tolist() == [3.0]
 
@@ -75,7 +75,7 @@ def test_threads_never_share_a_buffer(pool):
 
     def work(number):
         for _ in range(300):
-            mine = allocation.empty((200_000,), torch.uint8).fill_(number)
+            mine = tensors.empty((200_000,), torch.uint8).fill_(number)
             wrong.extend([number] * (not bool((mine == number).all())))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
@@ -95,9 +95,9 @@ def test_pictures_and_batches_take_reused_memory_and_the_same_values(pool):
     assert pool._owned_bytes >= 300 * 400 * 3
     assert torch.equal(picture, images.decode(body.getvalue()))
     parts = [picture.float(), picture.float() + 1]
-    assert torch.equal(allocation.stack(parts), torch.stack(parts))
-    assert torch.equal(allocation.cat(parts), torch.cat(parts))
-    assert torch.equal(allocation.stack([p[:, ::200] for p in parts]), torch.stack([p[:, ::200] for p in parts]))  # small: not leased
+    assert torch.equal(tensors.stack(parts), torch.stack(parts))
+    assert torch.equal(tensors.cat(parts), torch.cat(parts))
+    assert torch.equal(tensors.stack([p[:, ::200] for p in parts]), torch.stack([p[:, ::200] for p in parts]))  # small: not leased
     assert torch.equal(images.to_unit(picture), picture.to(torch.float32).div_(127.5).sub_(1.0))
     squares = images.resize_all([picture] * 3, 224, 224)
     assert torch.equal(squares, torch.stack([images.resize(picture, 224, 224)] * 3))
@@ -120,7 +120,7 @@ def test_a_loader_that_ends_beside_another_leaves_that_one_its_memory():
 def test_memory_that_outlives_its_loader_goes_back_to_the_system(monkeypatch):
     monkeypatch.setattr(reused, "_pool", reused.Pool())
     reused.begin(user := object())
-    kept = allocation.empty((MEGABYTE,), torch.float32)
+    kept = tensors.empty((MEGABYTE,), torch.float32)
     reused.end(user)
     assert reused._pool._owned_bytes > 0
     del kept

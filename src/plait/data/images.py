@@ -10,14 +10,14 @@ import torch
 
 from plait.data import resizing
 from plait.data.image_files import MAX_PIXELS, decode_rgb
-from plait.data.memory import allocation
+from plait.data.memory import tensors
 
 resize = resizing.resize
 
 
 def resize_all(pictures: Sequence[torch.Tensor], height: int, width: int, *, mode: str = "bicubic") -> torch.Tensor:
     """Return what `resizing.resize_all` does, in memory that is used again."""
-    return resizing.resize_all(pictures, height, width, mode=mode, out=allocation.empty((len(pictures), 3, height, width), torch.uint8))
+    return resizing.resize_all(pictures, height, width, mode=mode, out=tensors.empty((len(pictures), 3, height, width), torch.uint8))
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None) -> torch.Tensor:
@@ -30,7 +30,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, in
 
 def to_unit(image: torch.Tensor) -> torch.Tensor:
     """Convert a uint8 tensor of any shape to float32 in [-1, 1]: 0 becomes exactly -1, 255 exactly 1."""
-    return allocation.empty(image.shape, torch.float32).copy_(image).div_(127.5).sub_(1.0)
+    return tensors.empty(image.shape, torch.float32).copy_(image).div_(127.5).sub_(1.0)
 
 
 def from_unit(image: torch.Tensor) -> torch.Tensor:

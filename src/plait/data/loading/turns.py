@@ -5,16 +5,16 @@ threads encode photos of 32 x 32 slower than one. Reading that waits for a disk 
 """
 
 import contextlib
+import resource
 import threading
 import time
 from collections.abc import Iterator
 
 _CHEAP_S = 100e-6
 """Processor time of a sample below which threads take turns."""
-_WAITING = 2.0
-"""Time on the clock over processor time, of a thread that has its turn, above which it waits for a disk: others are let in meanwhile."""
 _TRY_AGAIN = 64
-"""Parts of micro-batches encoded side by side, after one that waited, before the next is given a turn alone."""
+"""Parts of micro-batches encoded side by side, after one that read from a disk, before the next is given a turn alone."""
+_WHOSE = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)  # of a thread, where the system counts so
 
 
 class Turns:
@@ -34,11 +34,16 @@ class Turns:
             return
         taken = self.taken
         with self._lock if taken else contextlib.nullcontext():
-            clock, computed = time.perf_counter(), time.thread_time()
+            read, began_s = _disk_reads(), time.thread_time()
             yield
-            clock, computed = time.perf_counter() - clock, time.thread_time() - computed
-        if taken and clock > _WAITING * computed:
+            computed_s = time.thread_time() - began_s
+        if _disk_reads() > read:
             self._side_by_side = _TRY_AGAIN
         elif self._side_by_side:
             self._side_by_side -= 1
-        self.taken = self._side_by_side == 0 and computed < _CHEAP_S * samples
+        self.taken = self._side_by_side == 0 and computed_s < _CHEAP_S * samples
+
+
+def _disk_reads() -> int:
+    """Return how often this thread has waited for a disk or a file server; what lies in the system's memory is not counted."""
+    return resource.getrusage(_WHOSE).ru_inblock

@@ -1,11 +1,9 @@
-"""Memory for pixels and batches: fresh, or used again where threads build batches (reused.py)."""
+"""Memory for pixels: fresh, or used again where threads build batches (reused.py). Nothing here imports torch: tensors.py does."""
 
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 _LEAST_BYTES = 128 << 10  # less comes from the C library, which keeps it
 
@@ -16,18 +14,3 @@ lease: Callable[[int], np.ndarray] | None = None
 def array(shape: Sequence[int]) -> np.ndarray:
     """Return a uint8 array of any content."""
     return np.empty(shape, np.uint8) if lease is None or math.prod(shape) < _LEAST_BYTES else lease(math.prod(shape)).reshape(shape)
-
-
-def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return a dense tensor of any content."""
-    return torch.from_numpy(array((math.prod(shape) * dtype.itemsize,))).view(dtype).view(*shape)
-
-
-def cat(parts: Sequence[Tensor]) -> Tensor:
-    """Return `torch.cat(parts)`, of one dtype."""
-    return torch.cat(list(parts), out=empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype))
-
-
-def stack(parts: Sequence[Tensor]) -> Tensor:
-    """Return `torch.stack(parts)`, of one dtype."""
-    return torch.stack(list(parts), out=empty((len(parts), *parts[0].shape), parts[0].dtype))

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from plait.data import images
 from plait.data.field_names import no_answer
-from plait.data.memory import allocation
+from plait.data.memory import tensors
 from plait.errors import BadSample, PlaitError
 from plait.families import limits
 from plait.families.molmo import styles, towers
@@ -141,7 +141,7 @@ class Inputs:
             real.append(tiled.real)
             pools.append(torch.where(tiled.pools >= 0, tiled.pools + before, tiled.pools))
             before += tiled.real.numel()
-        batch |= {"crops": allocation.cat(crops), "real": torch.cat(real)}
+        batch |= {"crops": tensors.cat(crops), "real": torch.cat(real)}
         batch["pools"] = torch.cat(pools) if pools else torch.empty(0, 4, dtype=torch.int64)
         batch["cut"] = torch.tensor([example.row.cut for example in examples])
         places: dict[str, Any] = dict(places_of(batch, self.tokenizer.image_start))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plait.data import captions, cropping, images
 from plait.data.field_names import no_image
-from plait.data.memory import allocation
+from plait.data.memory import tensors
 from plait.data.sources.metadata import METADATA, read_metadata
 from plait.errors import BadSample
 from plait.families.nanodit import flow
@@ -147,8 +147,8 @@ class Inputs:
         shapes = {tuple(example.x0.shape) for example in examples}
         assert len(shapes) == 1, f"samples of different shapes in one batch: {sorted(shapes)}; buckets keep them apart"
         return {
-            "x0": allocation.stack([example.x0 for example in examples]),
-            "noise": allocation.stack([example.noise for example in examples]),
+            "x0": tensors.stack([example.x0 for example in examples]),
+            "noise": tensors.stack([example.noise for example in examples]),
             "t": torch.tensor([example.t for example in examples], dtype=torch.float32),
             "cut": torch.tensor([example.conditions.cut for example in examples]),
             **self.pack([example.conditions for example in examples]),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plait.data import images
 from plait.data.field_names import no_answer
-from plait.data.memory import allocation
+from plait.data.memory import tensors
 from plait.data.rollouts import stored
 from plait.errors import BadSample
 from plait.families import limits
@@ -133,8 +133,8 @@ class Inputs:
         elif not left and (length := batch["ids"].shape[1]) > LONGEST_MASK:
             batch["places"]["documents"] = packing.documents_of(rows, length, BOTH_WAYS)
         worlds = [example for example in examples if len(example.frames) or len(example.latents)]
-        batch["pixels"] = allocation.cat([example.pixels for example in examples])
-        batch["frames"] = allocation.cat([example.frames for example in examples])
+        batch["pixels"] = tensors.cat([example.pixels for example in examples])
+        batch["frames"] = tensors.cat([example.frames for example in examples])
         batch["frame_counts"] = [len(example.frames) for example in worlds]
         batch["latent_counts"] = [len(example.latents) for example in worlds]
         batch["latents"] = torch.cat([example.latents for example in worlds if len(example.latents)] or [NO_LATENTS])
