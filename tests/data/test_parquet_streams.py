@@ -9,7 +9,6 @@ import pytest
 
 from plait import cli
 from plait.config.schema import SourceEntry
-from plait.data import remote, web
 from plait.data.loading.bucketing import order_of
 from plait.data.loading.loader import Loader
 from plait.data.sources import datasets as tables
@@ -20,23 +19,12 @@ from plait.errors import BadSample, PlaitError
 from tests import hub_server
 from tests.data.faulty_server import serving
 from tests.data.packing import picture
-from tests.data.test_streaming import Labels, walked
+from tests.data.test_streaming import Labels, quick, walked  # noqa: F401  `quick` is a fixture
 from tests.test_cli import CONFIG
 
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")
 TEMPLATE = {"user": "?", "assistant": "{label}"}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Nothing is remembered of other tests' servers, and waits between attempts are short."""
-    monkeypatch.setattr(remote, "_servers", remote._Servers())
-    monkeypatch.setattr(remote, "_WAITS_S", (0.01, 0.01))
-    web._client.cache_clear()
-    yield
-    web._client().close()
-    web._client.cache_clear()
 
 
 def body(first, rows, group):

@@ -9,16 +9,15 @@ import sys
 import time
 
 import pytest
-import torch
 
 from plait import cli
 from plait.assembly.configuration import open_config
-from plait.commands.prove.compare import CLOCK
 from plait.engine.checkpoints import checkpoint
 from plait.engine.monitoring.signals import Paused
 from plait.errors import PlaitError
 from plait.training import run
 from tests import processes
+from tests.training.shard_runs import assert_same, metrics
 
 CONFIG = """
 family: theworld
@@ -57,22 +56,6 @@ def resolve(recipe, folder, *overrides):
 
 def train(recipe, folder, *overrides, **options):
     return run.train(resolve(recipe, folder, *overrides), run.TrainOptions(**options))
-
-
-def metrics(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in CLOCK} for row in rows]
-
-
-def assert_same(one, other):
-    """Weights, averages, moments, plain state and metrics agree to the bit."""
-    first, second = (checkpoint.read(checkpoint.published(folder)[0]) for folder in (one, other))
-    assert first.manifest["state"] == second.manifest["state"]
-    for group in ("weights", "ema", "moments"):
-        mine, theirs = first.tensors(group), second.tensors(group)
-        assert mine.keys() == theirs.keys()
-        assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
-    assert metrics(one) == metrics(other)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,9 @@ _OF_A_START = frozenset(
 )
 """What a run directory holds before anything of its training is recorded."""
 
+_locked: dict[Path, int] = {}
+"""The inode of each run directory that this process has locked: another folder may take its place."""
+
 Difference = tuple[str, Any, Any]
 """(dotted key, value before, value after)."""
 
@@ -51,6 +54,7 @@ def lock(run: Path) -> IO[str]:
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
+    _locked[run] = run.stat().st_ino
     return file
 
 
@@ -60,13 +64,15 @@ def cleared_if_failed(run: Path) -> Iterator[None]:
 
     What was there before stays, or gets its name back if it was set aside; so does a run with a checkpoint, a row of metrics or a report.
     """
+    _locked.pop(run, None)
     inode = run.stat().st_ino if run.is_dir() else None
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     is_new = bool(made) or (run.is_dir() and not any(run.iterdir()))
     try:
         yield
     except BaseException:
-        if run.is_dir() and not run.is_symlink() and (is_new or run.stat().st_ino != inode) and _has_only_begun(run):
+        now = run.stat().st_ino if run.is_dir() and not run.is_symlink() else None
+        if now is not None and now == _locked.get(run, now) and (is_new or now != inode) and _has_only_begun(run):
             failed_start.undo(run, made, inode)
         raise
 

@@ -4,13 +4,14 @@ Before a unit's forward pass its weights are gathered from all ranks, so each ra
 computes itself is what is left without those waits. Hooks are there only in the steps that are recorded.
 """
 
-import time
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.hooks import RemovableHandle
+
+from plait.training.monitor.modules import moment
 
 
 class GatherWaits:
@@ -46,14 +47,14 @@ class GatherWaits:
     def _before_gathering(self, module: nn.Module) -> None:
         if torch._C._current_graph_task_id() != -1:  # activation checkpointing runs it again in the backward pass
             return
-        now = self._now()
+        now = moment(self.device)
         self._waits.append([now])
         if module is self.model:
             self._passes.append([now])
 
     def _end_of(self, spans: list[list[Any]]) -> None:
         if torch._C._current_graph_task_id() == -1 and spans and len(spans[-1]) == 1:
-            spans[-1].append(self._now())
+            spans[-1].append(moment(self.device))
 
     def _between(self, began: Any, ended: Any = None) -> float:
         if ended is None:
@@ -62,10 +63,3 @@ class GatherWaits:
             return float(ended - began)
         ended.synchronize()
         return float(began.elapsed_time(ended) / 1e3)
-
-    def _now(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event

@@ -80,7 +80,7 @@ class ForwardWatch:
         def ended(module: nn.Module, inputs: Any, output: Any) -> None:
             if not self._began:
                 return
-            self._took.append((component, self._began.pop(), self._now()))
+            self._took.append((component, self._began.pop(), moment(self.device)))
             value = next((one for one in _tensors(output) if one.is_floating_point()), None) if watch is not None else None
             if watch is not None and value is not None:
                 watch(component, value.detach())
@@ -89,14 +89,16 @@ class ForwardWatch:
 
     def _begin(self) -> None:
         if torch._C._current_graph_task_id() == -1:  # activation checkpointing runs it again in the backward pass
-            self._began.append(self._now())
+            self._began.append(moment(self.device))
 
-    def _now(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+
+def moment(device: torch.device) -> Any:
+    """Return the time now, in seconds; on a GPU an event, which is recorded once the kernels so far are done."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:
