@@ -212,8 +212,17 @@ NANODIT = {
         "it lacks 1 of the weights: embed.bias|diffusers cannot load and ask it: ",
     ),
 }
+
+
+def pickled(out):
+    weights = out / "language" / "adapter_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+
+
 ADAPTERS = {
-    "no weights": (remove("language/adapter_model.safetensors"), "peft cannot load and ask it: "),
+    "no weights": (remove("language/adapter_model.safetensors"), "peft cannot load and ask it: .*there is no adapter_model.safetensors"),
+    "a pickle": (pickled, "peft cannot load and ask it: .*there is no adapter_model.safetensors"),
     "another alpha": (replace("language/adapter_config.json", '"lora_alpha": 8', '"lora_alpha": 9'), "logits are up to"),
     "other targets": (replace("vision/adapter_config.json", "layers.0.mlp.fc1", "layers.0.mlp.fc2"), "they differ in "),
 }

@@ -77,7 +77,9 @@ def ask_peft(library: Any, request: Mapping[str, Any]) -> Answer:
     """Return the adapters' weights and the logits of a model of transformers, that of `base`, with them. `asked`: rows of ids."""
     transformers, trust = importlib.import_module("transformers"), bool(request["trust"])
     (kind,) = json.loads(Path(request["base"], "config.json").read_bytes())["architectures"]
-    base = getattr(transformers, kind).from_pretrained(request["base"], trust_remote_code=trust)
+    if not (weights_file := Path(request["folder"], "adapter_model.safetensors")).is_file():  # peft would take a pickle in its place
+        raise FileNotFoundError(f"there is no {weights_file.name}")
+    base = getattr(transformers, kind).from_pretrained(request["base"], trust_remote_code=trust, use_safetensors=True)
     model = library.PeftModel.from_pretrained(base, request["folder"]).eval().to(request["device"])
     weights = {name: digest(value) for name, value in model.named_parameters() if ".lora_" in name}
     told: dict[str, Any] = {"weights": weights, "answers": [], "settings": {}, **{kind: [] for kind in KINDS}}
