@@ -18,12 +18,12 @@ from plait.engine.monitoring import spikes
 from plait.engine.precision import TYPES
 from plait.training.planning.entries import on_hub, training_entries
 from plait.training.planning.meta_model import meta_bundle
-from plait.training.stage_plan import steps_of
+from plait.training.stage_plan import installed_versions, steps_of
 
 _FLOAT32 = 4
 _DTYPE = {2: "BF16", 4: "F32"}
-_MANIFEST = 3_000
-"""Bytes of what a manifest.json holds besides the names of parameters: versions, totals, hashes, fingerprints of the data."""
+_MANIFEST = 1_200
+"""Bytes of what a manifest.json holds besides names of parameters and versions of packages: totals, hashes, fingerprints of the data."""
 _BLOCK, _COMPONENT, _INPUTS = 70, 45, 300
 """Bytes of what it holds of each block's output, of each component's frozen weights, and of inputs (engine/checkpoints/reference.py)."""
 _RECENT = 26
@@ -64,7 +64,7 @@ def of_stages(resolved: Resolved, bundle: ModelBundle) -> list[StageCheckpoints]
         moments = _file(parameters, with_moments, [".exp_avg", ".exp_avg_sq"], trained, ".step")
         kept, deleted = _kept(view)
         left = 0 if settings.ema is None or not settings.ema.post_hoc else deleted * (averages - average)
-        beside = _manifest(parameters, ever) + _figures(view, len(bundle.blocks), len(components)) + len(resolved.yaml.encode())
+        beside = _manifest(components, ever) + _figures(view, len(bundle.blocks), len(components)) + len(resolved.yaml.encode())
         stages.append(StageCheckpoints(kept, _file(parameters, ever, [""], trained) + moments + averages + beside, left))
     return stages
 
@@ -91,9 +91,13 @@ def _file(parameters: Mapping[str, nn.Parameter], names: Collection[str], kinds:
     return values + -(-len(json.dumps(header, separators=(",", ":"))) // _ALIGNMENT) * _ALIGNMENT + _ALIGNMENT
 
 
-def _manifest(names: Collection[str], ever: Collection[str]) -> int:
+def _manifest(components: Mapping[str, Mapping[str, nn.Parameter]], ever: Collection[str]) -> int:
     """Return about how many bytes a manifest.json takes, which lists all parameters once and those that were ever trained twice."""
-    return len(files.json_text({"names": sorted(names), "weights": sorted(ever), "trained": sorted(ever)})) + _MANIFEST
+    listed = {
+        component: {"values": 0, "trains": 0, "weights": [name for name in part if name in ever], "names": list(part)}
+        for component, part in components.items()
+    }
+    return len(files.json_text({"components": listed, "versions": installed_versions(), "state": {"trained": sorted(ever)}})) + _MANIFEST
 
 
 def _figures(view: StageView, blocks: int, components: int) -> int:
