@@ -74,7 +74,7 @@ def send(run: Path, kills: int, chance: random.Random) -> tuple[int, float]:
     while outbox.waiting(run):
         command = [sys.executable, "-m", "plait.commands.actions.publishing.uploader"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        process.stdin.write(json.dumps({"run": str(run), "patience_s": 600.0}).encode() + b"\n")
+        process.stdin.write(json.dumps({"run": str(run), "patience_s": 600.0, "hub": True, "mirror": None}).encode() + b"\n")
         process.stdin.close()
         try:
             process.wait(4 + 8 * chance.random() if killed < kills else None)

@@ -69,8 +69,9 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.server.fault(self.command, path)
         if fault == "cut":  # before anything is done
             return self.close()
-        if isinstance(fault, int):
-            return self.refuse(fault, "", f"the server fails with {fault}")
+        if isinstance(fault, int | tuple):
+            status, headers = fault if isinstance(fault, tuple) else (fault, {})
+            return self.answer(status, {"error": "no"}, X_Error_Message=f"the server fails with {status}", **headers)
         if fault == "lost":  # done, and nobody is told
             self.answer = lambda *args, **headers: self.close()
         with self.server.lock:
@@ -216,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
 class Store(ThreadingHTTPServer):
     """`repos`: by owner/name. `asked`: (method, path, token) and `bodies` of all requests.
 
-    `fault(method, path)`: a status, "cut" (before anything is done) or "lost" (after it), None for an answer.
+    `fault(method, path)`: a status, alone or with headers, "cut" (before anything is done) or "lost" (after it), None for an answer.
     """
 
     daemon_threads = True

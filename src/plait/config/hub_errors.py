@@ -19,7 +19,11 @@ _LOGIN = "set HF_TOKEN to a token of that account (or `hf auth login`)"
 _UNAUTHORIZED, _FORBIDDEN = 401, 403
 _REFUSED = re.compile(r"\b(401|403|404|407)\b")
 _LATER = frozenset([408, 425, 429])  # statuses of requests that may succeed later, as those from 500 on
+_NEVER = frozenset([501, 505])  # of those from 500 on, what the server would answer again
 _CONFLICT = (409, 412)
+_NO_HUB = frozenset([404, 405, 410]) | _NEVER  # answers to a push of an address that takes none
+_CONTENT = frozenset([400, 413, 415, 422])  # answers on what was sent
+_REQUEST = re.compile(r" ?\(Request ID: [^)]*\)")
 _NO_NETWORK = frozenset(["ConnectError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "ProxyError", "TransportError"])
 _UNREACHED = _NO_NETWORK | {"LocalEntryNotFoundError"}
 
@@ -93,7 +97,36 @@ def not_sent(error: BaseException, repository: str) -> str:
     if kinds & _NO_NETWORK:
         return f"{endpoint} cannot be reached (HF_ENDPOINT, proxies)"
     cause = [*_chain(error)][-1]  # the client puts a line of its own before that of a file
-    return f"{endpoint} answers {status}: {_first_line(cause)}" if status is not None else _first_line(cause)
+    line = _REQUEST.sub("", _first_line(cause))
+    if status is None:
+        return line
+    return f"{endpoint} answers {status}: {line}{'' if may_pass(error) or conflicts(error) else f': {_cure(status)}'}"
+
+
+def _cure(status: int) -> str:
+    """Return what to do about a push that was refused with this status."""
+    if status in _NO_HUB:
+        return "see that HF_ENDPOINT is a Hub that takes pushes"
+    return "mend what that names, or name another repository"
+
+
+def refused_part(error: BaseException) -> str:
+    """Return what a refused push says of others: "all" are refused, those to its repository ("repo"), or it alone ("item").
+
+    `error`: what the client raised, or an error on this machine, as of a file that is gone.
+    """
+    kinds, status = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}, _status(error)
+    if status == _UNAUTHORIZED or kinds & {"LocalTokenNotFoundError", "OfflineModeIsEnabled"} or constants.HF_HUB_OFFLINE:
+        return "all"
+    return "item" if status is None or status in _CONTENT else "repo"
+
+
+def retry_after(error: BaseException) -> str:
+    """Return the header Retry-After of an answer: how long it asks to wait, "" without one."""
+    for each in _chain(error):
+        if (response := vars(each).get("response")) is not None:
+            return str(response.headers.get("Retry-After", ""))
+    return ""
 
 
 def conflicts(error: BaseException) -> bool:
@@ -119,11 +152,14 @@ def unreachable(error: BaseException) -> bool:
 def may_pass(error: BaseException) -> bool:
     """Return whether the Hub may answer when it is asked again: it could not be reached, and offline mode is not set.
 
-    A proxy that refuses to pass requests on (401, 403, 404, 407) has answered, and would answer so again.
+    A server that does not do what is asked (501, 505) would answer so again, as would a proxy that refuses to pass requests on (401, 403,
+    404, 407).
     """
     if any("ProxyError" in {kind.__name__ for kind in type(each).__mro__} and _REFUSED.search(str(each)) for each in _chain(error)):
         return False
     offline = any("OfflineModeIsEnabled" in {kind.__name__ for kind in type(each).__mro__} for each in _chain(error))
+    if _status(error) in _NEVER:
+        return False
     return unreachable(error) and not offline and not constants.HF_HUB_OFFLINE
 
 

@@ -70,6 +70,15 @@ def pushed_of(repo, branch):
     return json.loads(repo.files(branch)["plait-run.json"])["step"]
 
 
+def test_a_push_that_is_refused_alone_is_told_once_and_the_run_pushes_the_others_and_ends(recipe, hub, tmp_path, capfd):
+    hub.fault = lambda method, path: 413 if "/commit/" in path and b"plait: step 1 of" in hub.bodies[-1] else None
+    assert cli.main(["train", str(recipe("every_save")), f"--run={tmp_path / 'run'}"]) == 0
+    repo, said = hub.repos["someone/small"], capfd.readouterr().err
+    assert steps(repo) == [2, 3, 4] and [item.job.step for item in outbox.waiting(tmp_path / "run")] == [1]
+    assert said.count("step 1 of stage one is not pushed to someone/small: ") == 1 and " answers 413: " in said
+    assert f"1 push to the Hub waits in {tmp_path / 'run' / 'outbox'}: `plait push {tmp_path / 'run'}` sends what is there" in said
+
+
 @pytest.fixture
 def quiet(monkeypatch):
     """No process sends: what is queued stays in the queue."""

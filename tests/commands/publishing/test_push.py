@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import time
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -12,7 +14,8 @@ from plait import cli, files
 from plait.assembly import hub_start, saved
 from plait.commands.actions import export
 from plait.commands.actions.publishing import hub as sent_to
-from plait.commands.actions.publishing import outbox, retries
+from plait.commands.actions.publishing import outbox, retries, sending
+from plait.commands.actions.publishing import push as command
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.checkpoints.sharded_files import OFFSETS
 from tests import hub_store
@@ -113,6 +116,92 @@ def test_a_refusal_is_one_line_with_its_cure_and_the_next_push_sends_what_waits(
     assert not hub.repos or not hub.repos["someone/toy"].of("main")
     hub.token, hub.forbidden = hub_store.TOKEN, False
     assert push(run) == 0 and sorted(pushed(hub.repos["someone/toy"])) == FILES
+
+
+NO_HUB, CONTENT = "see that HF_ENDPOINT is a Hub that takes pushes", "mend what that names, or name another repository"
+FOR_GOOD = {400: CONTENT, 404: NO_HUB, 405: NO_HUB, 410: NO_HUB, 413: CONTENT, 415: CONTENT, 422: CONTENT, 501: NO_HUB, 505: NO_HUB}
+
+
+def test_an_answer_that_will_not_get_better_is_told_at_once_and_what_is_refused_stays_in_the_queue(run, hub, monkeypatch, capsys):
+    monkeypatch.setattr(outbox, "PATIENCE_S", 0.0)
+    for status, cure in FOR_GOOD.items():
+        hub.fault = lambda method, path, status=status: status if "/commit/" in path else None
+        assert push(run, "someone/toy") == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"plait: step 18 of stage language is not pushed to someone/toy: {hub.url} answers {status}: ")
+        assert said.endswith(f": {cure}; then `plait push {run}` sends what waits\n") and said.count("\n") == 1
+    hub.fault = lambda method, path: None
+    assert push(run) == 0 and not outbox.waiting(run)
+
+
+def test_a_pause_that_the_hub_asks_for_is_made(run, hub, monkeypatch):
+    slept, asked = [], [(429, {"Retry-After": "7"}), (503, {"Retry-After": "1e9"}), (429, {"Retry-After": "99999"})]
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=time.monotonic, sleep=slept.append))
+    monkeypatch.setattr(outbox, "PATIENCE_S", 1e6)
+    hub.fault = lambda method, path: asked.pop(0) if asked and "/commit/" in path else None
+    assert push(run, "someone/toy") == 0 and slept == [7.0, 2.0, sending.LONGEST_ASKED_S]
+
+
+@pytest.fixture
+def three(run, hub):
+    """The queue of a run has three pushes to someone/toy, of steps 2 (stage projection), 8 and 10 (vision)."""
+    hub.forbidden = True
+    hub.repos["someone/toy"] = hub_store.Repo(private=True)
+    assert [push(f"{run}@{step}", "someone/toy") for step in (2, 8, 10)] == [2, 2, 2]
+    hub.forbidden = False
+    return hub.repos["someone/toy"]
+
+
+def too_large(hub, step):
+    hub.fault = lambda method, path: 413 if "/commit/" in path and b"plait: step %d of" % step in hub.bodies[-1] else None
+
+
+def steps(repo, branch="main"):
+    return [int(message.split()[2]) for message in repo.of(branch)]
+
+
+def test_what_is_refused_alone_keeps_nothing_waiting_and_does_not_take_a_branch_back(run, hub, three, capsys):
+    too_large(hub, 2)
+    capsys.readouterr()
+    assert push(run) == 2 and steps(three) == [8, 10] and [item.job.step for item in outbox.waiting(run)] == [2]
+    said = capsys.readouterr()
+    assert "step 2 of stage projection is not pushed to someone/toy: " in said.err and said.err.count("\n") == 1
+    hub.fault = lambda method, path: None
+    assert push(run) == 0 and steps(three) == [8, 10] and pushed(three)["plait-run.json"] != b""
+    first = next(name for name in three.branches if name.startswith("stage-1-"))
+    assert json.loads(three.files(first)["plait-run.json"])["step"] == 2 and not outbox.waiting(run)
+    assert f", branch {first}: main has a newer push" in capsys.readouterr().out
+
+
+def test_a_push_that_was_overtaken_on_all_its_branches_gets_one_of_its_own(made, run, hub, three, tmp_path):
+    too_large(hub, 8)
+    assert push(run) == 2 and steps(three) == [2, 10]
+    hub.fault = lambda method, path: None
+    assert push(run) == 0 and steps(three) == [2, 10]
+    own = "stage-2-vision-step-00000008"
+    assert json.loads(three.files("stage-2-vision")["plait-run.json"])["step"] == 10
+    assert three.files(own)["weights.safetensors"] == body(run, 8, "weights.safetensors") and sorted(pushed(three, own)) == FILES
+    new = toy.train(made[0], tmp_path / "new", f"from=someone/toy@{own}", *ONE)
+    assert json.loads((new / "lineage.json").read_text())["step"] == 8
+
+
+def test_a_repository_that_takes_nothing_is_told_once_and_others_get_theirs(run, hub, three, capsys):
+    hub.repos["someone/toy"].private = False
+    capsys.readouterr()
+    assert push(f"{run}@18", "someone/else") == 2
+    said = capsys.readouterr().err
+    assert "someone/toy is public, and is to be private" in said and said.count("\n") == 1
+    assert steps(three) == [] and steps(hub.repos["someone/else"]) == [18]
+    assert [item.job.step for item in outbox.waiting(run)] == [2, 8, 10]
+
+
+def test_an_item_that_cannot_be_read_is_told_and_keeps_nothing_waiting(run, hub, three, capsys):
+    path = outbox.waiting(run)[0].folder / "job.json"
+    path.write_text("{")
+    capsys.readouterr()
+    assert push(run) == 2 and steps(three) == [8, 10]
+    line = f"plait: {path} is damaged (JSONDecodeError): delete {path.parent}, and push that checkpoint again\n"
+    assert capsys.readouterr().err == line and push(run) == 2 and capsys.readouterr().err == line
 
 
 def test_a_dead_hub_is_given_up_after_a_time_and_what_waits_is_kept(run, hub, monkeypatch, capsys):

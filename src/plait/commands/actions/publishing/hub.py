@@ -5,6 +5,7 @@ The same item may be sent again, after a lost answer or a kill: what is there al
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def prepare() -> None:
     utils.disable_progress_bars()  # type: ignore[attr-defined]
 
 
-def send(item: Item) -> str:
-    """Send the files of an item to its repository, and return the commit of its main branch.
+def send(item: Item, branches: Sequence[str]) -> str:
+    """Send the files of an item to branches of its repository, and return the commit of the first of them.
 
     Raises PlaitError where it must not be sent, as the repository holds something else, or (Damaged) a file is damaged, and what the
     client raises.
@@ -50,11 +51,12 @@ def send(item: Item) -> str:
     repo = api.create_repo(job.repo, private=job.private, exist_ok=True).repo_id
     if job.private and not api.model_info(repo).private:
         raise PlaitError(f"{repo} is public, and is to be private: make it private there, or push with hub.private=false (or --public)")
-    commit = _commit(api, repo, "main", item)
-    if job.branch is not None:
-        api.create_branch(repo, branch=job.branch, revision=commit, exist_ok=True)
-        _commit(api, repo, job.branch, item)
-    return commit
+    commits: list[str] = []
+    for branch in branches:
+        if branch != "main":
+            api.create_branch(repo, branch=branch, revision=commits[0] if commits else "main", exist_ok=True)
+        commits.append(_commit(api, repo, branch, item))
+    return commits[0]
 
 
 def address(repo: str, commit: str) -> str:

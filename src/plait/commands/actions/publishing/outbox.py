@@ -18,7 +18,6 @@ from typing import IO, Any
 
 from plait import files
 from plait.engine.checkpoints.folders import new_folder
-from plait.errors import PlaitError
 
 FOLDER = "outbox"
 """Its name in a run directory."""
@@ -77,19 +76,26 @@ class Item:
 
 
 def waiting(run: Path) -> list[Item]:
-    """Return the items of the queue of `run`, oldest first. Raises PlaitError for one whose job.json cannot be read."""
-    return [Item(folder, _read(folder)) for folder in _folders(run)]
+    """Return the items of the queue of `run`, oldest first, without those that are `damaged`."""
+    return [item for item in map(_read, _folders(run)) if isinstance(item, Item)]
+
+
+def damaged(run: Path) -> list[str]:
+    """Return a line for each item of the queue of `run` whose job.json cannot be read. It stays where it is; others are sent."""
+    return [line for line in map(_read, _folders(run)) if isinstance(line, str)]
 
 
 def _folders(run: Path) -> list[Path]:
     return sorted(folder for folder in (run / FOLDER).glob("[0-9]*") if folder.is_dir())
 
 
-def _read(folder: Path) -> Job:
+def _read(folder: Path) -> Item | str | None:
+    """Return the item of a folder, a line that says what is wrong with it, or None where it has gone meanwhile."""
     try:
-        return Job(**json.loads((folder / _JOB).read_bytes()))
+        return Item(folder, Job(**json.loads((folder / _JOB).read_bytes())))
     except (OSError, ValueError, TypeError) as error:
-        raise PlaitError(f"{folder / _JOB} is damaged ({type(error).__name__}): delete {folder}, and push that checkpoint again") from error
+        damage = f"{folder / _JOB} is damaged ({type(error).__name__}): delete {folder}, and push that checkpoint again"
+        return damage if folder.is_dir() else None
 
 
 def waits(run: Path, job: Job) -> bool:
@@ -105,6 +111,20 @@ def was_sent(run: Path, job: Job) -> bool:
 def sent(run: Path) -> list[dict[str, Any]]:
     """Return the rows of what was sent or given up: `key`, `step`, `stage`, `repo`, `commit` (None: given up), `number`, `time_s`."""
     return files.read_rows(run / FOLDER / SENT, {"key": list, "number": int})
+
+
+def branches(run: Path, item: Item) -> list[str]:
+    """Return the branches that an item is pushed to: main and that of its stage, unless they have a newer push.
+
+    One that was refused while others went on must not take them back; where both have a newer one it gets a branch of its own, such as
+    stage-1-one-step-00000500.
+    """
+    job, number = item.job, int(item.folder.name)
+    newer = [row for row in sent(run) if row["number"] > number and row["key"][0] == job.repo and row["commit"] is not None]
+    wanted = [] if newer else ["main"]
+    if job.branch is not None and not any(row["key"][1].partition("/")[0] == job.branch for row in newer):
+        wanted.append(job.branch)
+    return wanted or ["-".join([*job.checkpoint.split("/"), *([job.layout] if job.layout else [])])]
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def push(spec: str, options: PushOptions) -> None:
     hub = located.config.hub
     repo = options.repo or (hub.repo if hub is not None else None)
     if repo is None:
-        if mark or path != run or not outbox.waiting(run):
+        if mark or path != run or not (outbox.waiting(run) or outbox.damaged(run)):
             raise PlaitError(f"no repository is named: `{command('push', spec, 'OWNER/NAME')}`, or set hub.repo in the configuration")
     else:
         try:
@@ -73,25 +73,31 @@ def _queue(found: checkpoint.Checkpoint, job: outbox.Job, spec: str) -> None:
 def drain(run: Path) -> None:
     """Send what waits in the queue of `run`; where another process does so, wait for it.
 
-    Raises PlaitError for what the Hub refuses, where nothing was taken for ten minutes, and in the end for what was damaged.
+    Raises PlaitError where nothing was taken for ten minutes, and in the end for what the Hub refuses and what was damaged.
     """
     sender = Sender(run, lambda text, warning: log.log(logging.WARNING if warning else logging.INFO, text))
-    told, since_s = False, time.monotonic()
-    while outbox.waiting(run):
+    told, since_s, mine = False, time.monotonic(), False
+    while not mine or outbox.waiting(run):
         with outbox.locked(run) as mine:
             if mine:
                 try:
                     while sender.send_next():
                         since_s = time.monotonic()
+                    break
                 except Later as error:
                     if time.monotonic() + sender.pause_s - since_s > outbox.PATIENCE_S:
                         waits = f"what waits is in {run / outbox.FOLDER}, and `{command('push', run)}` sends it later"
                         raise PlaitError(f"the Hub has taken nothing for {outbox.PATIENCE_S / 60:.0f} minutes: {error}; {waits}") from error
                     time.sleep(sender.pause_s)
         if not mine:
+            if not outbox.waiting(run):
+                return
             if not told:
                 told = True
                 log.info(f"another process sends the queue of {run}: waiting for it")
             time.sleep(_LOOK_EVERY_S)
-    if sender.given_up:
-        raise PlaitError(sender.given_up[0])
+    refusals = [*sender.refusals.values()]
+    for line in refusals[1:]:
+        log.warning(line)
+    if lines := [*refusals, *sender.given_up]:
+        raise PlaitError(lines[0])

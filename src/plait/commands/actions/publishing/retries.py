@@ -5,7 +5,11 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 
 
 class Later(Exception):
-    """What was sent was not taken this time, and may be later. Its text says why."""
+    """What was sent was not taken this time, and may be later. Its text says why; `asked_s`: the pause that the answer asked for."""
+
+    def __init__(self, why: str, asked_s: float = 0.0) -> None:
+        super().__init__(why)
+        self.asked_s = asked_s
 
 
 def pause_s(failures: int) -> float:

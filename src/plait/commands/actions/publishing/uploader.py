@@ -52,10 +52,10 @@ class Carrier:
         ended_s = time.monotonic()
         while pause_s := self._send():
             if self._told is not None or time.monotonic() + pause_s - max(ended_s, self._sent_s) > self.patience_s:
-                if line := self.way.left():
-                    self.inbox.say(line, warning=True)
-                return
+                break
             time.sleep(pause_s)
+        if line := self.way.left():
+            self.inbox.say(line, warning=True)
 
     def _send(self) -> float:
         """Send all that there is; return how long to pause before the next look, 0 where the run has ended and all is sent."""
