@@ -56,6 +56,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append((self.command, path, token))
         if token and token != TOKEN:
             return self.refuse(401, "", "Invalid credentials in Authorization header")
+        if path == "/api/whoami-v2":
+            return self.answer(*self.server.account)
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]  # the name of a branch may have a /
         kind, parts = (parts[1], parts[2:]) if parts[0] == "api" else ("models", parts)
         kind, parts = ("datasets", parts[1:]) if parts[:1] == ["datasets"] else (kind, parts)
@@ -115,7 +117,13 @@ class Hub(loopback.Server):
 
     def __init__(self):
         super().__init__(Handler)
+        self.is_of()
         self.repositories, self.asked = {}, []
+
+    def is_of(self, role="write", org="write", **more):
+        """Have the token be of the account `someone`, with this role, and of a member of `team` with that one."""
+        told = {"name": "someone", "orgs": [{"name": "team", "roleInOrg": org}]}
+        self.account = 200, json.dumps({**told, "auth": {"accessToken": {"role": role, **more}}}).encode()
 
     def downloaded(self):
         """The files whose content was asked for."""

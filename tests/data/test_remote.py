@@ -118,11 +118,16 @@ class Status(Exception):
         self.code = status
 
 
+class NoCredentialsError(Exception):
+    """As s3fs raises where it has no keys."""
+
+
 @pytest.mark.parametrize(
     ("error", "attempts"),
     [
         (Status(400), 1), (Status(416), 1), (Status(429), 5), (Status(503), 5), (OSError(errno.EINVAL, "bad request"), 1),
         (OSError(errno.EBUSY, "slow down"), 5), (TimeoutError("late"), 5), (PermissionError("no"), 1), (NotImplementedError("info"), 1),
+        (OSError(errno.ENOSYS, "no such operation"), 1), (Status(501), 1), (NoCredentialsError("no keys"), 1),
     ],
     ids=repr,
 )  # fmt: skip

@@ -31,8 +31,9 @@ def run(arguments: Arguments) -> None:
     folder = resolved.config.run if resolved is not None else runs[-1]
     spread(arguments)
     from plait.commands.actions import doctor
+    from plait.commands.actions.publishing import access
 
-    doctor.examine(resolved, path(str(folder)), as_json=arguments.json)
+    doctor.examine(resolved, path(str(folder)), access.findings, as_json=arguments.json)
 
 
 _SETTINGS = "--run=DIR names the folder to try; with CONFIG, any setting can be given."

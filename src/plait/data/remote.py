@@ -39,7 +39,9 @@ _WITHOUT_WAITS, _DOWN = 2, 8  # reads of one server that failed in a row: until 
 _LOCKS = 16  # two threads never fetch one block at once
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _STAYS = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, TypeError)  # another attempt would meet these again
-_WRONG = frozenset([errno.EINVAL, errno.ENAMETOOLONG, errno.EOPNOTSUPP, errno.ENOSYS])  # so s3fs calls a request that is refused, as by 400
+# s3fs makes EINVAL of 400, ENOSYS of 501, EMSGSIZE of a file that is too large
+_WRONG = frozenset([errno.EINVAL, errno.ENAMETOOLONG, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS, errno.EMSGSIZE])
+_KEYS = frozenset(["NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "ProfileNotFound", "ParamValidationError"])
 
 
 class Unavailable(PlaitError):
@@ -113,14 +115,15 @@ def _translated(action: Callable[[], T]) -> T:
         raise FileNotFoundError from None
     except Exception as error:  # noqa: BLE001  # each store has errors of its own
         lines = secrets.without_secrets(str(error)).splitlines() or [""]
-        raise Fault(lines[0] or type(error).__name__, again=_may_pass(error), server=True) from None
+        raise Fault(lines[0] or type(error).__name__, again=may_pass(error), server=True) from None
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
     """Return whether another attempt may succeed after an error of a store: its kind, errno or HTTP status says nothing else."""
     status = next((value for name in ("status", "code") if isinstance(value := getattr(error, name, None), int)), 0)
-    refused = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in web.BUSY
-    return not isinstance(error, _STAYS) and getattr(error, "errno", None) not in _WRONG and not refused
+    refused = status >= HTTPStatus.BAD_REQUEST and status not in web.BUSY and status <= HTTPStatus.NOT_IMPLEMENTED
+    no_keys = _KEYS.intersection(kind.__name__ for kind in type(error).__mro__)
+    return not (isinstance(error, _STAYS) or getattr(error, "errno", None) in _WRONG or refused or no_keys)
 
 
 class RemoteFile:

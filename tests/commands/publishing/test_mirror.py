@@ -1,5 +1,6 @@
 """`checkpoint.mirror`: whole checkpoints at an address, verified, pruned by the run's rule, from which another machine goes on."""
 
+import errno
 import shutil
 from types import SimpleNamespace
 
@@ -213,13 +214,20 @@ def test_python_asks_the_mirror_too(toys, tmp_path):
         plait.train(resolved)
 
 
-def test_an_address_without_the_right_to_write_is_refused_at_once_and_others_are_tried_again(toys, tmp_path, monkeypatch):
+def test_what_would_be_refused_again_is_told_at_once_and_other_failures_are_tried_again(toys, tmp_path, monkeypatch):
     run, said = train(toys, tmp_path / "run", tmp_path / "other", *ALONE), []
     inbox = SimpleNamespace(settings={"mirror": "file:///x", "keep": {}}, say=lambda text, warning: said.append(text))
     way = mirror_way.Way(run, inbox)
-    monkeypatch.setattr(Store, "write", lambda *_: (_ for _ in ()).throw(PermissionError("Access Denied")))
-    with pytest.raises(PlaitError, match="the mirror file:///x cannot be written: Access Denied; mend its rights"):
-        way.send()
+    others = "mend checkpoint.mirror, or the store's keys and settings"
+    for error, line in {
+        PermissionError("Access Denied"): "Access Denied; mend its rights",
+        FileNotFoundError("The specified bucket does not exist"): f"The specified bucket does not exist; {others}",
+        OSError(errno.ENOSYS, "a function that is not implemented"): f".* a function that is not implemented; {others}",
+        OSError(errno.EROFS, "read-only"): f".* read-only; {others}",
+    }.items():
+        monkeypatch.setattr(Store, "write", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(PlaitError, match=f"^the mirror file:///x cannot be written: {line}$"):
+            way.send()
     monkeypatch.setattr(Store, "write", lambda *_: (_ for _ in ()).throw(OSError("timed out")))
     for failures in (1, 2, 3):
         with pytest.raises(Later, match="timed out"):

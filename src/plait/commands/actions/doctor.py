@@ -44,14 +44,16 @@ JOIN_WITHIN_S = 120.0  # all ranks
 _COLLECTIVE = {"versions", "ranks", "clocks", "storage"}
 """Checks in which ranks wait for each other."""
 _TRIED = ".plait-doctor"
+Sent = Callable[[Resolved], Iterable[Finding]]
+"""Checks whether a run could be sent where its configuration says."""
 _GB = 1e9
 
 
-def examine(resolved: Resolved | None, folder: Path, *, as_json: bool = False) -> None:
+def examine(resolved: Resolved | None, folder: Path, sent: Sent, *, as_json: bool = False) -> None:
     """Make all checks on all ranks and log each finding as it comes. Raises Unwell (a PlaitError), with all cures, if something is wrong.
 
-    `resolved`: a configuration whose weights and data are checked too, or None; `folder`: where the run would be written; `as_json`: print
-    all findings as one JSON object at the end.
+    `resolved`: a configuration whose weights and data are checked too, or None; `folder`: where the run would be written; `sent`: checks
+    where the run would be sent; `as_json`: print all findings as one JSON object at the end.
     """
     told: list[tuple[int, Finding]] = []
     met = names(dict(os.environ))
@@ -59,17 +61,17 @@ def examine(resolved: Resolved | None, folder: Path, *, as_json: bool = False) -
         told.append((0, met))
         log.info(met.line())
     else:
-        _examine(resolved, folder, met, told)
+        _examine(resolved, folder, sent, told, met=met)
     cures = list(dict.fromkeys(finding.cure for _, finding in told if finding.cure is not None))
     if as_json:
         show_json({"findings": [{**asdict(finding), "rank": rank} for rank, finding in told], "cures": cures})
     require(cures)
 
 
-def _examine(resolved: Resolved | None, folder: Path, met: Finding, told: list[tuple[int, Finding]]) -> None:
+def _examine(resolved: Resolved | None, folder: Path, sent: Sent, told: list[tuple[int, Finding]], *, met: Finding) -> None:
     """Make the checks after `names`, whose result is `met`; log each finding, and append it to `told` with the rank that made it."""
     with distributed.join(timeout_s=JOIN_WITHIN_S) as ranks:
-        for what, make in checks(resolved, folder, ranks, met):
+        for what, make in [*checks(resolved, folder, ranks, met), *_sent(resolved, sent)]:
             by_rank = ranks.gather(list(_survived(what, make)))
             for rank, found in enumerate(by_rank):
                 for finding in found:
@@ -77,6 +79,11 @@ def _examine(resolved: Resolved | None, folder: Path, met: Finding, told: list[t
                         told.append((rank, finding))
                         log.info(finding.line(rank))
         ranks.barrier()
+
+
+def _sent(resolved: Resolved | None, sent: Sent) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
+    if resolved is not None:
+        yield "push", lambda: sent(resolved)
 
 
 def _survived(what: str, make: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:

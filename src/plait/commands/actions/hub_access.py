@@ -32,7 +32,7 @@ _SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
 """Files that a run reads besides the weights: configurations and tokenizers."""
 _LIBRARIES = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors")
 """Names of the weight files that transformers and diffusers read; a repository may hold others."""
-_UNAUTHORIZED, _FORBIDDEN = 401, 403
+UNAUTHORIZED, _FORBIDDEN = 401, 403
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def _refused(item: Wanted, error: Exception | None, limit_s: float) -> Finding:
         result = f"gated, and {token + ' may not read it' if origin else token}"
         allow = "with the account of that token; a fine-grained one must also allow public gated repositories"
         cure = f"accept its licence at {site} {allow if origin else f'and {login}'}"
-    elif status == _UNAUTHORIZED and origin:
+    elif status == UNAUTHORIZED and origin:
         result = f"the Hub refuses {token} (401)"
         cure = "set HF_TOKEN to a token that is valid" if origin != "hf auth login" else "run `hf auth login` again, or set HF_TOKEN"
     elif isinstance(error, RevisionNotFoundError):
@@ -253,11 +253,11 @@ def _refused(item: Wanted, error: Exception | None, limit_s: float) -> Finding:
     elif status == _FORBIDDEN:
         result, cure = f"the Hub forbids it (403) with {token}", f"look at {site} with the account of that token"
     else:
-        return _unasked(item, _reason(error, status, limit_s))
+        return _unasked(item, reason(error, status, limit_s))
     return Finding(_what(item), f"{item.title} ({item.setting}): {result}", cure)
 
 
-def _reason(error: BaseException | None, status: int | None, limit_s: float) -> str:
+def reason(error: BaseException | None, status: int | None, limit_s: float) -> str:
     """Return why there is no answer, in words of the system's. The client's may hold the token, as those on a header that is wrong do."""
     if error is None:
         return f"no answer in {limit_s:g} s"

@@ -88,9 +88,18 @@ class Store:
         if "file" in self.system.protocol and self.system.isdir(f"{self.root}/{path}"):
             self.system.rm(f"{self.root}/{path}", recursive=True)
 
+    def is_made(self) -> bool:
+        """Return whether the folder of the store is there. In an object store folders are not made."""
+        return "file" not in self.system.protocol or bool(self.system.isdir(self.root))
+
     def shown(self, path: str = "") -> str:
         """Return the address of a path, for people: without anything secret."""
-        return addresses.shown(self.address).rstrip("/") + (f"/{path}" if path else "")
+        return self.shown_of(self.address) + (f"/{path}" if path else "")
+
+    @staticmethod
+    def shown_of(address: str) -> str:
+        """Return the address of a store, for people."""
+        return addresses.shown(address).rstrip("/")
 
 
 def complete(listed: list[str]) -> list[str]:
@@ -118,7 +127,8 @@ class Mirror:
         """Copy the newest checkpoint that is not there, and delete what is no longer kept.
 
         Returns a line on the copy, None where there was nothing to copy.
-        Raises PlaitError where the address holds another run, Torn where a file was damaged on its way, and what the file system raises.
+        Raises PlaitError where the address holds another run or its bucket is not there, Torn where a file was damaged on its way, and what
+        the file system raises.
         """
         self._check_owner()
         listed = self.store.list()
@@ -134,12 +144,15 @@ class Mirror:
         return None
 
     def _check_owner(self) -> None:
-        """Write the run's identity to the store, or raise PlaitError where that of another run is there."""
+        """Write the run's identity to the store. Raises PlaitError where that of another run is there, or there is no bucket."""
         own = (self.run / IDENTITY).read_bytes()
         try:
             there = self.store.read(IDENTITY)
         except FileNotFoundError:
-            self.store.write(IDENTITY, own)
+            try:
+                self.store.write(IDENTITY, own)
+            except FileNotFoundError as error:  # the bucket
+                raise PlaitError(unwritable(self.store, error)) from error
             return
         if there.strip() != own.strip():
             theirs = there.decode(errors="replace").strip()
@@ -243,3 +256,9 @@ def manifest_of(store: Store, folder: str) -> Any:
 def reason(error: BaseException) -> str:
     """Return the first line of what a store raised, without secrets."""
     return secrets.shown((str(error).splitlines() or [""])[0] or type(error).__name__)
+
+
+def unwritable(store: Store, error: BaseException) -> str:
+    """Return a line on a store that cannot be written, and would not be if it were tried again."""
+    cure = "mend its rights" if isinstance(error, PermissionError) else "mend checkpoint.mirror, or the store's keys and settings"
+    return f"the mirror {store.shown()} cannot be written: {reason(error)}; {cure}"

@@ -5,6 +5,7 @@ from pathlib import Path
 from plait.commands.actions.publishing import mirror, retries
 from plait.commands.actions.publishing.mirror import Mirror
 from plait.commands.actions.publishing.retries import Later
+from plait.data import remote
 from plait.engine.monitoring.beside.process import Inbox
 from plait.errors import PlaitError, command
 
@@ -32,11 +33,9 @@ class Way:
             line = self.mirror.update()
         except PlaitError:
             raise
-        except (PermissionError, NotADirectoryError) as error:  # which another attempt would meet again
-            raise PlaitError(
-                f"the mirror {self.mirror.store.shown()} cannot be written: {mirror.reason(error)}; mend its rights"
-            ) from error
         except Exception as error:  # of any library below fsspec
+            if not remote.may_pass(error):
+                raise PlaitError(mirror.unwritable(self.mirror.store, error)) from error
             self.failures += 1
             if self.failures == 2:  # the first may be of a checkpoint that was pruned
                 where = self.mirror.store.shown()
