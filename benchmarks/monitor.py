@@ -3,9 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/monitor.py [--rounds 4] [--steps 200]
 
 Each family's tiny model trains with the monitor and without it, in turns, at the usual interval of records (track.every_steps: 10). The
-processor time of each step is taken, its record included; the first 20 are not counted. By how much recorded steps take longer than the
-others of the same run, with the monitor and without, is compared: what other programs do to a run falls out. What a step costs that is not
-recorded is timed at the monitor's own calls. Told are medians over all rounds. Figures go to benchmarks/results/monitor.json.
+processor time of each step is taken, its record included; the first 50 are not counted, in which every recorded step is looked at. By how
+much longer those take that are recorded and looked at, and those that are recorded alone, than the others of the same run, with the
+monitor and without, is compared: what other programs do to a run falls out. What a step costs that is not recorded is timed at the
+monitor's own calls. Told are medians over all rounds, weighted by how many steps there are of each kind, and what the rows themselves
+say (spent.monitor). Figures go to benchmarks/results/monitor.json.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import platform
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,15 @@ import torch
 
 from plait import cli
 from plait.assembly.configuration import open_config
-from plait.files import write_json
+from plait.files import read_rows, write_json
 from plait.training import run
+from plait.training.monitor.learning import LOOKS
+from plait.training.monitor.look_budget import FIRST_STEPS
 from plait.training.monitor.source_losses import SourceLosses
 from plait.training.monitor.stage_monitor import StageMonitor
 
 RESULTS = Path(__file__).resolve().parent / "results" / "monitor.json"
-WARM, EVERY = 20, 10
+EVERY = 10
 calls: dict[str, list[float]] = {}
 """Processor seconds of each call of the monitor that comes in every step."""
 
@@ -56,16 +61,33 @@ LATENTS = (
 )  # fmt: skip
 
 
-def seconds(recipe: Path, folder: Path, steps: int, *, monitor: bool) -> tuple[list[float], list[float]]:
-    """Train, and return the processor seconds of each recorded step and of each other one."""
+@dataclass
+class Taken:
+    """Processor seconds of each step of a run after the first ones, by kind, and the monitor's share of the time by the rows themselves."""
+
+    looked: list[float]
+    recorded: list[float]
+    others: list[float]
+    told: float
+
+
+def seconds(recipe: Path, folder: Path, steps: int, *, monitor: bool) -> Taken:
+    """Train, and return what the steps took."""
     moments: list[float] = []
     calls.clear()
     overrides = [f"run={folder}", f"train.steps={steps}", f"track.monitor={str(monitor).lower()}"]
     options: dict[str, Any] = {"hooks": (lambda state, row: moments.append(time.process_time()),)}
     run.train(open_config(recipe, overrides), run.TrainOptions(**options))
-    took = [(number, after - before) for number, (before, after) in enumerate(itertools.pairwise(moments), 2)]
-    counted = [(number, value) for number, value in took if number > WARM]
-    return [value for number, value in counted if number % EVERY == 0], [value for number, value in counted if number % EVERY]
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if "loss" in row and row["step"] > FIRST_STEPS]
+    looked = {row["step"] for row in rows if any(name.startswith(LOOKS) for name in row)}
+    spent = [row["spent"] for row in rows if "spent" in row]
+    told = sum(one["monitor"] for one in spent) / sum(sum(one["seconds"].values()) for one in spent) if spent else 0.0
+    taken = Taken([], [], [], told)
+    for step, (before, after) in enumerate(itertools.pairwise(moments), 2):
+        if FIRST_STEPS < step < steps:  # the last one is saved
+            kind = taken.looked if step in looked else taken.others if step % EVERY else taken.recorded
+            kind.append(after - before)
+    return taken
 
 
 def timed(owner: type, name: str) -> None:
@@ -84,21 +106,32 @@ def timed(owner: type, name: str) -> None:
 
 def cost(recipe: Path, folder: Path, rounds: int, steps: int) -> dict[str, float]:
     """Return what watching costs a step of this recipe: milliseconds of a step without, and percent of it."""
-    found: dict[bool, list[tuple[list[float], list[float]]]] = {True: [], False: []}
-    more_other = 0.0
+    runs: dict[bool, list[Taken]] = {True: [], False: []}
+    other: list[float] = []
     for turn in range(rounds):
         for monitor in (True, False) if turn % 2 else (False, True):
-            found[monitor].append(seconds(recipe, folder / f"{turn}-{monitor}", steps, monitor=monitor))
-            more_other = sum(map(statistics.median, calls.values())) if monitor else more_other
-    usual = statistics.median(value for _, others in found[False] for value in others)
-    beyond = {monitor: [statistics.median(one) - statistics.median(others) for one, others in runs] for monitor, runs in found.items()}
-    more_recorded = statistics.median(beyond[True]) - statistics.median(beyond[False])
-    more = more_recorded / EVERY + more_other
+            runs[monitor].append(seconds(recipe, folder / f"{turn}-{monitor}", steps, monitor=monitor))
+            other += [sum(map(statistics.median, calls.values()))] if monitor else []
+    usual = statistics.median(value for one in runs[False] for value in one.others)
+    without = statistics.median(statistics.median(one.recorded) - statistics.median(one.others) for one in runs[False])
+
+    def more(kind: str) -> tuple[float, int]:
+        """Return by how much longer such steps take than without the monitor, and how many there were."""
+        having = [(getattr(one, kind), one.others) for one in runs[True] if getattr(one, kind)]
+        beyond = [statistics.median(values) - statistics.median(others) - without for values, others in having]
+        return (statistics.median(beyond) if beyond else 0.0), sum(len(values) for values, _ in having)
+
+    (of_look, looks), (of_record, records), of_other = more("looked"), more("recorded"), statistics.median(other)
+    total = looks * of_look + records * of_record
+    share = (total / (EVERY * (looks + records)) + of_other) / usual
     return {
         "step_ms": round(usual * 1e3, 2),
-        "recorded_step_more_us": round(more_recorded * 1e6, 1),
-        "other_step_more_us": round(more_other * 1e6, 1),
-        "percent": round(100 * more / usual, 2),
+        "looked_step_more_us": round(of_look * 1e6, 1),
+        "recorded_step_more_us": round(of_record * 1e6, 1),
+        "other_step_more_us": round(of_other * 1e6, 1),
+        "looks_of_recorded_steps": round(looks / (looks + records), 2),
+        "percent": round(100 * share, 2),
+        "percent_by_the_rows": round(100 * statistics.median(one.told for one in runs[True]), 2),
     }
 
 

@@ -16,6 +16,8 @@ from plait.families.contract import Family
 from plait.keys import rng
 from plait.training import run
 from plait.training.figures import intervals
+from plait.training.monitor.learning import LOOKS
+from plait.training.monitor.look_budget import FIRST_STEPS
 
 SMALL = """
 family: theworld
@@ -127,6 +129,10 @@ def same(one, other):
 
 
 def figures(folder):
-    """The rows of metrics.jsonl without what clocks say."""
+    """The rows of metrics.jsonl without what clocks say, which after 50 steps say too whether a step is looked at."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name == "recompiles" or name not in compare.CLOCK} for row in rows]
+    by_clock = [compare.CLOCK | ({name for name in row if name.startswith(LOOKS)} if row["step"] > FIRST_STEPS else set()) for row in rows]
+    return [
+        {name: value for name, value in row.items() if name == "recompiles" or name not in without}
+        for row, without in zip(rows, by_clock, strict=True)
+    ]

@@ -128,9 +128,9 @@ def test_embeddings_experts_heads_and_small_layers_are_left_out():
     optimizer = torch.optim.SGD([{"params": [*model.parameters()], "component": "all", "lr": 0.1}])
     looked = UnitGradients(model, optimizer)
     assert [looked.names[id(value)] for _, value in looked.trained] == ["mlp.up"]
-    looked.begin()
+    looked.begin(lambda work: work())
     assert looked.figures() == {}, "no update was made"
-    looked.begin()
+    looked.begin(lambda work: work())
     for value in model.parameters():
         value.grad = torch.ones_like(value)
     model["mlp"]["up"].weight.grad[:3] = 0.0

@@ -18,6 +18,7 @@ from plait.engine import averages
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.state import GROUPS
 from plait.training.figures import forgetting
+from plait.training.monitor.learning import LOOKS
 
 CLOCK = frozenset({"samples_per_s", "data_wait_s", "step_s", "time_s", "recompiles", "tflop_per_s", "mfu", "spent"})
 """Fields of metrics.jsonl that depend on the process, not on the run: times, and what was compiled since its start."""
@@ -94,12 +95,18 @@ def _figures(rows_a: list[dict[str, Any]], rows_b: list[dict[str, Any]]) -> list
         twin = by_place.get(_step_and_kind(row))
         if twin is None:
             continue
-        for name in sorted((row.keys() | twin.keys()) - CLOCK, key=lambda name: (name == "loss", name)):
+        for name in sorted((row.keys() | twin.keys()) - CLOCK - _of_one(row, twin), key=lambda name: (name == "loss", name)):
             what = _category(name, row)
             counts[what] += 1
             if row.get(name) != twin.get(name) and what not in first:
                 first[what] = f"step {row['step']}: {name} is {row.get(name)} and {twin.get(name)}", row["step"]
     return [Line(what, count, *first.get(what, (None, 0))) for what, count in counts.items()]
+
+
+def _of_one(row: Mapping[str, Any], twin: Mapping[str, Any]) -> set[str]:
+    """Return the names of the figures of a look at the model where only one of two rows has one: when there is time for it, clocks say."""
+    of_look = [{name for name in one if name.startswith(LOOKS)} for one in (row, twin)]
+    return set() if all(of_look) else set().union(*of_look)
 
 
 def _category(name: str, row: Mapping[str, Any]) -> str:

@@ -26,6 +26,8 @@ _CONSTANT = 1e-3
 
 LEARNING = "learning"
 """Folder of a run with the sample of each stage's first weights, a file each."""
+LOOKS = ("update/", "moved/", "activation/", "dead/", "idle/", "idle_layer/")
+"""Beginnings of the names of figures that only rows of steps have which were looked at (look_budget.py), those of units included."""
 
 
 class Learning:

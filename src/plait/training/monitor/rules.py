@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 CONNECTORS = ("projector", "connector")
 PATIENCE, SETTLED_STEP = 5, 20
-"""Recorded rows in a row with a fault before it is told, and the step of a stage before which nothing is."""
+"""Recorded rows in a row (that have the figure) with a fault before it is told, and the step of a stage before which nothing is."""
 STILL = 1e-6
 """Update over weights, in norms, below which a component does not learn. A run that learns has 1e-5 to 1e-2."""
 JUMP = 0.2
@@ -65,7 +65,8 @@ class Rules:
         self.start = row["step"] - 1 if self.start is None else self.start
         self.losses.append(float(row["loss"]))
         warnings: list[str] = []
-        for rule in _RULES:
+        looked = any(name.startswith("update/") for name in row)
+        for rule in (*_OF_ROWS, *(_OF_LOOKS if looked else ())):
             for component in self.trained:
                 message = rule(self, component, row)
                 if message is None:
@@ -207,13 +208,8 @@ def _clipped(rules: Rules, component: str, row: Row) -> str | None:
     return f"{text} {override(rules.resolved, rules.view, 'optim.lr', float(f'{rules.view.config.optim.lr / 3:.2g}'))}"
 
 
-_RULES: Sequence[Callable[[Rules, str, Row], str | None]] = (
-    _still,
-    _jumping,
-    _drifting,
-    _without_gradient,
-    _dead,
-    _idle,
-    _grown,
-    _clipped,
-)
+Rule = Callable[[Rules, str, Row], str | None]
+
+_OF_ROWS: Sequence[Rule] = (_without_gradient, _clipped)
+_OF_LOOKS: Sequence[Rule] = (_still, _jumping, _drifting, _dead, _idle, _grown)
+"""Judge figures that only rows of steps have which were looked at: another row neither confirms a fault nor ends it."""

@@ -4,7 +4,9 @@
 than a clock is measured in the steps whose rows are recorded, and only in those.
 """
 
+import functools
 import logging
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +28,8 @@ from plait.engine.state import State
 from plait.training.monitor import causes
 from plait.training.monitor.gather_waits import GatherWaits
 from plait.training.monitor.learning import LEARNING, Learning
-from plait.training.monitor.modules import ForwardWatch, modules_of
+from plait.training.monitor.look_budget import LookBudget
+from plait.training.monitor.modules import ForwardWatch, Watch, modules_of
 from plait.training.monitor.rules import Rules
 from plait.training.monitor.unit_gradients import UnitGradients
 from plait.training.monitor.window import PARTS, Spent, part_of, window_of
@@ -73,12 +76,16 @@ class StageMonitor:
         self.rows: deque[Row] = deque(maxlen=_KEPT)
         """What was recorded in this start, for the look while it runs."""
         self.look, self.told, self.begun = _FIRST_LOOK, False, False
+        self.every = watched.view.config.track.every_steps
+        self.budget, self.looking, self.rest_s = LookBudget(time.perf_counter), False, 0.0
+        """Whether the step at hand is looked at, and the seconds that this monitor took beside its looks."""
         self._clear()
 
     def _clear(self) -> None:
         """Begin a new window, from this step to the next row."""
         self.step, self.before = self.state.step, dict(self.watched.heartbeat.spent_s)
         self.prepare: dict[str, list[float]] = {}
+        self.rest_s, self.looked_s = 0.0, self.budget.look_s
         self.collate_s, self.positions, self.tokens = 0.0, 0, self.state.totals.get("tokens", 0.0)
         self.micro_batches: tuple[int, int] = (0, 0)
         self.graphs = blocks.graphs() if self.watched.view.config.distributed.compile else 0
@@ -87,9 +94,10 @@ class StageMonitor:
         """Look at the batch of the step that begins; where a row of it will be recorded, watch its forward passes too."""
         if not self.begun:
             self.begun = True
-            self._clear()  # what came before the first step is none of it
             self.learning = self._learning() if self.ranks.first else None
             self.units = self._units() if self.ranks.first else None
+            self._clear()  # what came before the first step is none of it
+        began, looked = self.budget.clock(), self.budget.look_s
         positions = self.watched.loss.positions
         for micro in batch.micro:
             self.collate_s += micro.collate_s
@@ -97,16 +105,25 @@ class StageMonitor:
                 of_source = self.prepare.setdefault(self.watched.sources[source], [0.0, 0.0])
                 of_source[0] += seconds
                 of_source[1] += 1
-            if not micro.padding:
-                self.positions += micro.batch[positions].numel() if positions is not None else 0
+            if positions is not None and not micro.padding:
+                self.positions += micro.batch[positions].numel()
         self.micro_batches = (len(batch.micro), max((len(micro.ids) for micro in batch.micro), default=0))
-        if (self.state.stage_step + 1) % self.watched.view.config.track.every_steps == 0:
-            if self.learning is not None and self.units is not None:
-                self.learning.begin()
-                self.units.begin()
-            self.forward.begin(self.learning.output if self.learning is not None else None)
+        step = self.state.stage_step + 1
+        if step % self.every == 0:
+            self.looking = self.budget.allows(step)
+            self.forward.begin(self._begin_look() if self.looking else None)
             if self.own_passes is not None:
                 self.own_passes.begin()
+        self.rest_s += self.budget.clock() - began - (self.budget.look_s - looked)
+
+    def _begin_look(self) -> Watch | None:
+        """Look at how components learn in this step; return what is to be given their outputs. None on ranks that do not look."""
+        if self.learning is None or self.units is None:
+            return None
+        self.budget.begin()
+        self.budget.timed(self.learning.begin)
+        self.budget.timed(self.units.begin, self.budget.timed)
+        return functools.partial(self.budget.timed, self.learning.output)
 
     def keep(self) -> None:
         """Write what a start from the next checkpoint needs: the first weights of the stage. Called before each save."""
@@ -114,7 +131,11 @@ class StageMonitor:
             self.learning.keep()
 
     def figures(self, row: Row) -> dict[str, Any]:
-        """Return what the row of the step that has just been done gets: `spent`, and how components learn. All ranks call it."""
+        """Return what the row of the step just done gets: `spent`, and how components learn.
+
+        The latter where the step was looked at. All ranks call it.
+        """
+        began, looked = self.budget.clock(), self.budget.look_s
         self.forward.end()
         if self.own_passes is not None:
             self.own_passes.end()
@@ -140,11 +161,21 @@ class StageMonitor:
             **({"ranks": ranks} if ranks else {}),
             **_memory(self.ranks.device),
         }
+        learned = self._learned() if self.looking else {}
+        self.looking = False
+        looked_s, rest_s = self.budget.look_s - self.looked_s, self.rest_s + self.budget.clock() - began - (self.budget.look_s - looked)
+        spent["monitor"] = round(looked_s + rest_s, _DIGITS)
         self._clear()
         self._look({**row, "spent": spent})
-        learned: dict[str, Any] = {**self.learning.figures()} if self.learning is not None else {}
-        learned |= self.units.figures() if self.units is not None else {}
         return {**({} if row.get("skipped") else learned), "spent": spent}
+
+    def _learned(self) -> dict[str, Any]:
+        """Return the figures of the look at this step; {} on ranks that do not look."""
+        if self.learning is None or self.units is None:
+            return {}
+        learned = {**self.budget.timed(self.learning.figures), **self.budget.timed(self.units.figures)}
+        self.budget.end()
+        return learned
 
     def _learning(self) -> Learning:
         """Begin to watch how components learn, with warnings in the rows of the stage."""
@@ -152,7 +183,15 @@ class StageMonitor:
         view, trained = self.watched.view, optim.by_component(self.state.optimizer)
         ever = self.state.ever_trained
         frozen = [name for name, names in self.watched.components.items() if name not in trained and not ever.intersection(names)]
-        self.watched.tracker.attach(Rules(self.watched.resolved, view, [*trained], frozen))
+        rules = Rules(self.watched.resolved, view, [*trained], frozen)
+
+        def judge(row: Mapping[str, Any]) -> list[str]:
+            began = self.budget.clock()
+            warnings = rules(row)
+            self.rest_s += self.budget.clock() - began
+            return warnings
+
+        self.watched.tracker.attach(judge)
         path = self.watched.tracker.path.parent / LEARNING / f"stage-{view.index}-{view.name}.safetensors"
         return Learning(trained, path, continues=self.state.stage_step > 0)
 

@@ -5,7 +5,7 @@ sigmoid far from it), the row's gradient is zero. Looked at are some columns of 
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,10 @@ class UnitGradients:
         self._hook: RemovableHandle | None = None
         self._shares: tuple[list[int], Tensor] | None = None
 
-    def begin(self) -> None:
-        """Look at the step that follows."""
+    def begin(self, timed: Callable[[Callable[[], None]], None]) -> None:
+        """Look at the step that follows. `timed` is given what is to be done in its course, and does it."""
         self.end()
-        self._hook = self.optimizer.register_step_pre_hook(lambda *_: self._look())
+        self._hook = self.optimizer.register_step_pre_hook(lambda *_: timed(self._look))
 
     def end(self) -> None:
         """Stop looking; a second call does nothing."""

@@ -58,6 +58,8 @@ class Window:
     samples_per_s: float
     tflop_per_s: float | None
     mfu: float | None
+    monitor: float | None
+    """Seconds of a step that watching took, which are among those of other parts; None: not recorded."""
 
     @property
     def total(self) -> float:
@@ -118,6 +120,7 @@ def window_of(rows: Sequence[Mapping[str, Any]]) -> Window | None:
         samples_per_s=statistics.median(row.get("samples_per_s", 0.0) for row in told),
         tflop_per_s=_median(told, "tflop_per_s"),
         mfu=_median(told, "mfu"),
+        monitor=sum(one["monitor"] for one in spent) / steps if all(isinstance(one.get("monitor"), int | float) for one in spent) else None,
     )
 
 

@@ -83,6 +83,8 @@ def lines(view: StageView, window: Window, found: Sequence[Cause]) -> list[str]:
     if slow:
         shown = ", ".join(f"{name} {seconds * 1e3:,.3g} ms" for name, (seconds, _) in [*slow.items()][:8])
         told.append(f"  to read and encode a sample takes a worker: {shown}")
+    if window.monitor is not None and window.total:
+        told.append(f"  watching (track.monitor) takes {window.monitor / window.total:.2%}, which is in other parts")
     told += ["", "causes, the costliest first" if found else "no known cause takes 5 % of a step"]
     for cause in found:
         told.append(f"  {cause.share:>4.0%}  {cause.what}: {cause.text}")
