@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from plait.data import image_files
-from plait.data.formats.pictures import image_metadata, png
+from plait.data.formats.pictures import image_metadata, plain_jpeg, png
 from plait.errors import BadSample
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8))
@@ -358,3 +358,15 @@ def test_a_line_of_any_length_takes_little_memory(tmp_path):
         limit = f"image of {size[0]} x {size[1]} pixels has a side over the limit of 65535: cut it into several"
         assert outcome == (limit if max(size) > 65_535 else "read")
         assert int(taken) < 64  # MB; 512 x 512 pixels take 0.8, a line of 60,000,000 took 1700
+
+
+def test_only_segments_before_the_pixels_turn_a_jpeg_and_words_in_others_cost_it_no_time():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, plain = encoded("JPEG", exif=exif), encoded("JPEG")
+    pixels = np.array(Image.open(io.BytesIO(plain)))
+    words = segment(0xFE, b"Exif\0\0 http://ns.adobe.com/xap/1.0/\0 Adobe \xff\xda")
+    assert image_files.decode_rgb(turned[:2] + words + turned[2:]).shape == (40, 24, 3)
+    for body in (plain[:20] + words + plain[20:], plain + turned):
+        assert np.array_equal(plain_jpeg.decode(body, 1 << 20, None), pixels)
+        assert same_as(pixels, body)

@@ -312,3 +312,10 @@ def test_the_short_way_to_a_draft_ends_at_pillows_pixels(mode, options, monkeypa
             assert torch.equal(short, images.decode(data, at_least=(side, side)))
         shapes.add(tuple(short.shape[1:]))
     assert shapes == {(167, 259), (64, 80), (63, 44), (10, 225), (129, 130)}
+
+
+def test_a_batch_is_stacked_and_resized_in_a_few_calls_that_leave_pythons_lock_to_others(calls):
+    pictures = [images.decode(encoded(noise(32, 32), "JPEG"))] * 64
+    alone = images.resize(pictures[0], 64, 64, mode="bilinear")
+    assert torch.equal(images.resize_all(pictures, 64, 64, mode="bilinear"), torch.stack([alone] * 64))
+    assert calls(lambda: images.resize_all(pictures, 64, 64, mode="bilinear")) < 2 * 64 + 60  # two each to sort them by shape

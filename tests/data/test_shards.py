@@ -9,11 +9,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from plait.data import remote
+from plait.config.schema import SourceEntry
+from plait.data import images, remote
 from plait.data.formats import index
 from plait.data.remote import RemoteFile
 from plait.data.sources import shards
 from plait.data.sources.indexed import JSON, IndexedRecords
+from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError
 from tests.data.packing import labelled, pack, picture
 
@@ -28,6 +30,17 @@ def test_any_sample_is_read_at_random_from_any_shard(tmp_path):
     assert [three.read(i).fields["label"] for i in (8, 0, 4, 5, 1, 2)] == [23, 0, 12, 20, 1, 10]
     assert three.read(5).id == "2/0020"
     assert three.read(5).images == [picture(20)]
+
+
+def test_a_photo_costs_few_calls_from_its_shard_to_its_pixels(tmp_path, calls):
+    members = [(f"{n}.{kind}", body) for n in range(9) for kind, body in (("jpg", picture(n, kind="JPEG")), ("json", b'{"label": "a"}'))]
+    source = open_source(SourceEntry(source="shards", path=str(pack(tmp_path / "a.tar", members))), seed=0)
+
+    def read():
+        return [images.decode(source.draw(i % 9, i)["images"][0], at_least=(64, 64)) for i in range(100)]
+
+    read()
+    assert calls(read) < 90 * 100  # 82 each; another thread waits for every one of them
 
 
 def test_reads_equal_tarfile_on_real_shards(real_data):

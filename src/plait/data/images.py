@@ -30,7 +30,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, in
 
 def to_unit(image: torch.Tensor) -> torch.Tensor:
     """Convert a uint8 tensor of any shape to float32 in [-1, 1]: 0 becomes exactly -1, 255 exactly 1."""
-    return tensors.empty(image.shape, torch.float32).copy_(image).div_(127.5).sub_(1.0)
+    unit = tensors.empty(image.shape, torch.float32).copy_(image)
+    return torch.sub(torch.div(unit, 127.5, out=unit), 1.0, out=unit)
 
 
 def from_unit(image: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """A record: one sample's fields and encoded images as they were read. Every reader (shards, folder, jsonl, datasets) returns these."""
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -46,12 +47,13 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
     told: dict[str, tuple[str, Any]] = {}  # field -> the member that gave it, and its value
     unread: list[str] = []
     for kind, body in members:
-        first, _, last = kind.rpartition(".")
-        last = last.lower()
-        unread += [kind] if last in UNREAD_KINDS else []
-        values: dict[str, Any] = {}
+        first, last = _parts(kind)
         if last in IMAGE_KINDS:
             (frames if first.startswith("frame") else images).append(body)
+            continue
+        values: dict[str, Any] = {}
+        if last in UNREAD_KINDS:
+            unread.append(kind)
         elif last == "json":
             value = parse_json(body, f"{name}.{kind}")
             if not first and not isinstance(value, dict):
@@ -70,6 +72,13 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
     return Record(name, fields, images, frames)
 
 
+@functools.lru_cache
+def _parts(kind: str) -> tuple[str, str]:
+    """Return what stands before the last dot of an extension, and what after it, in small letters."""
+    first, _, last = kind.rpartition(".")
+    return first, last.lower()
+
+
 def parse_json(body: bytes, where: str) -> Any:
     """Parse JSON. Raises BadSample, which names the file (`where`) and the place, if it is broken or gives a key twice."""
     if not body.strip(b"\0 \t\r\n"):
@@ -78,7 +87,12 @@ def parse_json(body: bytes, where: str) -> Any:
             f"{where} is {zeros:,} zero bytes: it was not written whole" if zeros else f"{where} is empty: there is no JSON in it"
         )
     try:
-        return _DECODER.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
+        text = body.decode("utf-8" if body.startswith(b'{"') else json.detect_encoding(body), "surrogatepass")
+        if text.startswith("{"):
+            value, end = _DECODER.raw_decode(text)
+            if end == len(text):
+                return value
+        return _DECODER.decode(text)  # which looks for white space around
     except BadSample as error:
         raise BadSample(f"{where}: {error}") from error
     except json.JSONDecodeError as error:

@@ -19,6 +19,8 @@ def resize(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic
         return resize(resize(image, height, w, mode=mode), height, width, mode=mode)
     if image.dim() == 3:
         return F.interpolate(image[None], size=(height, width), mode=mode, antialias=True)[0]
+    if image.dim() == 4:
+        return F.interpolate(image, size=(height, width), mode=mode, antialias=True)
     batch = image.reshape(-1, *image.shape[-3:])
     return F.interpolate(batch, size=(height, width), mode=mode, antialias=True).reshape(*image.shape[:-2], height, width)
 
@@ -37,7 +39,9 @@ def resize_all(
     if by_shape.keys() == {(3, height, width)}:
         return torch.stack(list(pictures), out=batch)
     for positions in by_shape.values():
-        stacked_HWC = torch.stack([pictures[position].permute(1, 2, 0) for position in positions])  # a plain copy: decoded memory is HWC
-        resized = resize(stacked_HWC.permute(0, 3, 1, 2), height, width, mode=mode)
+        alike = [pictures[position] for position in positions]
+        h, w = alike[0].shape[1:]
+        stacked = torch.empty_strided((len(alike), 3, h, w), (h * w * 3, 1, w * 3, 3), dtype=torch.uint8)  # as decoded: a plain copy
+        resized = resize(torch.stack(alike, out=stacked), height, width, mode=mode)
         batch[positions if len(by_shape) > 1 else slice(None)] = resized
     return batch

@@ -93,6 +93,8 @@ def check(conversation: Sequence[Mapping[str, str]], images: int, *, allow_blank
     `<image>` marks may stand only in user turns, and there must be none or `images` of them. Unless `allow_blank`, no assistant turn may be
     blank. The text has at most MOST_CHARACTERS (1,000,000) characters, all of them valid Unicode (no half of a surrogate pair).
     """
+    if not conversation:
+        return
     marked = [turn for turn in conversation if IMAGE_MARK in turn["content"]]
     if wrong := next((role for role in ("system", "assistant") if any(turn["role"] == role for turn in marked)), None):
         raise BadSample(f"the text of the {wrong} holds {IMAGE_MARK}: images stand in the user's turns")

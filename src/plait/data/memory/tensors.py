@@ -3,17 +3,23 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from plait.data.memory import allocation
+
+_NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32, torch.int64: np.int64}
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return a dense tensor of any content."""
     if allocation.lease is None:  # torch's own is aligned for it
         return torch.empty(*shape, dtype=dtype)
-    return torch.from_numpy(allocation.array((math.prod(shape) * dtype.itemsize,))).view(dtype).view(*shape)
+    memory = allocation.array((math.prod(shape) * dtype.itemsize,))
+    if (known := _NUMPY.get(dtype)) is not None:  # each call of torch lets go of Python's lock, and may wait for it
+        return torch.from_numpy(memory.view(known).reshape(shape))
+    return torch.from_numpy(memory).view(dtype).view(*shape)
 
 
 def cat(parts: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 The index of a remote shard comes from the cache, else from `<address>.idx`, else from reading the shard through once.
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -134,7 +135,7 @@ class MappedShard:
     """An open shard: the memory-mapped arrays of its index, the extensions of its members, and a reader of their bytes."""
 
     def __init__(self, shard: Shard) -> None:
-        arrays = index.map_arrays(shard.head)
+        arrays = {name: array.data for name, array in index.map_arrays(shard.head).items()}  # NumPy takes longer to find one number
         self.first, self.kind, self.offset, self.size = (arrays[name] for name in ("first", "kind", "offset", "size"))
         self.name_end, self.names = arrays["name_end"], arrays["names"]
         self.extensions = shard.head.facts["extensions"]
@@ -142,26 +143,24 @@ class MappedShard:
 
     def members(self, i: int) -> tuple[str, list[tuple[str, bytes]]]:
         """Return (stem, [(extension, bytes)]) of sample `i` of this shard."""
-        first, last = self.first[i : i + 2].tolist()
-        offsets, sizes = self.offset[first:last].tolist(), self.size[first:last].tolist()
-        start, end = self.name_end[i : i + 2].tolist()
-        bodies = self.read(offsets, sizes)
-        return self.names[start:end].tobytes().decode("utf-8", "surrogateescape"), [
-            (self.extensions[k], body) for k, body in zip(self.kind[first:last].tolist(), bodies, strict=True)
-        ]
+        first, last = self.first[i], self.first[i + 1]
+        bodies = self.read(self.offset[first:last].tolist(), self.size[first:last].tolist())
+        return self._stem(i), [(self.extensions[self.kind[first + place]], body) for place, body in enumerate(bodies)]
 
     def texts(self, i: int) -> tuple[str, list[tuple[str, bytes]]]:
         """Return what `members` does, with empty bytes in place of images, which are not read."""
-        first, last = self.first[i : i + 2].tolist()
-        start, end = self.name_end[i : i + 2].tolist()
-        kinds = [self.extensions[k] for k in self.kind[first:last].tolist()]
+        first, last = self.first[i], self.first[i + 1]
+        kinds = [self.extensions[k] for k in self.kind[first:last]]
         wanted = [place for place, kind in enumerate(kinds) if kind.rpartition(".")[2].lower() not in IMAGE_KINDS]
         bodies = [b""] * len(kinds)
         if wanted:
-            offsets, sizes = ([int(array[first + place]) for place in wanted] for array in (self.offset, self.size))
+            offsets, sizes = ([array[first + place] for place in wanted] for array in (self.offset, self.size))
             for place, body in zip(wanted, self.read(offsets, sizes), strict=True):
                 bodies[place] = body
-        return self.names[start:end].tobytes().decode("utf-8", "surrogateescape"), list(zip(kinds, bodies, strict=True))
+        return self._stem(i), list(zip(kinds, bodies, strict=True))
+
+    def _stem(self, i: int) -> str:
+        return str(self.names[self.name_end[i] : self.name_end[i + 1]], "utf-8", "surrogateescape")
 
 
 def record_of(name: str, members: Sequence[tuple[str, bytes]], columns: Mapping[str, str]) -> Record:
@@ -186,7 +185,7 @@ def _local_reader(shard: Shard) -> Callable[[list[int], list[int]], list[bytes]]
 
 def _read_ranges(file: RemoteFile | OpenFile, offsets: list[int], sizes: list[int]) -> list[bytes]:
     """Read the members of a sample in one request when they are neighbours, as they nearly always are."""
-    start, end = min(offsets), max(o + s for o, s in zip(offsets, sizes, strict=True))
+    start, end = min(offsets), max(map(operator.add, offsets, sizes))
     if end - start > sum(sizes) + _GAP_BYTES * len(sizes):
         return [file.read(o, s) for o, s in zip(offsets, sizes, strict=True)]
     body = file.read(start, end - start)
