@@ -19,6 +19,12 @@ PART = 1 << 16
 """Bytes of a part of a large file."""
 
 
+def large(path, body):
+    """What the Hub tells of a file in large-file storage."""
+    told = {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 134}
+    return {"lfs": told} if path.endswith(".safetensors") else {}
+
+
 class Repo:
     """`branches`: commit by name; `commits`: {name: {path: body}}; `log`: (branch, commit, message) in order."""
 
@@ -142,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
         files = repo.files(revision)
         if rest[:1] == ["tree"]:
             return self.answer(200, [{"type": "file", "path": path, "size": len(each), "oid": blob(each)} for path, each in files.items()])
-        siblings = [{"rfilename": path, "size": len(each), "blobId": blob(each)} for path, each in files.items()]
+        siblings = [{"rfilename": path, "size": len(each), "blobId": blob(each), **large(path, each)} for path, each in files.items()]
         sha = repo.branches.get(revision, revision)
         return self.answer(200, {"id": name, "sha": sha, "private": repo.private, "gated": False, "siblings": siblings, "tags": []})
 

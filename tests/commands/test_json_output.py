@@ -28,6 +28,7 @@ LINES = {
     ("ckpt", "prune"): "ckpt prune first",
     ("doctor",): "doctor",
     ("upgrade-check",): "upgrade-check first",
+    ("verify",): "verify first",
     ("data", "step"): "data step first 2",
     ("data", "inspect"): "data inspect small.yaml --samples=2 --figures=20",
 }

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from plait.assembly.configuration import open_config
+from plait.commands.actions.passport import proofs
 from plait.commands.prove import prove, smoke_config
 from plait.commands.prove.prove import Event, Trial
 from plait.config.schema import Track
@@ -60,25 +61,30 @@ def proof(server, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "Warm", lambda modules: server)
     monkeypatch.setattr(server, "close", lambda: None)
 
-    def run(name, kills, seed=0):
+    def run(name, kills, seed=0, kept_in=None):
         out = tmp_path / name
-        prove.prove(resolve(tmp_path), kills=kills, seed=seed, steps=4, warm=True, out=out)
+        prove.prove(resolve(tmp_path), kills=kills, seed=seed, steps=4, warm=True, out=out, run=kept_in)
         return out
 
     return run
 
 
-def test_a_run_killed_four_times_is_bit_exact(proof, capsys):
-    proof("sound", 4)
+def test_a_run_killed_four_times_is_bit_exact_and_its_verdict_is_kept(proof, capsys, tmp_path):
+    proof("sound", 4, kept_in=tmp_path)
+    kept = proofs.newest(tmp_path)
+    assert (kept["verdict"], kept["seed"], kept["ranks"], kept["steps"]) == ("bit-exact", 0, 1, 4)
+    assert kept["kills"] == sum(kept["ways"].values())
+    assert 1 <= kept["kills"] <= 4 and kept["ways"].keys() <= {"SIGKILL", "SIGTERM", "worker"}
     said = capsys.readouterr().out
     assert "bit-exact: 4 kills, 5 generations, theworld, 2 stages" in said
     assert "train.steps: 500 -> 4 (vision)" in said
     assert said.count("equal to the bit") == 12
 
 
-def test_an_unkeyed_draw_in_encode_is_found_and_named(proof):
+def test_an_unkeyed_draw_in_encode_is_found_and_named(proof, tmp_path):
     with pytest.raises(prove.Diverged, match="before anything was resumed, so something is drawn without a key") as caught:
-        proof("unkeyed", 1)
+        proof("unkeyed", 1, kept_in=tmp_path)
+    assert proofs.newest(tmp_path)["verdict"].startswith("the runs part before anything was resumed")
     assert ": loss terms: step 1: loss/loss is " in str(caught.value)
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from plait.errors import PlaitError, first_names
 
+PASSPORT = "passport.json"
+"""In a folder that plait wrote: what the run was, and the hash of each file (commands/actions/passport/)."""
 _CONVERT = (
     "import torch; from pathlib import Path; from safetensors.torch import save_file; "
     "[save_file({{n: t.contiguous().clone() for n, t in torch.load(p, weights_only=True, map_location='cpu').items()}}, "
@@ -33,6 +35,14 @@ _INDEX = ".safetensors.index.json"
 def read(folder: Path) -> dict[str, Tensor]:
     """Return all tensors in a folder's safetensors by name. Raises PlaitError without any, and for damaged or missing files."""
     return _collect(folder, load_file)
+
+
+def passport_digest(folder: Path) -> str | None:
+    """Return the digest that a folder's passport tells, without checking it; None where there is none that can be read."""
+    try:
+        return str(json.loads((folder / PASSPORT).read_bytes())["digest"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def empty(folder: Path) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ ORDER = (
     "why",
     "compare",
     "upgrade-check",
+    "verify",
     "fork",
     "ckpt",
     "data",

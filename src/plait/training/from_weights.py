@@ -5,6 +5,7 @@ weights, ema (their average), moments (of the optimizer).
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from plait.engine.state import GROUPS, State
 from plait.errors import PlaitError
 from plait.families import offers
 from plait.training import changes, start
+from plait.training.figures import forgetting
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +65,7 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
         log.info(f"starting from {folder}")
         for line in [*changes.freezing_changes(manifest, bundle, view.config), *changes.model_changes(folder, bundle)]:
             log.info(f"  {line}")
-        lineage = {"kind": "from", "from": spec, "folder": str(folder), "step": manifest["state"]["step"] if manifest else None}
-        files.write_json(run / changes.LINEAGE, lineage)
+        files.write_json(run / changes.LINEAGE, _lineage(spec, folder, manifest))
     start.accept(rows, notes, run=run, origin=spec, ranks=ranks, allow_inexact=allow_inexact)
     kept = {name for row in rows if row.group == "weights" and row.verdict == "keep" for name in row.names}
     fitting: Tensors = {
@@ -72,6 +73,22 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
         for group, part in tensors.items()
     }
     state.restore(State(bundle.model).metadata() | {"trained": sorted(kept)}, fitting)
+
+
+def _lineage(spec: str, folder: Path, manifest: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the record of where a run begins, with that of the run it began from, and hashes of what it read there."""
+    parent = checkpoint.run_of(folder)
+    identity = parent / "identity"
+    return {
+        "kind": "from",
+        "from": spec,
+        "folder": str(folder),
+        "parent": identity.read_text(encoding="utf-8").strip() if identity.is_file() else None,
+        "step": manifest["state"]["step"] if manifest else None,
+        "manifest_xxh3": manifest["xxh3"] if manifest else None,
+        "passport": weight_files.passport_digest(folder),
+        "before": forgetting.read_object(parent / changes.LINEAGE),
+    }
 
 
 def _check_names(spec: str, given: set[str], bundle: ModelBundle) -> None:

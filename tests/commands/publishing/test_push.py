@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from plait import cli, files
 from plait.assembly import hub_start, saved
 from plait.commands.actions import export
+from plait.commands.actions.checkpoints import consolidate
 from plait.commands.actions.publishing import hub as sent_to
 from plait.commands.actions.publishing import outbox, retries, sending
 from plait.commands.actions.publishing import push as command
@@ -27,6 +28,7 @@ FILES = [
     "assets/tokenizer/words",
     "ema.safetensors",
     "manifest.json",
+    "passport.json",
     "plait-run.json",
     "run-config.yaml",
     "weights.safetensors",
@@ -275,6 +277,26 @@ def test_a_file_that_was_damaged_while_it_waited_is_not_sent_and_nothing_waits_f
     assert [(row["step"], row["commit"] is None) for row in outbox.sent(run)] == [(8, True), (18, False)]
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "passport.json", "model.safetensors"])
+def test_an_export_or_a_manifest_that_was_damaged_while_it_waited_is_given_up(run, hub, monkeypatch, capsys, name):
+    def exported(spec, out, to):
+        consolidate(str(spec), out, averaged=True)
+
+    monkeypatch.setattr(export, "export", exported)
+    hub.forbidden = True
+    hub.repos["someone/toy"] = hub_store.Repo(private=True)
+    assert push(run, "someone/toy", *([] if name == "manifest.json" else ["--to", "hf"])) == 2
+    (item,) = outbox.waiting(run)
+    body = (item.files / name).read_bytes()
+    (item.files / name).unlink()
+    (item.files / name).write_bytes(body.replace(b"18", b"19") + b" ")
+    hub.forbidden = False
+    capsys.readouterr()
+    assert push(f"{run}@12", "someone/toy") == 2
+    assert f"is not pushed to someone/toy: {item.files / name} is damaged; push another checkpoint\n" in capsys.readouterr().err
+    assert hub.repos["someone/toy"].of("main") == ["plait: step 12 of stage vision"] and not outbox.waiting(run)
+
+
 def test_without_a_repository_the_line_says_how_to_name_one(run, hub, capsys):
     assert push(run) == 2
     assert f"no repository is named: `plait push {run} OWNER/NAME`, or set hub.repo in the configuration" in capsys.readouterr().err
@@ -330,7 +352,8 @@ def test_an_export_is_pushed_in_place_of_the_checkpoint(run, hub, monkeypatch):
     monkeypatch.setattr(export, "export", exported)
     assert push(run, "someone/toy", "--to", "hf") == 0
     repo = hub.repos["someone/toy"]
-    assert sorted(pushed(repo)) == ["README.md", "config.json", "model.safetensors", "plait-run.json"]
+    assert sorted(pushed(repo)) == ["README.md", "config.json", "model.safetensors", "passport.json", "plait-run.json"]
+    assert cli.main(["verify", "someone/toy", "--run", str(run)]) == 0
     assert repo.of("main")[1] == "plait: step 18 of stage language, as hf"
     assert "plait export RUN DIR --to hf" in repo.files()["README.md"].decode()
     assert not list(run.glob(".export-*"))

@@ -21,6 +21,8 @@ from plait.assembly import checkpoint_specs
 from plait.assembly import saved as saved_models
 from plait.assembly.model import build_model
 from plait.assembly.run_configuration import open_of_checkpoint
+from plait.assembly.saved import SavedModel
+from plait.commands.actions.passport import write
 from plait.config.resolved import difference
 from plait.engine.checkpoints import checkpoint, integrity, post_hoc_ema, stored_files
 from plait.engine.checkpoints.checkpoint import Checkpoint
@@ -140,8 +142,8 @@ def _lacks(folder: Path) -> list[str]:
 def consolidate(spec: str, out: Path, averaged: bool) -> None:
     """Write the full weights of a checkpoint into the new folder `out`: model.safetensors (or several and an index), and weights.json.
 
-    `averaged`: use the EMA weights if there are any. weights.json holds hashes and origin. A new run can begin with the folder's weights
-    (`from:`), but none can continue from it. Raises PlaitError if `out` exists or `spec` names no checkpoint.
+    `averaged`: use the EMA weights if there are any. weights.json holds hashes and origin, and a passport is beside it. A new run can begin
+    with the folder's weights (`from:`), but none can continue from it. Raises PlaitError if `out` exists or `spec` names no checkpoint.
     """
     saved = checkpoint_specs.locate(spec)
     if out.exists():
@@ -155,6 +157,8 @@ def consolidate(spec: str, out: Path, averaged: bool) -> None:
         files.write_json(folder / "weights.json", metadata | {name: saved.manifest[name] for name in ("base", "frozen_xxh3", "versions")})
         if (settings := saved_models.run_settings(saved.folder)) is not None:
             saved_models.write_model_settings(folder, settings)
+            whose = SavedModel(saved, open_of_checkpoint(checkpoint.run_of(saved.folder), saved.folder))
+            write.of_folder(whose, folder, kind="weights", layout=None, weights=f"{'averaged' if averages else 'last'} weights")
     log.info(f"{saved.folder}: {len(weights)} {'averaged' if averages else 'last'} weights, whole, in {out}")
 
 

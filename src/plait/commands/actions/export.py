@@ -12,6 +12,7 @@ from plait.assembly import exported, saved
 from plait.assembly.adapters import peft_directory
 from plait.assembly.model import ModelBundle
 from plait.commands.actions.export_check import check
+from plait.commands.actions.passport import write
 from plait.config.schema import RunConfig
 from plait.config.sections.adapters import LAYOUT
 from plait.engine.parallel import distributed
@@ -56,16 +57,18 @@ def export(
             return
         if to != LAYOUT:
             bundle, config, trained = exported.merged(bundle, config, trained)
+        which = "averaged weights" if averaged and located.checkpoint.tensors("ema") else "last weights"
+        which = which if length is None else f"weights averaged over a length of {length}"
         if not folder.exists():
             _write(bundle, config, trained, to, folder)
+            digest = write.of_folder(located, folder, kind="export", layout=to, weights=which)
+            log.info(f"passport {digest}")
         if library is not None:
             log.info(f"loading {folder} with {library}, in a process of its own")
             for line in _checked(bundle, config, trained, folder, wanted):
                 log.info(line)
         if folder != out:
             folder.rename(out)
-        which = "averaged weights" if averaged and located.checkpoint.tensors("ema") else "last weights"
-        which = which if length is None else f"weights averaged over a length of {length}"
         log.info(f"{located.checkpoint.folder}, {which}, as {to}: {'written to' if library is None or folder != out else 'equal to'} {out}")
 
 

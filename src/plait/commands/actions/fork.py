@@ -78,6 +78,7 @@ def _lineage(spec: str, saved: Checkpoint, parent: Path, differences: Sequence[t
         "folder": str(saved.folder),
         "parent": rundir.identity(parent),
         "step": saved.step,
+        "manifest_xxh3": saved.manifest["xxh3"],
         "differences": [list(item) for item in differences],
         "before": json.loads(grandparents.read_bytes()) if grandparents.is_file() else None,
     }

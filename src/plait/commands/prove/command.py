@@ -19,7 +19,7 @@ def declare(parser: Parser) -> None:
 def run(arguments: Arguments) -> None:
     """Train the configuration `config` (an argument), shortened, with and without kills, and compare the two runs bit by bit.
 
-    `config` may also name a run. Raises Diverged, a PlaitError, if the runs differ.
+    `config` may also name a run, in which the verdict is kept then. Raises Diverged, a PlaitError, if the runs differ.
     """
     config = arguments.config
     if not arguments.words and not config.is_file() and not (config / "config.yaml").is_file():
@@ -27,10 +27,12 @@ def run(arguments: Arguments) -> None:
 
         config = checkpoint_specs.run_named(str(config)) or config
     resolved = open_checked(config, arguments.overrides, words=arguments.words)
+    from plait.commands.actions.passport import proofs
     from plait.commands.prove import prove
 
     prove.prove(
         resolved,
+        run=proofs.run_of(config, resolved),
         kills=arguments.kills,
         seed=arguments.seed,
         ranks=arguments.ranks,

@@ -5,6 +5,7 @@ watched through its heartbeat, a file with its phase (data, step, save, ...), an
 The comparison is in compare.py.
 """
 
+import functools
 import logging
 import shutil
 import signal
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from plait.commands.actions.passport import proofs
 from plait.commands.prove import compare, smoke_config
 from plait.config.resolved import Resolved
 from plait.engine.checkpoints import integrity
@@ -43,6 +45,8 @@ MOMENTS = (
 )
 """Planned kills in turn: what ends the process, and the phase of the run in which it comes."""
 
+LATE = "after its end"
+"""The moment of a kill that came when the run had ended."""
 _POLL_S = 0.001
 _SLACK_S = 120.0
 _SLOWER = 10
@@ -100,30 +104,42 @@ class Trial:
 
 
 def prove(
-    resolved: Resolved, *, kills: int = 6, seed: int = 0, ranks: int = 1, steps: int = 8, warm: bool = False, out: Path | None = None
+    resolved: Resolved,
+    *,
+    kills: int = 6,
+    seed: int = 0,
+    ranks: int = 1,
+    steps: int = 8,
+    warm: bool = False,
+    out: Path | None = None,
+    run: Path | None = None,
 ) -> None:
     """Run a configuration undisturbed and with kills, compare the two runs bit by bit, and print the result.
 
     `ranks`: processes of each run, under torchrun if several. `steps`: at most, of each stage (part of a run). `seed`: chooses the moments
     of the kills. `warm`: fork the processes from one that has imported everything. `out`: folder in which the runs are kept; without it
-    they are removed if they are equal. Raises Diverged, a PlaitError, if they differ, and PlaitError if `out` is not empty or the
-    undisturbed run fails.
+    they are removed if they are equal. `run`: the run directory of this configuration, where the verdict is kept. Raises
+    Diverged, a PlaitError, if they differ, and PlaitError if `out` is not empty or the undisturbed run fails.
     """
     if out is not None and out.exists() and any(out.iterdir()):
         raise PlaitError(f"{out} is not empty; give --out a new folder")
     folder = out or Path(tempfile.mkdtemp(prefix="plait-prove-"))
     short = smoke_config.make_smoke_config(resolved, steps, folder / "short.yaml")
     log.info("\n  ".join(["shortened:", *smoke_config.changes(resolved, short)]))
+    keep = functools.partial(proofs.keep, run, seed=seed, ranks=ranks, steps=steps)
     modules = ["plait.training.run", f"plait.families.{resolved.config.family}.family"]
     launcher: Launcher = launch.Warm(modules) if warm and ranks == 1 else launch.Fresh(ranks)
     try:
         lines, plan = rehearse(Trial(folder / "short.yaml", launcher), folder, kills, seed)
     except Diverged as error:
+        keep(str(error), kills)
         raise Diverged(f"{error}; the runs are in {folder}") from error
     finally:
         launcher.close()
     log.info(table(lines))
     difference = compare.divergence(lines)
+    ways = [kill.way for kill in plan if kill.moment != LATE]
+    keep(f"the runs part {where(lines, plan)}" if difference else proofs.BIT_EXACT, len(ways), ways)
     if difference:
         raise Diverged(f"the two runs part {where(lines, plan)}: {difference}; the runs are in {folder}")
     log.info(f"bit-exact: {kills} kills, {kills + 1} generations, {resolved.config.family}, {len(short.stages)} stages")
@@ -228,7 +244,7 @@ def _generation(trial: Trial, run: Path, kill: Kill) -> None:
     process = trial.start(run, _WITH_WORKERS if kill.way == "worker" else ())
     kill.moment = _until(process, run, kill, old, trial.limit_s)
     began = time.monotonic()
-    if kill.moment != "after its end":
+    if kill.moment != LATE:
         _deliver(process, kill)
     kill.exit_code = _wait(process, run, trial.limit_s)
     kill.took_s = time.monotonic() - began
@@ -255,7 +271,7 @@ def _until(process: Process, run: Path, kill: Kill, old: dict[str, Any] | None, 
             process.signal(signal.SIGKILL)
             raise Diverged(f"a generation hangs: {limit_s:.0f} s without reaching {kill.phase} of step {kill.step}; it is in {now}")
         time.sleep(_POLL_S)
-    return "after its end"
+    return LATE
 
 
 def _reached(now: dict[str, Any], kill: Kill) -> bool:

@@ -15,7 +15,9 @@ import yaml
 from huggingface_hub import HfApi
 
 from plait import files
+from plait.assembly import weight_files
 from plait.commands.actions import hub_access
+from plait.commands.actions.passport import checked
 from plait.commands.actions.publishing.outbox import Item, Job
 from plait.commands.actions.report import record, tables
 from plait.commands.actions.report.record import RunRecord, is_number
@@ -38,7 +40,7 @@ def write(item: Item, run: Path) -> None:
     """Write the card of an item into its files, if it has none yet. Raises PlaitError where the run's configuration cannot be read."""
     path = item.files / NAME
     if not (path.is_file() and is_ours(path.read_bytes())):  # an export has one of its own
-        body = _text(upto(record.read(run), item.job), item.job).encode(errors="replace")
+        body = _text(upto(record.read(run), item.job), item.job, weight_files.passport_digest(item.files)).encode(errors="replace")
         mark = f"\n<!-- written by plait, xxh3 {xxhash.xxh3_64_hexdigest(body)}: a page that is edited is left as it is -->\n"
         path.unlink(missing_ok=True)  # it may be a link to the export's own
         files.write_whole(path, body + mark.encode())
@@ -57,7 +59,7 @@ def upto(whole: RunRecord, job: Job) -> RunRecord:
     return replace(whole, rows=rows, measured=measured, _series={})
 
 
-def _text(run: RunRecord, job: Job) -> str:
+def _text(run: RunRecord, job: Job, digest: str | None) -> str:
     head = yaml.safe_dump(_metadata(run, job), sort_keys=False, allow_unicode=True, width=1000)
     tables_of = [_sources(run), *_figures(run), tables.ledger_table(run), tables.starts_table(run)]
     parts = [f"---\n{head}---\n", f"# {_name(job)}\n", _what(run, job), _loading(job), _pictures(run)]
@@ -65,6 +67,7 @@ def _text(run: RunRecord, job: Job) -> str:
     parts += ["## Data, figures and where it comes from\n", *(_markdown(table) for table in tables_of if table is not None)]
     facts = [(name, _without_folders(text)) for name, text in tables.details(run) if name not in ("run", "state")]
     parts += [_markdown(Table("The run", ["", ""], [[*pair] for pair in facts]))]
+    parts += [f"{checked.card_line(digest, job.repo)}\n"] if digest is not None else []
     return "\n".join(part for part in parts if part)
 
 

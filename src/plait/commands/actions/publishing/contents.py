@@ -1,14 +1,16 @@
 """What is pushed of a checkpoint: its weights and their averages, the settings and files of its run; no optimizer state.
 
-    manifest.json  run-config.yaml  weights.safetensors  ema.safetensors  assets/...  plait-run.json  README.md (card.py)
+    manifest.json  run-config.yaml  weights.safetensors  ema.safetensors  assets/...
+    plait-run.json  passport.json (passports.py)  README.md (card.py)
 
-Of an export its files are pushed, with the last two. A run can begin with either (`from: owner/name`)).
+Of an export its files are pushed, with the last three. A run can begin with either (`from: owner/name`)).
 """
 
 from pathlib import Path
 from typing import Any
 
 from plait import files
+from plait.commands.actions.passport import seal
 from plait.commands.actions.publishing import outbox
 from plait.commands.actions.publishing.outbox import Job
 from plait.config import signed
@@ -67,8 +69,8 @@ def add_export(run: Path, export: Path, job: Job) -> None:
 
 
 def _write_run(folder: Path, job: Job) -> None:
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    files.write_json(folder / RUN, {"run": job.identity, "step": job.step, "stage": job.stage, "files": [*names, RUN]})
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} | {RUN, seal.NAME}
+    files.write_json(folder / RUN, {"run": job.identity, "step": job.step, "stage": job.stage, "files": sorted(names)})
 
 
 def manifest(whole: dict[str, Any]) -> dict[str, Any]:

@@ -13,18 +13,15 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 from huggingface_hub.utils import _http
 
 from plait import files
-from plait.commands.actions.publishing import card, contents
+from plait.commands.actions.publishing import card, contents, passports
 from plait.commands.actions.publishing.outbox import Item, Job
+from plait.commands.actions.publishing.passports import Damaged
 from plait.errors import PlaitError
 
 ANSWER_S = 300.0
 """Seconds without a byte after which a request is given up, to be made again. The client itself would wait for ever."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt")
 _THREADS = 2
-
-
-class Damaged(PlaitError):
-    """A file that is to be sent is not as its manifest says. It is given up, so that later pushes do not wait for it."""
 
 
 def prepare() -> None:
@@ -65,12 +62,19 @@ def address(repo: str, commit: str) -> str:
 
 
 def _check(item: Item) -> None:
-    """Raise Damaged where a file of a checkpoint is not as its manifest says: such a one is never sent."""
+    """Raise Damaged where a file is not as the manifest of a checkpoint, or the passport, says: such a one is never sent."""
     path = item.files / contents.MANIFEST
+    damaged = []
     if item.job.layout is None:
-        for name, entry in json.loads(path.read_bytes())["files"].items():
-            if not (item.files / name).is_file() or files.xxh3(item.files / name) != entry["xxh3"]:
-                raise Damaged(f"{item.job.title} is not pushed to {item.job.repo}: {item.files / name} is damaged; push another checkpoint")
+        listed = json.loads(path.read_bytes())["files"]
+        damaged = [name for name, one in listed.items() if not _is_file(item, name) or files.xxh3(item.files / name) != one["xxh3"]]
+    damaged += passports.damaged(item)
+    if damaged:
+        raise Damaged(f"{item.job.title} is not pushed to {item.job.repo}: {item.files / damaged[0]} is damaged; push another checkpoint")
+
+
+def _is_file(item: Item, name: str) -> bool:
+    return (item.files / name).is_file()
 
 
 def _commit(api: HfApi, repo: str, branch: str, item: Item) -> str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from plait.commands.actions.publishing import card, hub, outbox, retries
+from plait.commands.actions.publishing import card, hub, outbox, passports, retries
 from plait.commands.actions.publishing.outbox import Item
 from plait.commands.actions.publishing.retries import Later
 from plait.config import hub_errors
@@ -118,6 +118,7 @@ def _parts(item: Item) -> tuple[tuple[str, str], ...]:
 def _sent(item: Item, run: Path, branches: list[str]) -> str:
     """Send an item and return its commit. Raises Later where it may be taken later, and _Refused where it will not."""
     try:
+        passports.write(item, run)
         card.write(item, run)
         return hub.send(item, branches)
     except hub.Damaged:

@@ -1,0 +1,89 @@
+"""Check the checkpoints of a run against their manifests, and a passport against the run that it is of.
+
+A run has no passport of its own: its manifests, each with a hash, are what a passport is made of.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from plait.assembly import checkpoint_specs
+from plait.assembly.run_configuration import open_of_checkpoint
+from plait.commands.actions.passport import claims, listing, seal
+from plait.commands.actions.passport.checked import Verdict
+from plait.commands.actions.passport.claims import ITSELF, Claims
+from plait.config import signed
+from plait.engine.checkpoints import checkpoint, integrity
+from plait.engine.checkpoints.checkpoint import Checkpoint
+from plait.errors import PlaitError
+
+_BESIDE = ("manifest.json", signed.COPY)
+"""Files of a checkpoint that its manifest does not list: itself, and the settings, with a hash of their own."""
+
+
+def look(spec: str) -> Verdict:
+    """Check the checkpoints that `spec` names (RUN, RUN/STAGE: all of them; RUN@STEP: one). Raises PlaitError if there is none."""
+    folders, run = _named(spec)
+    found = Verdict(spec, by="its manifests say")
+    newest: Checkpoint | None = None
+    for folder in folders:
+        found.faults += _faults(folder, run)
+        try:
+            newest = checkpoint.read(folder)
+            found.checked += len(newest.manifest["files"])
+        except PlaitError:  # which is a fault of the folder
+            continue
+    if (run / signed.NAME).exists() and not signed.is_as_written(run / signed.NAME):
+        found.faults.append(f"{run / signed.NAME} is changed: it is not what the hash in its last line is of")
+    if newest is not None:
+        found.claims = _claims(newest, run)
+    return found
+
+
+def _named(spec: str) -> tuple[list[Path], Path]:
+    """Return the step folders that a spec names, oldest first, and the run."""
+    path, mark = checkpoint_specs.split(spec)
+    if not path.exists():
+        forms = "give a run, a checkpoint of one, an export, or a repository of the Hub as owner/name"
+        checkpoint_specs.locate(spec, forms)
+    if mark:
+        folders = [checkpoint_specs.marked(path, mark)]
+    elif checkpoint.is_step(path):
+        folders = [path]
+    else:
+        folders = [folder for folder in checkpoint.published(checkpoint.run_of(path)) if path in folder.parents][::-1]
+    return folders, checkpoint.run_of(folders[0])
+
+
+def _faults(folder: Path, run: Path) -> Iterator[str]:
+    """Yield what is not as a checkpoint's manifest says: files, a link in their place, and files that it does not list."""
+    for path in (folder.parent, folder):
+        if path.is_symlink():
+            yield f"{path} is a link, and no folder of the run"
+    yield from integrity.verify(folder)
+    try:
+        manifest = checkpoint.read(folder).manifest
+    except PlaitError:
+        return
+    for name in listing.names(folder):
+        if name not in manifest["files"] and name not in _BESIDE and listing.is_covered(name):
+            yield f"{folder / name} is not in the manifest: it was added"
+    if manifest["state"]["step"] != checkpoint.step_of(folder):
+        yield f"{folder} has the manifest of step {manifest['state']['step']}"
+    if (folder / signed.COPY).exists() and not signed.is_as_written(folder / signed.COPY):
+        yield f"{folder / signed.COPY} is changed: it is not what the hash in its last line is of"
+
+
+def _claims(found: Checkpoint, run: Path) -> Claims:
+    """Return what a passport of the newest checkpoint would claim."""
+    place = str(found.folder.relative_to(run))
+    resolved = open_of_checkpoint(run, found.folder)
+    return claims.of_checkpoint(found, place, run, resolved, kind="checkpoint", layout=None, weights="weights and their averages")
+
+
+def against(told: Claims, run: Path) -> list[str]:
+    """Return a line for each claim that is not what the directory `run` says. Raises PlaitError where that is no run."""
+    folder = run / told.checkpoint.folder
+    if not (folder / "manifest.json").is_file():
+        return [f"checkpoint {told.checkpoint.folder} is not in {run}"]
+    now = _claims(checkpoint.read(folder), run).model_dump(mode="json", exclude=set(ITSELF))
+    return list(seal.differences(now, told.model_dump(mode="json", exclude=set(ITSELF)), f"in {run} claim"))

@@ -1,0 +1,61 @@
+"""Check a folder or a repository of the Hub against its passport: each file and each claim. What `plait verify` does."""
+
+import logging
+from pathlib import Path
+
+from plait.assembly import hub_start
+from plait.commands.actions.passport import checked, hub, runs, seal, show
+from plait.commands.actions.passport.checked import Verdict
+from plait.engine.checkpoints import checkpoint
+from plait.engine.monitoring.json_output import show_json
+from plait.errors import PlaitError
+from plait.files import expanded
+
+log = logging.getLogger(__name__)
+
+
+class Unlike(PlaitError):
+    """Raised where something is not as its passport says. Exit code 1."""
+
+    exit_code = 1
+
+
+def verify(spec: str, *, digest: str | None = None, run: Path | None = None, as_json: bool = False) -> None:
+    """Check what `spec` names against its passport, print what it is and a line per fault.
+
+    `spec`: an export or another folder with a passport, a run, a checkpoint of one, or a repository of the Hub. `digest`: that the passport
+    must have; `run`: the run of which its claims must hold. `as_json`: as one JSON object, too. Raises Unlike where anything is not as it
+    says, and PlaitError where it has no passport, or cannot be read.
+    """
+    found = _look(spec)
+    if digest is not None and found.digest != (digest if digest.startswith("sha256:") else f"sha256:{digest}"):
+        found.faults.append(f"digest was to be {digest}, is {found.digest or 'not there'}")
+    if run is not None and found.claims is not None:
+        found.faults += runs.against(found.claims, run)
+    if as_json:
+        claims = None if found.claims is None else found.claims.model_dump(mode="json")
+        told = {"of": found.what, "intact": not found.faults, "faults": found.faults, "not_covered": found.not_covered}
+        show_json({**told, "digest": found.digest, "claims": claims})
+    else:
+        for line in show.lines(found.what, found.claims, found.digest, found.checked, found.not_covered):
+            log.info(line)
+        for fault in found.faults:
+            log.info(f"  WRONG {fault}")
+    if found.faults:
+        count = len(found.faults)
+        more = f", the first of {count} faults" if count > 1 else ""
+        raise Unlike(f"{found.what} is not what {found.by}: {found.faults[0]}{more}")
+    log.info(f"{found.what} is what {found.by}")
+
+
+def _look(spec: str) -> Verdict:
+    """Check what is named. Raises PlaitError where there is nothing of that name, or it has no passport."""
+    path = expanded(spec)
+    if (path / seal.NAME).is_symlink() or (path / seal.NAME).exists():
+        return checked.folder(path)
+    if path.is_dir() and not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
+        made = "an export or push of an older plait, or of another program; `plait export` and `plait push` write one now"
+        raise PlaitError(f"{path} has no {seal.NAME}, and is no run: {made}")
+    if (named := hub_start.repository(spec)) is not None:
+        return hub.look(*named)
+    return runs.look(spec)

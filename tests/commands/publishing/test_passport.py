@@ -1,0 +1,324 @@
+"""`plait verify`: no byte and no claim of an export, a push or a run changes without being named."""
+
+import copy
+import json
+import shutil
+import warnings
+
+import pytest
+
+from plait import cli, files
+from plait.assembly import weight_files
+from plait.assembly.configuration import open_config
+from plait.commands.actions.passport import listing, proofs, seal
+from tests import hub_store
+from tests import toy_family as toy
+
+
+def verify(*words):
+    return cli.main(["verify", *map(str, words)])
+
+
+def pulled(repo, folder):
+    """The files of a repository's main branch in a folder."""
+    for name, content in repo.files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pushed(made, tmp_path_factory):
+    """A repository to which the finished run was pushed."""
+    folder = tmp_path_factory.mktemp("sent")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), hub_store.serving(patch, folder) as hub:
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the client's own uploads
+        run = shutil.copytree(made[1], folder / "run")
+        assert cli.main(["push", str(run), "someone/toy"]) == 0
+        return hub.repos["someone/toy"]
+
+
+@pytest.fixture
+def folder(pushed, tmp_path):
+    """A copy of what was pushed."""
+    return pulled(pushed, tmp_path / "pulled")
+
+
+@pytest.fixture
+def repo(pushed, hub):
+    """The pushed repository on a Hub that answers."""
+    hub.repos["someone/toy"] = again = copy.deepcopy(pushed)
+    return again
+
+
+def told(capsys):
+    """The only line on standard error."""
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1, err
+    return err.removeprefix("plait: ").rstrip("\n")
+
+
+def test_what_was_pushed_is_shown_as_a_table_and_is_what_its_passport_says(folder, made, repo, capsys):
+    assert verify(folder) == verify(folder, "--run", made[1]) == 0
+    shown = capsys.readouterr().out
+    fingerprint = next(iter(toy.at(made[1], 18).manifest["data"].values()))
+    row = rf"  2  vision      6 to 12   24       projector 20, vision 20  jsonl:train.jsonl {fingerprint}  planned steps done"
+    digest = weight_files.passport_digest(folder)
+    for line in (row, "  base        toy: drawn from the seed", "  survived    no stop: it ran through", f"  digest      {digest}"):
+        assert f"\n{line}\n" in shown
+    assert shown.endswith(f"{folder} is what its passport says\n") and f"passport `{digest}`" in (folder / "README.md").read_text()
+    assert verify("someone/toy", "--digest", digest) == verify(folder, "--digest", digest.removeprefix("sha256:")) == 0
+
+
+FILES = ["assets/tokenizer/words", "ema.safetensors", "manifest.json", "plait-run.json", "run-config.yaml", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_file_that_is_changed_cut_missing_or_a_link_is_named(name, folder, repo, capsys):
+    path, body = folder / name, (folder / name).read_bytes()
+    changed = bytes([body[0] ^ 1]) + body[1:]
+    path.write_bytes(changed)
+    assert verify(folder) == 1
+    was = json.loads((folder / "passport.json").read_text())["claims"]["files"][name]["sha256"]
+    line = f"{name} is changed: its sha256 was {was}, is {listing.sha256(path)}"
+    assert told(capsys).startswith(f"{folder} is not what its passport says: {line}")
+    repo.commit("main", repo.files() | {name: changed}, "changed")
+    assert verify("someone/toy") == 1 and f"is not what its passport says: {line}" in told(capsys)
+    path.write_bytes(body + b"\n")
+    assert verify(folder) == 1 and f"{name} is changed: it had {len(body):,} bytes, has {len(body) + 1:,}" in told(capsys)
+    path.rename(folder / "aside.md")
+    assert verify(folder) == 1 and f"{name} is missing: the passport lists {len(body):,} bytes" in told(capsys)
+    path.symlink_to(folder / "aside.md")
+    (folder / "aside.md").write_bytes(body)
+    assert verify(folder) == 1 and f"{name} is a link, and no file of its own" in told(capsys)
+    repo.commit("main", {other: content for other, content in repo.files().items() if other != name}, "gone")
+    assert verify("someone/toy") == 1 and f"{name} is missing" in told(capsys)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "sub/pytorch_model.bin", "modeling.py", "generation_config.json", "chat.jinja", "merges.txt"]
+)
+def test_a_file_that_a_program_may_load_is_a_fault_where_it_was_added(name, folder, repo, capsys):
+    (folder / "sub").mkdir()
+    (folder / name).write_bytes(b"x")
+    repo.commit("main", repo.files() | {name: b"x"}, "added")
+    for what in (folder, "someone/toy"):
+        assert verify(what) == 1 and told(capsys).endswith(f"is not what its passport says: {name} is not in the passport: it was added")
+
+
+def test_a_licence_a_picture_and_what_a_download_keeps_are_no_fault_and_are_told(folder, repo, capsys):
+    for name in ("LICENSE", "shot.png", ".cache/huggingface/download/x.metadata"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    assert verify(folder) == 0 and "not covered: .gitattributes, LICENSE, README.md, shot.png\n" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_a_link_is_named(folder, tmp_path, capsys):
+    (folder / "assets").rename(tmp_path / "aside")
+    (folder / "assets").symlink_to(tmp_path / "aside")
+    assert verify(folder) == 1 and "assets/tokenizer/words is in a folder that is a link: assets" in capsys.readouterr().out
+
+
+def leaves(value, path=()):
+    """(path, value) of every leaf of a JSON value; of an empty list or object too."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [leaf for key, one in inner for leaf in leaves(one, (*path, key))] or [(path, value)]
+
+
+def with_leaf(value, path, new):
+    changed = copy.deepcopy(value)
+    inner = changed
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = new
+    return changed
+
+
+def named(path):
+    """A leaf's name in a message: stages[0].steps."""
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+    return text.removeprefix(".")
+
+
+def other(value):
+    return f"{value}x" if isinstance(value, str) else [value] if isinstance(value, list | dict) else "x" if value is None else value + 1
+
+
+def test_each_claim_that_is_changed_is_named_with_what_it_was_and_is(folder):
+    whole = json.loads((folder / "passport.json").read_text())
+    paths = leaves(whole["claims"], ("claims",))
+    assert len(paths) > 90
+    for path, value in paths:
+        (fault,) = seal.unseal(files.json_text(with_leaf(whole, path, other(value))).encode()).faults
+        was, now = (one if isinstance(one, str) else json.dumps(one) for one in (value, other(value)))
+        assert fault.startswith(f"claim {named(path[1:])} was {was[:70]}") and f", is {now[:70]}" in fault, path
+        held = seal.unseal(files.json_text(with_leaf(whole, path, other(value))).encode()).claims
+        assert held == whole["claims"], "files are compared with what the sealed copy says of them"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("format", "plait-passport-9", "format was plait-passport-1, is plait-passport-9: changed, or of another version of plait"),
+        ("digest", "sha256:" + "0" * 64, "digest was sha256:{digest}, is sha256:" + "0" * 64),
+        ("sealed", "{", "sealed: the copy of the claims was changed: it is no JSON"),
+        ("sealed", 1, "passport.json: sealed is missing, or of another type"),
+        ("more", 1, "passport.json: more does not belong there"),
+    ],
+)
+def test_the_seal_itself_cannot_be_changed_alone(name, value, line, folder, capsys):
+    whole = json.loads((folder / "passport.json").read_text())
+    files.write_json(folder / "passport.json", whole | {name: value})
+    assert verify(folder) == 1
+    assert line.format(digest=whole["digest"][7:]) in told(capsys)
+
+
+def test_a_claim_and_its_copy_that_are_changed_together_do_not_fit_the_digest_nor_the_card_the_new_one(folder, capsys):
+    whole = json.loads((folder / "passport.json").read_text())
+    claims = with_leaf(whole["claims"], ("stages", 0, "samples"), 2400)
+    files.write_json(folder / "passport.json", whole | {"claims": claims, "sealed": seal.canonical(claims)})
+    assert verify(folder) == 1 and "digest was sha256:" in told(capsys)
+    files.write_json(folder / "passport.json", seal.sealed(claims))
+    assert verify(folder) == 1 and told(capsys).startswith(f"{folder} is not what its passport says: README.md tells passport sha256:")
+    (folder / "README.md").unlink()
+    assert verify(folder, "--digest", whole["digest"]) == 1 and f"digest was to be {whole['digest']}, is sha256:" in told(capsys)
+
+
+def test_the_run_finds_a_passport_that_was_made_anew(folder, run, capsys):
+    whole = json.loads((folder / "passport.json").read_text())
+    (folder / "README.md").unlink()
+    files.write_json(folder / "passport.json", seal.sealed(with_leaf(whole["claims"], ("stages", 0, "samples"), 2400)))
+    assert verify(folder) == 0
+    assert verify(folder, "--run", run) == 1
+    assert told(capsys) == f"{folder} is not what its passport says: in {run} claim stages[0].samples was 24, is 2400"
+    shutil.rmtree(toy.at(run, 18).folder)
+    assert verify(folder, "--run", run) == 1 and f"checkpoint stage-3-language/step-00000018 is not in {run}" in told(capsys)
+
+
+DAMAGED = {b"": "no JSON", b"{": "no JSON", b"[]": "no object", b"\xff": "no JSON", b'{"a": ' * 100_000: "no JSON"}
+
+
+@pytest.mark.parametrize("body", DAMAGED, ids=["empty", "cut", "list", "bytes", "deep"])
+def test_a_damaged_passport_is_told_in_a_line(body, folder, capsys):
+    (folder / "passport.json").write_bytes(body)
+    assert verify(folder) == 1 and told(capsys).startswith(
+        f"{folder} is not what its passport says: passport.json is damaged: it is {DAMAGED[body]}"
+    )
+
+
+def test_blanks_and_names_given_twice_in_a_passport_are_told(folder, capsys):
+    text = (folder / "passport.json").read_text()
+    for changed in (text + "\n", text.replace('  "format"', '  "format": "x",\n  "format"', 1)):
+        (folder / "passport.json").write_text(changed)
+        assert verify(folder) == 1 and "passport.json: its bytes are not as plait wrote them" in told(capsys)
+
+
+def test_a_passport_that_is_a_link_or_none_is_refused(folder, tmp_path, capsys):
+    (folder / "passport.json").rename(tmp_path / "aside")
+    assert verify(folder) == 2
+    assert f"{folder} has no passport.json, and is no run: an export or push of an older plait, or of another program" in told(capsys)
+    (folder / "passport.json").symlink_to(tmp_path / "aside")
+    assert verify(folder) == 1 and "passport.json is a link, and no file of its own" in told(capsys)
+    (folder / "passport.json").unlink()
+    (folder / "passport.json").mkdir()
+    assert verify(folder) == 1 and "passport.json is no regular file" in told(capsys)
+
+
+def test_a_repository_without_a_passport_or_none_at_all_is_told(hub, capsys):
+    hub.repos["someone/old"] = hub_store.Repo(private=False)
+    assert verify("someone/old") == 2
+    assert told(capsys) == "someone/old on the Hub has no passport.json: it was pushed by an older plait, or by another program"
+    assert verify("someone/none") == 2 and told(capsys).startswith("someone/none cannot be checked: there is no http")
+    hub.fault = lambda method, path: 503
+    assert verify("someone/old") == 2 and told(capsys).startswith("someone/old cannot be checked: ")
+
+
+def test_the_hub_is_asked_for_small_files_alone(repo, hub):
+    assert verify("someone/toy@stage-3-language") == 0
+    fetched = {path.rpartition("/")[2] for method, path, _ in hub.asked if method == "GET" and "/resolve/" in path}
+    assert fetched == {"passport.json", "README.md", "words", "manifest.json", "plait-run.json", "run-config.yaml"}
+
+
+def test_every_fault_is_listed_and_json_has_all(folder, capsys):
+    (folder / "weights.safetensors").write_bytes(b"")
+    (folder / "extra.bin").write_bytes(b"")
+    assert verify(folder, "--json") == 1
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["intact"] is False and [fault.partition(" ")[0] for fault in found["faults"]] == ["weights.safetensors", "extra.bin"]
+    assert found["claims"]["stages"][2]["trained"] == {"language": 5} and "the first of 2 faults" in err
+    assert verify(folder) == 1 and capsys.readouterr().out.count("  WRONG ") == 2
+
+
+def test_consolidated_weights_have_a_passport(run, tmp_path, capsys):
+    assert cli.main(["ckpt", "consolidate", str(run), str(tmp_path / "out")]) == 0
+    assert verify(tmp_path / "out", "--run", run) == 0
+    assert ": weights of step 18 of stage language, run " in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "passport.json", "plait.json", "weights.json"}
+
+
+def test_a_run_that_began_from_another_and_was_stopped_says_so(made, run, tmp_path, capsys):
+    new = toy.train(made[0], tmp_path / "new", f"from={run}@12", "stages=[]", "trainable=[language]", "train.steps=6")
+    shutil.rmtree(toy.at(new, 6).folder)
+    toy.train(new, new)
+    assert verify(new) == 0
+    shown = capsys.readouterr().out
+    manifest = toy.at(run, 12).manifest["xxh3"]
+    identity = (run / "identity").read_text().strip()
+    assert f"  began       from run@12 (step 12, run {identity}, manifest xxh3 {manifest})\n" in shown
+    assert "  survived    1 stops or kills, going on from step 4\n" in shown
+
+
+def test_the_verdict_of_a_proof_is_kept_in_the_run_of_the_same_settings(made, run, capsys, caplog):
+    same, slower = (open_config(run / "config.yaml", [f"run={run}", *more]) for more in ([], ["train.global_batch=8"]))
+    assert proofs.run_of(run, same) == proofs.run_of(made[0], same) == run
+    with caplog.at_level("INFO"):
+        assert proofs.run_of(run, slower) is None
+    assert f"the verdict is not kept in {run}, whose settings are others: train.global_batch" in caplog.text
+    proofs.keep(run, "the runs part after going on from step 2", 1, ["worker"], seed=0, ranks=1, steps=8)
+    proofs.keep(run, proofs.BIT_EXACT, 6, ["SIGKILL"] * 4 + ["worker"] * 2, seed=0, ranks=2, steps=8)
+    assert verify(run) == 0
+    line = "  proof       bit-exact: 6 kills (4 SIGKILL, 2 worker), 2 ranks, up to 8 steps a stage, seed 0\n"
+    assert line in capsys.readouterr().out
+
+
+def test_a_run_is_held_against_its_manifests(run, capsys):
+    assert verify(run) == verify(f"{run}@12") == verify(run / "vision") == 0
+    capsys.readouterr()
+    folder = toy.at(run, 18).folder
+    (folder / "more.safetensors").write_bytes(b"x")
+    assert verify(run) == 1
+    assert told(capsys) == f"{run} is not what its manifests say: {folder / 'more.safetensors'} is not in the manifest: it was added"
+    (folder / "more.safetensors").unlink()
+    for name, line in (
+        ("run-config.yaml", "is not what the hash in its last line is of"),
+        ("manifest.json", "does not match its own xxh3"),
+    ):
+        body = (folder / name).read_text()
+        (folder / name).write_text(body.replace("18", "19") if name == "manifest.json" else f"# {body}")
+        assert verify(run) == 1 and line in told(capsys)
+        (folder / name).write_text(body)
+    (run / "config.yaml").write_text("# " + (run / "config.yaml").read_text())
+    assert verify(run) == 1
+    assert f"{run / 'config.yaml'} is changed: it is not what the hash in its last line is of" in capsys.readouterr().err
+
+
+def test_a_checkpoint_under_another_name_is_told(run, capsys):
+    folder = toy.at(run, 18).folder
+    folder.rename(folder.with_name("step-00000020"))
+    assert verify(run) == 1 and "step-00000020 has the manifest of step 18" in told(capsys)
+
+
+def test_names_that_lead_out_of_the_folder_are_no_passport(folder, capsys):
+    claims = json.loads((folder / "passport.json").read_text())["claims"]
+    claims["files"]["../aside"] = {"size": 1, "sha256": "0"}
+    files.write_json(folder / "passport.json", seal.sealed(claims))
+    assert verify(folder) == 1 and "claim files is none of this version of plait: Value error, '../aside' is not inside the folder" in told(
+        capsys
+    )
+
+
+def test_what_is_not_there_is_told(tmp_path, capsys):
+    assert verify(tmp_path / "none") == 2
+    assert "give a run, a checkpoint of one, an export, or a repository of the Hub as owner/name" in told(capsys)
+    assert verify(tmp_path) == 2 and "has no passport.json, and is no run" in told(capsys)
