@@ -64,11 +64,13 @@ def address(repo: str, commit: str) -> str:
 def _check(item: Item) -> None:
     """Raise Damaged where a file is not as the manifest of a checkpoint, or the passport, says: such a one is never sent."""
     path = item.files / contents.MANIFEST
-    damaged = []
-    if item.job.layout is None:
-        listed = json.loads(path.read_bytes())["files"]
-        damaged = [name for name, one in listed.items() if not _is_file(item, name) or files.xxh3(item.files / name) != one["xxh3"]]
-    damaged += passports.damaged(item)
+    try:
+        listed = dict(json.loads(path.read_bytes())["files"]) if item.job.layout is None else {}
+    except (ValueError, KeyError, TypeError):
+        listed, damaged = {}, [contents.MANIFEST]
+    else:
+        damaged = passports.damaged(item, listed)
+    damaged += [name for name, one in listed.items() if not _is_file(item, name) or files.xxh3(item.files / name) != one["xxh3"]]
     if damaged:
         raise Damaged(f"{item.job.title} is not pushed to {item.job.repo}: {item.files / damaged[0]} is damaged; push another checkpoint")
 

@@ -4,6 +4,7 @@ It is made once for an item, of what the run had recorded up to its step, so tha
 """
 
 import logging
+from collections.abc import Container
 from pathlib import Path
 
 from plait.assembly.run_configuration import open_file, open_of_checkpoint
@@ -87,9 +88,8 @@ def _damaged(item: Item, path: Path) -> Damaged:
     return Damaged(f"{item.job.title} is not pushed to {item.job.repo}: {path} is damaged; push another checkpoint")
 
 
-def damaged(item: Item) -> list[str]:
-    """Return the files of an item that are not as its passport says; [] of a checkpoint, which has its manifest."""
-    own = _read(item) if item.job.layout is not None else None
-    if own is None:
-        return []
-    return [name for name, entry in own.files.items() if not (item.files / name).is_file() or listing.entry(item.files / name) != entry]
+def damaged(item: Item, known: Container[str]) -> list[str]:
+    """Return the files of an item that are not as its passport says, but for those `known` by other hashes. Raises Damaged for itself."""
+    own = _read(item)
+    listed = {} if own is None else {name: entry for name, entry in own.files.items() if name not in known}
+    return [name for name, entry in listed.items() if not (item.files / name).is_file() or listing.entry(item.files / name) != entry]

@@ -79,7 +79,7 @@ class Sender:
         branches = outbox.branches(self.run, item)
         try:
             commit = _sent(item, self.run, branches)
-        except hub.Damaged as error:
+        except passports.Damaged as error:
             outbox.finish(self.run, item, None)
             self.given_up.append(str(error))
             self.say(str(error), True)
@@ -121,7 +121,7 @@ def _sent(item: Item, run: Path, branches: list[str]) -> str:
         passports.write(item, run)
         card.write(item, run)
         return hub.send(item, branches)
-    except hub.Damaged:
+    except passports.Damaged:
         raise
     except PlaitError as error:
         raise _Refused(str(error), "repo", str(error)) from error
