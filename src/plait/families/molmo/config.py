@@ -1,12 +1,14 @@
 """The `model:` section of family molmo: language model, vision tower, tiling of images, framing of text. Does not import torch."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from plait.config.schema import ModelSection
 from plait.families.molmo.hf.sizes import POOL, Tiling, Tower
+from plait.families.molmo.pretrained import held
 
 DEBUG = "debug"
 
@@ -85,6 +87,12 @@ class Config(ModelSection):
     residual_dropout: Probability = Field(default=0.0, description="after attention and MLP of each layer, at positions of the prompt")
     response_residual_dropout: Probability = Field(default=0.0, description="the same at positions that predict the answer")
     z_loss: Annotated[float, Field(ge=0.0)] = Field(default=1e-4, description="coefficient of the squared log-normaliser")
+
+    def within(self, folder: Path) -> "Config":
+        """Return this section with an export in place of the language model's source, where it has its configuration and tokenizer."""
+        if self.language == DEBUG or held.language(folder) is None:
+            return self
+        return self.model_copy(update={"language": str(folder), "language_revision": None})
 
     def variant(self, name: str) -> tuple["Config", int]:
         """Return (this section with up to 36 crops, the data.max_tokens that these need). `name`: "high-res", the only one."""

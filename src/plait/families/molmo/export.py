@@ -31,6 +31,7 @@ from plait.families.molmo.hf.sizes import IMAGE_TOKENS, PATCH
 from plait.families.molmo.hf.vision_tower import vision_config
 from plait.families.molmo.inputs import Inputs, TextTokenizer
 from plait.families.molmo.model import Molmo
+from plait.families.molmo.pretrained import held
 from plait.families.molmo.published import imported
 from plait.files import write_json, write_whole
 
@@ -120,6 +121,7 @@ def write_molmo(model: Molmo, config: Config, assets: Path, out: Path) -> list[s
     """
     settings = {"config.json": published.model_settings(model), "preprocessor_config.json": published.image_settings(config)}
     settings["processor_config.json"] = published.processor_settings()
+    settings[held.LANGUAGE] = json.loads(model.language.config.to_json_string(use_diff=False))
     text = _text_tokenizer(model, config, assets)
     _write(out, published.to_published(model), settings, text, _tokenizer(model, text))
     lines = ["weights, config.json, tokenizer and preprocessor settings in the published layout; its code, which they name, is on the Hub"]

@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file
 from plait.errors import PlaitError
 from plait.families.molmo.config import DEBUG, LANGUAGES, SOURCES, Config
 from plait.families.molmo.hf.vision_tower import KINDS, VisionTower, vision_config
+from plait.families.molmo.pretrained import held
 from plait.families.molmo.pretrained.checks import check_tower, loading
 from plait.keys import key
 from plait.nn import trust
@@ -29,6 +30,9 @@ def language_config(config: Config) -> PreTrainedConfig:
     if config.language in LANGUAGES:
         known: PreTrainedConfig = AutoConfig.for_model(**LANGUAGES[config.language])
         return known
+    if (sizes := held.language(config.language)) is not None:
+        exported: PreTrainedConfig = AutoConfig.for_model(**sizes)
+        return exported
     with loading("model.language", config.language):
         loaded: PreTrainedConfig = AutoConfig.from_pretrained(config.language, revision=config.language_revision or MAIN, **trust.CONFIG)
         return loaded
@@ -42,6 +46,8 @@ def load_language(config: Config, seed: int) -> PreTrainedModel:
         return meta
     if config.language == DEBUG:
         return seeded(key(seed, "molmo", "language") >> 1, lambda: _random_language_model(sizes))
+    if held.language(config.language) is not None:
+        raise PlaitError(f"model.language: {config.language} is a whole model, not a language model: set `from: {config.language}`")
     source = SOURCES.get(config.language, config.language)
     with loading("model.language", source):
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -90,6 +96,8 @@ def load_tokenizer(config: Config, assets: Path) -> Tokenizer:
         if not path.is_file():
             raise PlaitError(f"no tokenizer at {path}: a debug model's tokenizer is trained when its run starts; give that run's directory")
         return open_tokenizer(path, "copy it back from a fork or a backup of the run; a new one would number the tokens otherwise")
+    if held.language(config.language) is not None:
+        return open_tokenizer(Path(config.language) / held.TOKENIZER, "export the run again")
     source = SOURCES.get(config.language, config.language)
     with loading("model.language", source):
         cached = cached_file(source, "tokenizer.json", revision=config.language_revision or MAIN)

@@ -1,0 +1,31 @@
+"""Read what the folder of an export holds of the language model: configuration and tokenizer, which no other place is asked for.
+
+`plait export --to hf` has the configuration in config.json, `--to molmo` in a file of its own, as the published layout has no room for it.
+Imports no torch.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+LANGUAGE = "language_config.json"
+"""The file of an export in the published layout with the configuration of its language model, as transformers has it."""
+HF = "plait_molmo"
+"""`model_type` in config.json of an export for transformers."""
+TOKENIZER = "tokenizer.json"
+
+
+def language(folder: str | Path) -> dict[str, Any] | None:
+    """Return the configuration of the language model of an export, as transformers' class takes it; None of any other name or folder."""
+    told = _settings(Path(folder) / "config.json")
+    sizes = told.get("text_config") if told.get("model_type") == HF else _settings(Path(folder) / LANGUAGE)
+    return sizes if isinstance(sizes, dict) and "model_type" in sizes and (Path(folder) / TOKENIZER).is_file() else None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; {} where there is none, or no JSON object."""
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
