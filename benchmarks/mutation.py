@@ -75,6 +75,7 @@ TESTS: dict[str, str] = {
     "data/order.py": "data/test_order.py data/test_buckets.py",
     "data/loading/bucketing.py": "data/test_buckets.py data/test_part.py",
     "data/loading/length_order.py": "data/test_length_order.py",
+    "data/loading/token_budget.py": "data/test_token_budget.py",
     "data/loading/truncation.py": "training/test_token_lengths.py",
     "training/batching/token_lengths.py": "training/test_token_lengths.py",
     "data/loading/loader.py": "data/test_loader.py",

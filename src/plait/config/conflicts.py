@@ -202,6 +202,14 @@ def _data_conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list
         result.append((("data", "without"), "leaves out datasets of a mixture, but data.mixture names none"))
     if config.data.truncate != "cut" and config.data.max_tokens is None:
         result.append((("data", "truncate"), f"is {config.data.truncate}, but no length is set: set data.max_tokens as well"))
+    packed, longest = config.data.pack_tokens, config.data.max_tokens
+    if packed is not None and config.data.pad != "none":
+        result.append(
+            (("data", "pack_tokens"), f"is {packed}, but rows are padded (data.pad={config.data.pad}): set data.pad=none as well")
+        )
+    if packed is not None and longest is not None and longest > packed:
+        message = f"is {packed}, but a single sample may have {longest} (data.max_tokens): set one of them to that of the other"
+        result.append((("data", "pack_tokens"), message))
     lists: list[tuple[KeyPath, list[SourceEntry]]]
     lists = [(("data", "train"), config.data.train), (("data", "validation"), config.data.validation_sources)]
     for index, bench in enumerate(config.evaluate):

@@ -115,6 +115,12 @@ class Data(Section):
         default="random", description="length: sequences of similar length in a batch, for less padding; samples as often as without"
     )
     pad: Literal["longest", "to_128", "to_max", "none"] = Field(default="longest", description="what sequences are padded to")
+    pack_tokens: Count | None = Field(default=None, description="of pad none: tokens of a row at most; rows and ranks get like work")
+
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether the samples of steps, or who takes them, depend on how many tokens they have."""
+        return self.batching == "length" or self.truncate == "drop" or self.pack_tokens is not None
 
     @property
     def held_out_share(self) -> float | None:

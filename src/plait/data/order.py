@@ -11,7 +11,7 @@ micro-batches do not change it: they only decide how a global batch is sliced (`
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -33,6 +33,12 @@ class SampleId(NamedTuple):
     source: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls here
     epoch: int
+
+
+Slices = list[tuple[list[SampleId], bool]]
+"""The micro-batches of one rank, (ids, padding)."""
+Slicing = Callable[[Sequence[SampleId], int, int, int | None], Slices]
+"""Slices a global batch, as `rank_slices` does: (ids, rank, world size, samples in each micro-batch)."""
 
 
 class Segment(NamedTuple):
@@ -215,7 +221,7 @@ def interleave(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     return source[slots], turn[slots]
 
 
-def rank_slices(ids: Sequence[SampleId], rank: int, world_size: int, micro_batch: int | None) -> list[tuple[list[SampleId], bool]]:
+def rank_slices(ids: Sequence[SampleId], rank: int, world_size: int, micro_batch: int | None) -> Slices:
     """Slice a global batch into the micro-batches, (ids, padding), of one of `world_size` ranks. `micro_batch`: samples in each; None: all.
 
     Every rank gets the same number of micro-batches, because each one takes part in collectives. A rank with fewer samples gets padding

@@ -65,7 +65,7 @@ def _divide(sharding: Sharding, plan: StagePlan, state: State, ranks: Ranks, uni
     config, names = plan.config, plan.trained_names
     counts = memory_estimate.count_parameters(sharding.model, names, state.ever_trained, units)
     storage = Storage.of(config.train.precision, averages=optim.average_count(config.optim))
-    accumulating = math.ceil(config.train.global_batch / (micro_batch * ranks.size)) > 1
+    accumulating = config.data.pack_tokens is not None or math.ceil(config.train.global_batch / (micro_batch * ranks.size)) > 1
     layout, reason = strategy.choose(config.distributed, counts, storage, ranks, accumulating=accumulating)
     sharding.wrap(units, names, layout, ranks)
     return reason

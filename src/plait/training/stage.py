@@ -16,6 +16,7 @@ from plait.assembly import data_look
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import keeps_ledger
 from plait.data.loading.loader import Loader, StepBatch
+from plait.data.loading.token_budget import TokenBudget
 from plait.data.order import digest
 from plait.engine import nonfinite, optim, source_shares
 from plait.engine.checkpoints import checkpoint, disk_errors, failed_writes, reference
@@ -44,6 +45,7 @@ from plait.training.stage_plan import StagePlan, evaluates
 
 log = logging.getLogger(__name__)
 
+_LOOKED_STEPS = 16
 _SHARES_EVERY = 100  # steps between rows with each source's share: there can be dozens of sources
 
 
@@ -60,6 +62,9 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
         inputs, limits = bundle.inputs(plan.config, train=True), bundle.family.limits(bundle.section)
         data_look.report(plan.config, plan.data.sources, inputs, limits, context.ranks, seed=plan.data_seed)
     micro_batch = MicroBatchSize(context.run, plan.view.name, context.ranks, plan.micro_batch(context.ranks.size))
+    if isinstance(plan.slicing, TokenBudget):
+        steps = range(state.stage_step, min(state.stage_step + _LOOKED_STEPS, plan.steps))
+        log.info(plan.slicing.describe([plan.order.ids(step) for step in steps], context.ranks.size, micro_batch.samples))
     with lay_out(plan, bundle, state, context.ranks, micro_batch.samples) as counters:
         state.begin(plan.trained_parameters(bundle.model), plan.config.optim, plan.config.seed)
         stage = StageRun(plan, bundle, state, context, micro_batch, counters)
@@ -252,6 +257,7 @@ class StageRun:
             plan.data.sources,
             plan.order,
             seed=plan.data_seed,
+            slicing=plan.slicing,
             rank=ranks.rank,
             world_size=ranks.size,
             micro_batch=self.micro_batch.samples,

@@ -25,7 +25,7 @@ from plait.config.resolved import StageView
 from plait.config.schema import RunConfig
 from plait.data.buckets import BucketOrder
 from plait.data.loading.bucketing import bucket_lengths
-from plait.data.order import BatchChanges, Order
+from plait.data.order import BatchChanges, Order, Slicing, rank_slices
 from plait.engine import optim, precision, schedule
 from plait.engine.evaluation import Bench
 from plait.engine.loss import Loss
@@ -40,12 +40,13 @@ Names = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage trains, on which data, in what order (from `data_seed`), how long, and its benches (evaluations)."""
+    """What a stage trains, on which data, in what order (from `data_seed`) and slices, how long, and its benches (evaluations)."""
 
     view: StageView
     data: TrainingData
     data_seed: int
     order: AnyOrder
+    slicing: Slicing
     steps: int
     """Optimizer steps of the stage."""
     loss: Loss
@@ -125,8 +126,9 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
     known_benches = benches(config, config.evaluate) if config.evaluate else registry.benches(config.family)
     data = open_training(config)
     order = data.order(view, batches)
-    if config.data.batching == "length" or config.data.truncate == "drop":
-        data, order = token_lengths.prepare(view, data, family, bundle.inputs(config, train=True), batches)
+    slicing: Slicing = rank_slices
+    if config.data.needs_lengths:
+        data, order, slicing = token_lengths.prepare(view, data, family, bundle.inputs(config, train=True), batches)
     steps = planned_steps(config, order)
     config = config.model_copy(update={"optim": schedule.with_warmup(config.optim, steps)})
     schedule.check(config.optim.schedule, loss.counts, config.family)
@@ -135,6 +137,7 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
         data=data,
         data_seed=data_seed(view),
         order=order,
+        slicing=slicing,
         steps=steps,
         loss=loss,
         benches=known_benches,

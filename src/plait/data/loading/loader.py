@@ -16,7 +16,7 @@ from plait.data.loading.prefetch import PrefetchingWorkers
 from plait.data.loading.processes import ProcessWorkers
 from plait.data.loading.threads import ThreadWorkers
 from plait.data.loading.workers import InlineWorker, Interrupted, PendingStep, Workers
-from plait.data.order import Ordering
+from plait.data.order import Ordering, Slicing, rank_slices
 from plait.data.sources.contract import Source
 
 __all__ = ["Bad", "Loader", "MicroBatch", "StepBatch"]
@@ -37,7 +37,7 @@ class Loader:
 
     `order`: which samples of `sources` a step holds. `inputs`: how they become tensors. `micro_batch`: samples in each; None: a step's.
     `workers`: threads or processes (`kind`); 0 builds a step only when it is requested. `prefetch`: steps built ahead, more if needed for
-    every process to have work. `pin`: copy to page-locked memory when there is a GPU. `replace`: as of `MicroBatchBuilder`.
+    every process to have work. `pin`: copy to page-locked memory when there is a GPU. `replace`, `slicing`: as of `MicroBatchBuilder`.
     `interrupted()`: called before each step and while waiting; True ends the iteration. Each iteration starts again from `start_step`.
     Close it, or use it in a `with`, to stop its workers.
     """
@@ -59,12 +59,22 @@ class Loader:
         stop_step: int | None = None,
         pin: bool = False,
         replace: bool = True,
+        slicing: Slicing = rank_slices,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         assert [len(source) for source in sources] == list(order.sizes), "the order is for other sources"
         pin = pin and torch.cuda.is_available()
         self._builder = MicroBatchBuilder(
-            tuple(sources), order, inputs, seed=seed, rank=rank, world_size=world_size, micro_batch=micro_batch, pin=pin, replace=replace
+            tuple(sources),
+            order,
+            inputs,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            micro_batch=micro_batch,
+            pin=pin,
+            replace=replace,
+            slicing=slicing,
         )
         self._worker_count, self._kind, self._prefetch = workers, kind, prefetch
         self._start, self._stop, self._interrupted = start_step, stop_step, interrupted

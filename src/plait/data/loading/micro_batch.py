@@ -13,7 +13,7 @@ import torch
 
 from plait.config.secrets import masked
 from plait.data.loading.bucketing import bucket_of
-from plait.data.order import Ordering, SampleId, rank_slices
+from plait.data.order import Ordering, SampleId, Slices, Slicing, rank_slices
 from plait.data.sources.contract import Sample, Source, read
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.keys import key
@@ -68,6 +68,7 @@ class MicroBatchBuilder:
     """Builds any micro-batch of this rank; picklable. `micro_batch`: samples in each (None: all). `pin`: copy to page-locked memory.
 
     `sources`: what samples are read from; `order`: which ones each step takes. `inputs`: make tensors of them. `seed`: of all randomness.
+    `slicing`: divides a step's samples over ranks and micro-batches.
     """
 
     sources: Sequence[Source]
@@ -80,10 +81,11 @@ class MicroBatchBuilder:
     pin: bool = False
     replace: bool = True
     """Whether another sample takes the place of a bad one. Without, it is left out; a micro-batch of bad ones alone is padding."""
+    slicing: Slicing = rank_slices
 
-    def slices(self, step: int) -> list[tuple[list[SampleId], bool]]:
+    def slices(self, step: int) -> Slices:
         """Return this rank's micro-batches of `step` (from 0), as (sample ids, whether it is padding)."""
-        return rank_slices(self.order.ids(step), self.rank, self.world_size, self.micro_batch)
+        return self.slicing(self.order.ids(step), self.rank, self.world_size, self.micro_batch)
 
     def encode(self, wanted: SampleId) -> Example:
         """Encode sample `wanted`, or the first usable replacement if it is bad. Raises PlaitError if 50 samples in a row are bad."""

@@ -65,8 +65,7 @@ class ProcessWorkers:
         context = torch.multiprocessing.get_context("forkserver")
         modules = {type(part).__module__ for part in (builder.inputs, *builder.sources)} - {"__main__"}
         context.set_forkserver_preload([__name__, *sorted(modules)])
-        self._per_step = len(builder.slices(0))  # the same in every step
-        self.lookahead = -(-workers // self._per_step)
+        self.lookahead = -(-workers // len(builder.slices(0)))
         self._stop_all = multiprocessing.util.Finalize(None, _stop_workers, (self._workers,), exitpriority=100)
         resource_tracker.ensure_running()  # its start unblocks signals, so it comes first
         try:
@@ -88,7 +87,7 @@ class ProcessWorkers:
         PlaitError for too many bad samples. Both this method and `wait_for` raise Stopped, a PlaitError, if a worker process has died.
         """
         sent = []
-        for number in range(self._per_step):
+        for number in range(len(self._builder.slices(step))):
             worker = self._workers[self._submitted % len(self._workers)]
             self._submitted += 1
             buffer = worker.buffers.take()

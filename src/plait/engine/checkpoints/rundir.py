@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 FREE = (
     *("run", "track", "checkpoint", "evaluate", "distributed", "guard", "alert", "hub"),
-    *("data.workers", "data.worker_kind", "data.prefetch", "data.cache", "train.micro_batch"),
+    *("data.workers", "data.worker_kind", "data.prefetch", "data.cache", "data.pack_tokens", "train.micro_batch"),
     *("data.feature_cache", "data.feature_cache_gb", "data.feature_cache_of"),
 )
 """Keys that may differ when a run is continued: they change how it computes or what it reports, never its results."""

@@ -17,7 +17,7 @@ from plait.families.signatures import Sample
 def token_lengths(inputs: Inputs) -> TokenLengths:
     """Return the lengths of the rows that `inputs` makes; of prompts that are drawn in training, those of the first one."""
     decides = f"{inputs.config.model_dump_json()} {inputs.tokenizer.tokenizer.to_str()}"
-    return TokenLengths(xxhash.xxh3_64_hexdigest(decides.encode()), functools.partial(_length, inputs))
+    return TokenLengths(xxhash.xxh3_64_hexdigest(decides.encode()), functools.partial(_length, inputs), functools.partial(_pixels, inputs))
 
 
 def image_tokens(height: int, width: int, tiling: Tiling) -> int:
@@ -27,6 +27,16 @@ def image_tokens(height: int, width: int, tiling: Tiling) -> int:
     grids.append((rows * tiling.window + 2 * tiling.overlap, columns * tiling.window + 2 * tiling.overlap))
     pooled = [(-(-high // POOL), -(-wide // POOL)) for high, wide in grids]
     return sum(high * (wide + 1) + 2 for high, wide in pooled)
+
+
+def _pixels(inputs: Inputs, sample: Sample) -> int:
+    """Return the pixels of all crops of a sample's pictures."""
+    tiling, crops = inputs.config.tiling, 0
+    for data in sample["images"]:
+        width, height = image_files.size(data)
+        rows, columns = crop_grid_of_image(tiling, height, width)
+        crops += 1 + rows * columns
+    return crops * tiling.tower.image**2
 
 
 def _length(inputs: Inputs, sample: Sample) -> int:

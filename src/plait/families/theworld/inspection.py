@@ -62,7 +62,7 @@ def _text_runs(chat: Chat, row: Row) -> list[tuple[str, bool]]:
 def token_lengths(inputs: Inputs) -> TokenLengths:
     """Return the lengths of the rows that `inputs` makes."""
     decides = f"{inputs.config.model_dump_json()} {inputs.chat.tokenizer.to_str()}"
-    return TokenLengths(xxhash.xxh3_64_hexdigest(decides.encode()), functools.partial(_length, inputs))
+    return TokenLengths(xxhash.xxh3_64_hexdigest(decides.encode()), functools.partial(_length, inputs), functools.partial(_pixels, inputs))
 
 
 def _length(inputs: Inputs, sample: Sample) -> int:
@@ -70,6 +70,16 @@ def _length(inputs: Inputs, sample: Sample) -> int:
     latent_frames = _latent_frames(inputs, sample)
     world = latent_frames * inputs.tokens_per_frame + 2 if latent_frames else 0
     return sum(len(span.ids) for span in spans) + world
+
+
+def _pixels(inputs: Inputs, sample: Sample) -> int:
+    """Return the pixels of a sample's pictures for the vision tower, and of its frames for the world encoder."""
+    count = len(sample["images"]) * inputs.image_size**2
+    if inputs.config.world is None or inputs.grid is None or stored.FIELD in sample:
+        return count
+    clip = sample.get("frames") or []
+    frames = inputs.grid.kept(len(clip), inputs.config.world.steps) if clip or sample["images"] else 0
+    return count + frames * inputs.config.world.image_size**2
 
 
 def _latent_frames(inputs: Inputs, sample: Sample) -> int:

@@ -14,9 +14,10 @@ from plait.config.resolved import Resolved, StageView
 from plait.config.show import override
 from plait.engine import flops
 from plait.engine.precision import TYPES
+from plait.families import registry
 from plait.training.monitor.window import Window
 
-DATA, FEATURES, RANKS = "data", "feature cache", "ranks"
+DATA, FEATURES, RANKS, UNBALANCED = "data", "feature cache", "ranks", "unbalanced ranks"
 _TOLD = 0.05
 """Share of a step from which a cause is told."""
 _MUCH = 0.1
@@ -28,6 +29,8 @@ _SLOW_SOURCE = 3.0
 _SLOW_RANK = 1.15
 """A rank whose passes take so many times as long as the median rank's."""
 _PADDING = 0.2
+_ROW = 1024
+"""Tokens of a row that is proposed, or a multiple of them."""
 _SMALL_MICRO_BATCH, _MANY_MICRO_BATCHES = 4, 4
 _ROOM = 0.5
 """Share of a GPU's memory below which there is room for larger micro-batches, or for activations that are not computed again."""
@@ -136,9 +139,30 @@ def _ranks(window: Window, stage: Stage) -> Iterator[Cause]:
         more = positions[slow] / _median_of_others(positions) if min(positions) > 0 else 1.0
         text = f"the others wait for rank {slow}: {what} {seconds[slow]:.3g} s a step, those of the others {median:.3g} s"
         if name == "forward" and more >= _SLOW_RANK:
-            yield Cause(RANKS, share, f"{text}, as it has {more:.2g} times their positions", stage.override("data.pad", "to_128"))
+            cure = _packed(window, stage) or stage.override("data.pad", "to_128")
+            yield Cause(UNBALANCED, share, f"{text}, as it has {more:.2g} times their positions", cure)
         else:
             yield Cause(RANKS, share, f"{text}; look at what else runs on its machine, its clock and its disk (`plait doctor` there)")
+
+
+def _packed(window: Window, stage: Stage) -> str:
+    """Return overrides that pack rows to a number of tokens, with ranks of like work; "" where the run cannot do that."""
+    data = stage.view.config.data
+    if not _can_pack(stage) or data.pack_tokens is not None or any(entry.options.get("stream") for entry in data.train):
+        return ""
+    of_a_row = max(window.ranks["positions"]) / max(1, window.micro_batches)
+    tokens = max(data.max_tokens or 0, _ROW * math.ceil(of_a_row / _ROW))
+    return " ".join([*_pad_none(stage), stage.override("data.pack_tokens", tokens)])
+
+
+def _can_pack(stage: Stage) -> bool:
+    """Return whether the rows of the stage's family can be packed without a loss elsewhere: blocks that are compiled want like lengths."""
+    config = stage.view.config
+    return registry.load(config.family).token_lengths is not None and not config.distributed.compile
+
+
+def _pad_none(stage: Stage) -> list[str]:
+    return [] if stage.view.config.data.pad == "none" else [stage.override("data.pad", "none")]
 
 
 def _median_of_others(values: Sequence[float]) -> float:
@@ -153,6 +177,7 @@ def _passes(window: Window, stage: Stage) -> Iterator[Cause]:
     yield Cause("copy", window.share("copy"), f"{copied}: does the family's collate send more than it needs?")
     if window.padding >= _PADDING:
         shorter = {"to_max": "longest", "to_128": "longest"}.get(config.data.pad)
+        shorter = "none" if _can_pack(stage) and config.data.pad != "none" else shorter
         cure = stage.override("data.pad", shorter) if shorter else stage.override("train.micro_batch", max(1, window.micro_batch // 2))
         text = f"{window.padding:.0%} of the positions that are computed are padding (data.pad={config.data.pad})"
         yield Cause("padding", window.padding * share, text, cure)
@@ -170,8 +195,11 @@ def _passes(window: Window, stage: Stage) -> Iterator[Cause]:
     room = window.memory is None or window.memory < _ROOM
     if room and window.micro_batch <= _SMALL_MICRO_BATCH and window.micro_batches >= _MANY_MICRO_BATCHES:
         size = min(window.micro_batch * window.micro_batches, max(16, 4 * window.micro_batch))
+        packed, most = config.data.pack_tokens, config.train.micro_batch
+        of_tokens = packed is not None and (most is None or window.micro_batch < most)
+        cure = stage.override("data.pack_tokens", 4 * (packed or 0)) if of_tokens else stage.override("train.micro_batch", size)
         text = f"a step is cut into {window.micro_batches} micro-batches of {window.micro_batch}, too small for the device (half of both)"
-        yield Cause("micro-batches", share / 2, text, stage.override("train.micro_batch", size))
+        yield Cause("micro-batches", share / 2, text, cure)
     kind = config.distributed.activation_checkpointing
     if room and kind != "none":
         part = {"full": 1.0, "selective": 0.3, "one_in_two": 0.5}.get(kind, 1 / (config.distributed.checkpoint_one_in or 2))

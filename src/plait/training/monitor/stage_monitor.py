@@ -167,7 +167,9 @@ class StageMonitor:
         spent["monitor"] = round(looked_s + rest_s, _DIGITS)
         self._clear()
         self._look({**row, "spent": spent})
-        return {**({} if row.get("skipped") else learned), "spent": spent}
+        layout = {"padding": spent["padding"]} if positions and tokens else {}
+        layout |= {"imbalance": round(_imbalance(ranks["positions"]), 4)} if ranks and positions else {}
+        return {**({} if row.get("skipped") else learned), **layout, "spent": spent}
 
     def _learned(self) -> dict[str, Any]:
         """Return the figures of the look at this step; {} on ranks that do not look."""
@@ -239,6 +241,11 @@ def causes_of(rows: Sequence[Row], view: StageView, resolved: Resolved) -> list[
     """Return what costs most in the `rows` of a stage, the costliest first; [] where they tell nothing yet."""
     window = window_of(rows)
     return causes.causes(window, view, resolved) if window is not None else []
+
+
+def _imbalance(amounts: Sequence[float]) -> float:
+    """Return by how much the largest of the ranks' amounts is above their mean, as a share of it."""
+    return max(amounts) * len(amounts) / sum(amounts) - 1
 
 
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:

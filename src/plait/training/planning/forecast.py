@@ -149,6 +149,9 @@ class _Stage:
         ranks = self.hardware.ranks
         micro = config.train.micro_batch or math.ceil(config.train.global_batch / ranks)
         micro_batches = math.ceil(config.train.global_batch / (micro * ranks))
+        if plan is not None and config.data.pack_tokens is not None:
+            rows = plan.slicing(plan.order.ids(0), 0, ranks, micro)
+            micro, micro_batches = max(len(ids) for ids, _ in rows), len(rows)
         counts = memory_estimate.count_parameters(bundle.model, self.names, self.ever, bundle.blocks)
         storage = Storage.of(config.train.precision, averages=optim.average_count(config.optim))
         if bundle.adapters is not None:

@@ -53,6 +53,7 @@ def of_data(plan: StagePlan, bundle: ModelBundle, ranks: int, *, micro_batch_siz
         plan.order,
         inputs,
         seed=plan.data_seed,
+        slicing=plan.slicing,
         world_size=ranks,
         micro_batch=micro_batch_size or plan.micro_batch(ranks),
         workers=0,

@@ -20,7 +20,7 @@ from plait.config.schema import RunConfig
 from plait.data.buckets import BucketOrder
 from plait.data.loading import truncation
 from plait.data.loading.micro_batch import Bad, MicroBatchBuilder, collated
-from plait.data.order import BatchChanges, Order, Ordering, SampleId
+from plait.data.order import BatchChanges, Order, Ordering, SampleId, rank_slices
 from plait.data.sources.contract import Sample, Source, read
 from plait.errors import PlaitError, sample_errors
 from plait.families import registry
@@ -29,6 +29,7 @@ from plait.families.limits import check_max_tokens
 from plait.families.signatures import Inputs
 from plait.keys import key
 from plait.training.batching import token_lengths
+from plait.training.batching.token_lengths import Prepared
 
 _STEPS_SEARCHED = 2_000
 """Number of steps that are searched for a sample of every bucket (image size)."""
@@ -93,7 +94,7 @@ class StageSamples:
         inputs = _inputs(config, family, section, assets, train=split == "train")
         if split != "train":
             return cls(view, family, split, data, inputs, None)
-        data, order = token_lengths.prepare(view, data, family, inputs)
+        data, order, _ = token_lengths.prepare(view, data, family, inputs)
         return cls(view, family, split, data, inputs, order)
 
     def first(self, samples: int) -> First:
@@ -138,14 +139,14 @@ def _inputs(config: RunConfig, family: Family, section: Any, assets: Path, *, tr
     return truncation.inputs_of(inputs, config.data, train=train)
 
 
-def ordered(view: StageView, batches: BatchChanges) -> tuple[TrainingData, Order | BucketOrder]:
-    """Open the training data of a stage; return it with its order. `batches`: the stage's global batches, as (step, samples per step).
+def ordered(view: StageView, batches: BatchChanges) -> Prepared:
+    """Open the training data of a stage; return it with its order and slicing. `batches`: as (step, samples per step).
 
     Raises PlaitError for data that cannot be opened.
     """
     config, data = view.config, open_training(view.config)
-    if config.data.batching == "random" and config.data.truncate != "drop":
-        return data, data.order(view, batches)
+    if not config.data.needs_lengths:
+        return Prepared(data, data.order(view, batches), rank_slices)
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
     with assets_of(config) as assets:

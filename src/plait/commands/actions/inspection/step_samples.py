@@ -20,7 +20,7 @@ from plait.commands.pages.card import Card
 from plait.config.resolved import Resolved
 from plait.config.secrets import masked
 from plait.data import image_files
-from plait.data.order import SampleId, digest, rank_slices
+from plait.data.order import SampleId, Slices, digest
 from plait.data.sources.contract import read
 from plait.engine.checkpoints import folders
 from plait.engine.monitoring.json_output import show_json
@@ -71,11 +71,12 @@ def show(
     if page is not None and page.exists() and not (page.is_dir() and not any(page.iterdir())):
         raise PlaitError(f"{page} is not empty; give --out a new folder" if page.is_dir() else f"{page} is no folder; give --out a new one")
     place = place_of(resolved, run, step, stage=stage, ranks=ranks)
-    data, order = ordered(place.view, place.batches)
-    ids = order.ids(place.stage_step)
+    data, order, slicing = ordered(place.view, place.batches)
+    ids, size = order.ids(place.stage_step), micro_batch_of(place, run)
+    slices = [slicing(ids, rank, place.ranks, size) for rank in range(place.ranks)]
     replaced = replacements(run, place.step)
-    used, size = consumed(ids, replaced), micro_batch_of(place, run)
-    samples = list(_samples(place, data, ids, used, replaced, size))
+    used = consumed([one for of_rank in slices for members, padding in of_rank if not padding for one in members], replaced)
+    samples = list(_samples(place, data, slices, used, replaced))
     found = digest(used) & 0xFFFFFFFF
     recorded = None if place.row is None else str(place.row["ids"])
     fault = _difference(place, data, f"{found:08x}", recorded)
@@ -97,16 +98,15 @@ def page_folder(step: int) -> Path:
 def _samples(
     place: StepPlace,
     data: TrainingData,
-    ids: Sequence[SampleId],
+    slices: Sequence[Slices],
     used: Sequence[SampleId],
     replaced: Mapping[tuple[int, int], Sequence[Mapping[str, Any]]],
-    micro_batch: int,
 ) -> Iterator[StepSample]:
-    """Yield the samples of a step in the order of ranks and micro-batches. `micro_batch`: samples in each."""
+    """Yield the samples of a step in the order of ranks and micro-batches. `slices`: of each rank."""
     names, seed = data.names(), data_seed(place.view)
     position, seen = 0, Counter[tuple[int, int]]()
-    for rank in range(place.ranks):
-        for number, (members, padding) in enumerate(rank_slices(ids, rank, place.ranks, micro_batch)):
+    for rank, of_rank in enumerate(slices):
+        for number, (members, padding) in enumerate(of_rank):
             for wanted in () if padding else members:
                 one, position = used[position], position + 1
                 rows = replaced.get(wanted[:2], ())
@@ -148,9 +148,9 @@ def _difference(place: StepPlace, data: TrainingData, found: str, recorded: str 
 def _heading(place: StepPlace, micro_batch: int, found: str, recorded: str | None) -> list[str]:
     stage = f"step {place.stage_step + 1:,} of stage {place.view.index} ({place.view.name})"
     ranks = f"{place.ranks} rank{'s' * (place.ranks > 1)}"
-    lines = [
-        f"step {place.step:,}, {stage}: {place.global_batch} samples on {ranks}, {place.ranks_from}, in micro-batches of {micro_batch}"
-    ]
+    packed = place.view.config.data.pack_tokens
+    cut = f"micro-batches of {micro_batch}" if packed is None else f"rows of at most {packed:,} tokens"
+    lines = [f"step {place.step:,}, {stage}: {place.global_batch} samples on {ranks}, {place.ranks_from}, in {cut}"]
     if recorded is None:
         lines.append(f"hash {found}; metrics.jsonl has no row of this step to compare it with")
     elif recorded == found:

@@ -217,6 +217,7 @@ class _Again:
             plan.order,
             inputs,
             seed=plan.data_seed,
+            slicing=plan.slicing,
             micro_batch=micro_batch,
             workers=data.workers,
             kind=data.worker_kind,
