@@ -130,10 +130,16 @@ def test_imbalance_is_the_largest_above_the_mean():
 def test_the_description_tells_how_full_rows_are_and_how_unlike_ranks():
     lengths = [np.array([60, 40, 30, 70, 500, 100], np.float32)]
     slicing = TokenBudget(lengths, [np.zeros(6, np.float32)], 100)
-    told = slicing.describe([IDS[:4]], 2, None)
+
+    class Fixed(Order):
+        def ids(self, step):
+            return (IDS[:4], IDS[2:6])[step]
+
+    order = Fixed([6], [1.0], 0, 4)
+    told = slicing.describe(order, range(1), 2, None)
     assert told == (
         "rows of at most 100 tokens: 1 a step on each of 2 ranks, 100% full; the busiest rank has 0.0% more tokens and 0.0% more pixels "
         "than the mean (0.0% and 0.0% in slices of as many samples)"
     )
-    told = slicing.describe([IDS[:4], IDS[2:6]], 1, None)
+    told = slicing.describe(order, range(2), 1, None)
     assert told == "rows of at most 100 tokens: 2.5 a step, 100% full; 1 of 8 samples are longer, and alone in their rows"

@@ -45,7 +45,6 @@ from plait.training.stage_plan import StagePlan, evaluates
 
 log = logging.getLogger(__name__)
 
-_LOOKED_STEPS = 16
 _SHARES_EVERY = 100  # steps between rows with each source's share: there can be dozens of sources
 
 
@@ -63,8 +62,7 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
         data_look.report(plan.config, plan.data.sources, inputs, limits, context.ranks, seed=plan.data_seed)
     micro_batch = MicroBatchSize(context.run, plan.view.name, context.ranks, plan.micro_batch(context.ranks.size))
     if isinstance(plan.slicing, TokenBudget):
-        steps = range(state.stage_step, min(state.stage_step + _LOOKED_STEPS, plan.steps))
-        log.info(plan.slicing.describe([plan.order.ids(step) for step in steps], context.ranks.size, micro_batch.samples))
+        log.info(plan.slicing.describe(plan.order, range(state.stage_step, plan.steps), context.ranks.size, micro_batch.samples))
     with lay_out(plan, bundle, state, context.ranks, micro_batch.samples) as counters:
         state.begin(plan.trained_parameters(bundle.model), plan.config.optim, plan.config.seed)
         stage = StageRun(plan, bundle, state, context, micro_batch, counters)

@@ -3,10 +3,10 @@
 What a step holds is decided by `order` alone; workers only decide when it is ready (workers.py has the workers, micro_batch.py their work).
 """
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
@@ -22,7 +22,7 @@ from plait.data.sources.contract import Source
 __all__ = ["Bad", "Loader", "MicroBatch", "StepBatch"]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class StepBatch:
     """One training step's micro-batches (`micro`) on this rank. `bad`: samples replaced in them; `wait_s`: seconds of waiting for them."""
 
@@ -64,18 +64,8 @@ class Loader:
     ) -> None:
         assert [len(source) for source in sources] == list(order.sizes), "the order is for other sources"
         pin = pin and torch.cuda.is_available()
-        self._builder = MicroBatchBuilder(
-            tuple(sources),
-            order,
-            inputs,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            micro_batch=micro_batch,
-            pin=pin,
-            replace=replace,
-            slicing=slicing,
-        )
+        builder = MicroBatchBuilder(tuple(sources), order, inputs, seed=seed, rank=rank, world_size=world_size, micro_batch=micro_batch)
+        self._builder = dataclasses.replace(builder, pin=pin, replace=replace, slicing=slicing)
         self._worker_count, self._kind, self._prefetch = workers, kind, prefetch
         self._start, self._stop, self._interrupted = start_step, stop_step, interrupted
         self._workers: Workers | None = None

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from plait.data.order import SampleId, Slices, rank_slices
+from plait.data.order import Ordering, SampleId, Slices, rank_slices
 
 Table = np.ndarray[Any, np.dtype[np.float64]]
 """Numbers, (samples, 2): tokens and pixels of each."""
+
+
+_LOOKED_STEPS = 16
 
 
 class TokenBudget:
@@ -74,8 +77,9 @@ class TokenBudget:
         assert of_ranks is not None
         return [[[ids[i] for i in rows[number]] for number in chosen] for chosen in of_ranks]
 
-    def describe(self, batches: Sequence[Sequence[SampleId]], ranks: int, micro_batch: int | None) -> str:
-        """Say of some global batches how full rows are, and how unlike the ranks are, beside slices of as many samples."""
+    def describe(self, order: Ordering, steps: range, ranks: int, micro_batch: int | None) -> str:
+        """Say of the first of some steps how full rows are, and how unlike the ranks are, beside slices of as many samples."""
+        batches = [order.ids(step) for step in steps[:_LOOKED_STEPS]]
         count = filled = 0.0
         beyond = np.zeros((2, 2))  # (rows, plain slices), (tokens, pixels): work of the busiest rank above the mean
         for ids in batches:
