@@ -171,6 +171,7 @@ TESTS: dict[str, str] = {
     "training/monitor/gather_waits.py": "training/monitor/test_why.py",
     "training/monitor/causes.py": "training/monitor/test_why.py",
     "training/monitor/learning.py": "training/monitor/test_learning.py",
+    "training/monitor/device_speed.py": "training/monitor/test_why.py",
     "training/monitor/look_budget.py": "training/monitor/test_look_budget.py",
     "training/monitor/rules.py": "training/monitor/test_learning.py",
     "training/monitor/source_losses.py": "training/monitor/test_source_losses.py",

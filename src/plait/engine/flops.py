@@ -82,7 +82,7 @@ class Flops(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._counts: list[float | Tensor] = []
-        self.masked = 0.0  # of attention with a mask that is a tensor
+        self.masked, self.calls = 0.0, 0  # FLOPs of attention with a mask that is a tensor; functions that returned a tensor
 
     @property
     def total(self) -> float:
@@ -92,8 +92,8 @@ class Flops(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Run the function and count it; the functions that it calls inside are not seen."""
         out = func(*args, **(kwargs or {}))
-        rule = _RULES.get(func.__name__)
-        if rule is not None:
+        self.calls += isinstance(out, Tensor)
+        if (rule := _RULES.get(func.__name__)) is not None:
             self._counts.append(rule(out, *args, **(kwargs or {})))
             if rule is _attention and (args[3] if len(args) > 3 else (kwargs or {}).get("attn_mask")) is not None:
                 self.masked += float(self._counts[-1])

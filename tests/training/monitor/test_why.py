@@ -15,6 +15,8 @@ from plait.engine.checkpoints.checkpoint import published
 from plait.engine.monitoring import reporter
 from plait.engine.parallel import distributed
 from plait.families import registry
+from plait.training.monitor import device_speed
+from plait.training.monitor.device_speed import measure
 from plait.training.monitor.window import PARTS
 from tests import processes
 from tests import toy_family as toy
@@ -239,6 +241,80 @@ def test_activations_that_are_computed_again_are_named(recipe, tmp_path, capsys,
     family(monkeypatch, build=lambda section, directory, *, seed: Deep(section.width, seed))
     cause = first_cause(recipe, tmp_path / "run", capsys, "distributed.activation_checkpointing=full", "train.global_batch=16")
     assert (cause["what"], cause["cure"]) == ("recomputing", "--distributed.activation_checkpointing=none")
+
+
+class Many(toy.Net):
+    """The toy, with a thousand calls on a few values."""
+
+    def forward(self, batch):
+        waste = batch["x"].sum()
+        for _ in range(1000):
+            waste = waste * 0.5 + 1.0
+        return super().forward(batch) + 0.0 * waste
+
+
+def test_a_host_that_is_slower_than_its_arithmetic_is_named(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("plait.engine.monitoring.heartbeat.time.monotonic", time.process_time)  # what else runs here takes none of it
+    family(monkeypatch, build=lambda section, directory, *, seed: Many(section.width, seed))
+    cause = first_cause(recipe, tmp_path / "run", capsys)
+    assert (cause["what"], cause["cure"]) == ("host", "--distributed.compile=true") and cause["share"] >= 0.4
+    calls = why(tmp_path / "run", capsys)["window"]["calls"]
+    assert 2000 < calls < 2100 and f"a step calls torch {calls:,} times in its forward passes" in cause["text"]
+
+
+_FLOP_PER_S = 1e7
+"""Rate of a device that is slow in float32."""
+
+
+def slow_in_float32(x, weight, bias=None, *, usual=F.linear):
+    half = torch.is_autocast_enabled("cpu") or x.dtype == torch.bfloat16
+    time.sleep(0.0 if half else 2.0 * x.numel() * len(weight) / _FLOP_PER_S)
+    return usual(x, weight, bias)
+
+
+class Layers(toy.Net):
+    def __init__(self, width, seed):
+        super().__init__(width, seed)
+        self.vision = nn.Sequential(nn.Linear(4, 64), *(nn.Linear(64, 64) for _ in range(3)), nn.Linear(64, 4))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_products_in_float32_are_named_on_a_device_that_is_slow_at_them(recipe, tmp_path, capsys, monkeypatch, precision):
+    monkeypatch.setattr(F, "linear", slow_in_float32)
+    monkeypatch.setattr(device_speed, "_ROWS", 16)
+    family(monkeypatch, build=lambda section, directory, *, seed: Layers(section.width, seed))
+    toy.train(recipe, tmp_path / "run", *PLAIN, f"train.steps={LONG}", f"train.precision={precision}")
+    found = why(tmp_path / "run", capsys)["causes"]
+    if precision == "bf16":
+        assert "precision" not in [cause["what"] for cause in found], "the cure cures it"
+        return
+    assert (found[0]["what"], found[0]["cure"]) == ("precision", "--train.precision=bf16") and found[0]["share"] > 0.3
+    assert found[0]["text"].startswith("products are in float32 and take ") and " times as fast (both as measured here)" in found[0]["text"]
+
+
+class Heavy(toy.Net):
+    """The toy with a million weights, whose update takes longer than the passes of a few samples."""
+
+    def __init__(self, width, seed):
+        super().__init__(width, seed)
+        self.language = nn.Sequential(nn.Linear(width, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 1))
+
+
+def test_an_update_that_takes_much_of_a_step_is_named(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("plait.engine.monitoring.heartbeat.time.monotonic", time.process_time)
+    family(monkeypatch, build=lambda section, directory, *, seed: Heavy(section.width, seed))
+    cause = first_cause(recipe, tmp_path / "run", capsys, "train.global_batch=2")
+    assert (cause["what"], cause["cure"]) == ("update", "--train.global_batch=4") and cause["share"] >= 0.3
+
+
+def test_what_a_processor_takes_is_measured_by_the_layers_of_the_model():
+    alone = measure(nn.Conv1d(1, 1, 1), products=True)
+    assert alone.tflop_per_s is None and alone.figures() == {"call_s": pytest.approx(alone.call_s, rel=1e-3)} and alone.call_s > 0
+    assert measure(nn.Linear(8, 8), products=False).bf16_gain is None
+    model, state = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 900)), torch.get_rng_state()
+    figures = measure(model, products=True).figures()
+    assert figures.keys() == {"call_s", "product_tflop_per_s", "bf16_gain"} and min(figures.values()) > 0
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def on_gpu(run, capsys, parts, **figures):

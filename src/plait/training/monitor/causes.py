@@ -39,6 +39,10 @@ _REACHED = 0.35
 _WAIT = 0.15
 """Share of a GPU's steps below which the host does not wait for it."""
 _UPDATE = 0.3
+_HOST = 0.4
+"""Share of a CPU's steps that calls of torch take however few values they are about, from which it is told."""
+_GAIN, _PRODUCTS = 2.0, 0.5
+"""Products that are so many times as fast in bfloat16, and take this share of a CPU's steps, are told: the rest gets slower."""
 
 
 @dataclass(frozen=True)
@@ -209,19 +213,38 @@ def _passes(window: Window, stage: Stage) -> Iterator[Cause]:
 
 
 def _device(window: Window, stage: Stage) -> Iterator[Cause]:
-    """Say where a GPU is not used as it could be: products in float32, or a host that is too slow for it."""
-    config = stage.view.config
-    if window.device == "cpu":
+    """Say where a device is not used as it could be: products in float32, or a host that is too slow for it."""
+    yield from _precision(window, stage)
+    config, share = stage.view.config, window.passes / window.total if window.total else 0.0
+    if config.distributed.compile:
         return
+    cure = stage.override("distributed.compile", True)
+    if window.device == "cpu":
+        called = (window.calls or 0) * (window.call_s or 0.0)
+        part = min(share, called / window.total) if window.total else 0.0
+        text = f"a step calls torch {window.calls:,} times in its forward passes, which takes {called:.2g} s however small tensors are"
+        if part >= _HOST:
+            yield Cause("host", part, f"{text} ({window.call_s:.2g} s each, with its backward pass, as measured here)", cure)
+    elif window.passes and window.seconds["update"] < _WAIT * window.passes and (window.mfu or 0.0) < _REACHED / 2:
+        text = "the GPU waits for Python: it is done with each pass almost as soon as the last kernel is launched"
+        yield Cause("host", share * (1 - (window.mfu or 0.0) / _REACHED) / 2, text, cure)
+
+
+def _precision(window: Window, stage: Stage) -> Iterator[Cause]:
+    """Say that products are in float32 where bfloat16 is faster: a GPU's by its data sheet, a CPU's as it was measured."""
+    precision = stage.view.config.train.precision
     share = window.passes / window.total if window.total else 0.0
-    half, own = (flops.peak(window.device, TYPES[name].products) for name in ("bf16", config.train.precision))
+    cure = stage.override("train.precision", "bf16")
+    half, own = (flops.peak(window.device, TYPES[name].products) for name in ("bf16", precision))
     if half and own and half > 2 * own:
         text = f"products are in float32, of {own / 1e12:.3g} TFLOP/s at the most; bfloat16 has {half / 1e12:.3g} (half of the passes)"
-        yield Cause("precision", share / 2, text, stage.override("train.precision", "bf16"))
-    in_step = window.passes
-    if in_step and window.seconds["update"] < _WAIT * in_step and not config.distributed.compile and (window.mfu or 0.0) < _REACHED / 2:
-        text = "the GPU waits for Python: it is done with each pass almost as soon as the last kernel is launched"
-        yield Cause("host", share * (1 - (window.mfu or 0.0) / _REACHED) / 2, text, stage.override("distributed.compile", True))
+        yield Cause("precision", share / 2, text, cure)
+    gain, rate = window.bf16_gain or 0.0, window.product_tflop_per_s
+    if window.device == "cpu" and precision == "fp32" and gain >= _GAIN and rate and window.flops:
+        products = min(share, window.flops / (rate * 1e12) / window.total)
+        text = f"products are in float32 and take {products:.0%} of a step at {rate:.3g} TFLOP/s; bfloat16 is {gain:.2g} times as fast"
+        if products >= _PRODUCTS:
+            yield Cause("precision", products * (1 - 1 / gain), f"{text} (both as measured here)", cure)
 
 
 def _between(window: Window, stage: Stage) -> Iterator[Cause]:

@@ -26,6 +26,7 @@ from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.training.monitor import causes
+from plait.training.monitor.device_speed import DeviceSpeed, measure
 from plait.training.monitor.gather_waits import GatherWaits
 from plait.training.monitor.learning import LEARNING, Learning
 from plait.training.monitor.look_budget import LookBudget
@@ -73,6 +74,8 @@ class StageMonitor:
         """On rank 0, from the first step on."""
         self.units: UnitGradients | None = None
         """As `learning`."""
+        self.speed: DeviceSpeed | None = None
+        """As `learning`; None on a GPU."""
         self.rows: deque[Row] = deque(maxlen=_KEPT)
         """What was recorded in this start, for the look while it runs."""
         self.look, self.told, self.begun = _FIRST_LOOK, False, False
@@ -96,6 +99,7 @@ class StageMonitor:
             self.begun = True
             self.learning = self._learning() if self.ranks.first else None
             self.units = self._units() if self.ranks.first else None
+            self.speed = self._speed() if self.ranks.first and self.ranks.device.type == "cpu" else None
             self._clear()  # what came before the first step is none of it
         began, looked = self.budget.clock(), self.budget.look_s
         positions = self.watched.loss.positions
@@ -155,7 +159,8 @@ class StageMonitor:
             "micro_batches": self.micro_batches[0],
             "micro_batch": self.micro_batches[1],
             "padding": round(1 - tokens / positions, 4) if positions and tokens else 0.0,
-            "masked": self._masked(),
+            **self._counted(),
+            **(self.speed.figures() if self.speed is not None else {}),
             "device": self._device(),
             **({"graphs": blocks.graphs() - self.graphs} if self.watched.view.config.distributed.compile else {}),
             **({"ranks": ranks} if ranks else {}),
@@ -201,6 +206,9 @@ class StageMonitor:
         assert self.state.optimizer is not None
         return UnitGradients(self.state.model, self.state.optimizer)
 
+    def _speed(self) -> DeviceSpeed:
+        return measure(self.state.model, products=self.watched.view.config.train.precision == "fp32")
+
     def _of_ranks(self, parts: dict[str, float]) -> dict[str, list[float]]:
         """Return what each rank measured, {name: numbers in rank order}; {} of one rank alone."""
         ranks, known = self.ranks, {**parts, "positions": float(self.positions)}
@@ -213,10 +221,10 @@ class StageMonitor:
         columns = ranks.sum(table).T.tolist()
         return {name: [round(value, _DIGITS) for value in column] for name, column in zip(_OF_RANKS, columns, strict=True)}
 
-    def _masked(self) -> float:
-        """Return the share of the step's FLOPs that are those of attention with a mask that is a tensor."""
-        total, masked = (sum(getattr(count, name) for count in self.watched.meter.taken) for name in ("total", "masked"))
-        return round(masked / total, 4) if total else 0.0
+    def _counted(self) -> dict[str, Any]:
+        """Return the step's FLOPs, the share that are those of attention with a mask that is a tensor, and the forward passes' calls."""
+        total, masked, calls = (sum(getattr(count, name) for count in self.watched.meter.taken) for name in ("total", "masked", "calls"))
+        return {"flops": total, "masked": round(masked / total, 4) if total else 0.0, "calls": calls}
 
     def _device(self) -> str:
         device = self.ranks.device

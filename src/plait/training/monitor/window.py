@@ -58,6 +58,16 @@ class Window:
     samples_per_s: float
     tflop_per_s: float | None
     mfu: float | None
+    flops: float | None
+    """FLOPs of a step on this rank. None: not recorded, as the next four."""
+    calls: int | None
+    """Calls of torch in the forward passes of a step, of which compiled blocks have none."""
+    call_s: float | None
+    """Seconds that one takes on this processor however few values it is about, its backward pass included. Of a CPU, as the next two."""
+    product_tflop_per_s: float | None
+    """Rate of products in float32, with their gradients, of the model's layers; of a run in float32, as the next."""
+    bf16_gain: float | None
+    """How many times as fast they are in bfloat16."""
     monitor: float | None
     """Seconds of a step that watching took, which are among those of other parts; None: not recorded."""
 
@@ -120,12 +130,18 @@ def window_of(rows: Sequence[Mapping[str, Any]]) -> Window | None:
         samples_per_s=statistics.median(row.get("samples_per_s", 0.0) for row in told),
         tflop_per_s=_median(told, "tflop_per_s"),
         mfu=_median(told, "mfu"),
-        monitor=sum(one["monitor"] for one in spent) / steps if all(isinstance(one.get("monitor"), int | float) for one in spent) else None,
+        **{name: _number_of(last, name) for name in ("flops", "calls", "call_s", "product_tflop_per_s", "bf16_gain")},
+        monitor=sum(one["monitor"] for one in spent) / steps if all(_number_of(one, "monitor") is not None for one in spent) else None,
     )
 
 
 def _is_sound(spent: Any) -> bool:
     return isinstance(spent, dict) and all(isinstance(spent.get(name), kind) for name, kind in _KINDS.items()) and spent["steps"] > 0
+
+
+def _number_of(spent: Spent, name: str) -> Any:
+    value = spent.get(name)
+    return value if isinstance(value, int | float) else None
 
 
 def _median(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
