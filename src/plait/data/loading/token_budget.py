@@ -78,7 +78,7 @@ class TokenBudget:
         return [[[ids[i] for i in rows[number]] for number in chosen] for chosen in of_ranks]
 
     def describe(self, order: Ordering, steps: range, ranks: int, micro_batch: int | None) -> str:
-        """Say of the first of some steps how full rows are, and how unlike the ranks are, beside slices of as many samples."""
+        """Say how full the rows of the first steps are, and how unlike the ranks, beside slices of as many samples."""
         batches = [order.ids(step) for step in steps[:_LOOKED_STEPS]]
         count = filled = 0.0
         beyond = np.zeros((2, 2))  # (rows, plain slices), (tokens, pixels): work of the busiest rank above the mean
