@@ -110,6 +110,7 @@ TESTS: dict[str, str] = {
     "engine/source_shares.py": "engine/test_source_shares.py engine/test_distributed.py",
     "engine/state.py": "engine/test_state.py engine/test_optim.py engine/test_source_shares.py "
     "engine/test_post_hoc_ema.py engine/test_stages_and_resumes.py engine/test_sharding.py",
+    "engine/checkpoints/chain.py": "commands/publishing/test_passport.py",
     "engine/checkpoints/checkpoint.py": "engine/test_checkpoint.py engine/test_post_hoc_ema.py "
     "engine/test_stages_and_resumes.py training/test_start.py training/test_reshard.py",
     "engine/checkpoints/disk_errors.py": "engine/test_checkpoint.py engine/test_saver.py training/test_failing_disk.py",

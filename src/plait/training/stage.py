@@ -19,7 +19,7 @@ from plait.data.loading.loader import Loader, StepBatch
 from plait.data.loading.token_budget import TokenBudget
 from plait.data.order import digest
 from plait.engine import nonfinite, optim, source_shares
-from plait.engine.checkpoints import checkpoint, disk_errors, failed_writes, reference
+from plait.engine.checkpoints import chain, checkpoint, disk_errors, failed_writes, reference
 from plait.engine.checkpoints.saver import Saver
 from plait.engine.guards import GradientWatch, Quarantine
 from plait.engine.loop import Loop, Row
@@ -226,6 +226,8 @@ class StageRun:
             heard = reference.named(bundle.model, [] if plan.config.distributed.compile else bundle.blocks)
             state.probe, kept["reference"] = reference.measure(self.probe.measure, self.probe.batches, heard)
             kept["reference"]["frozen"] = reference.frozen(bundle.component_names, bundle.base_hashes, state.ever_trained)
+            self.saver.wait()  # the manifest before this one is linked
+            kept["chain"] = chain.link(folder, self.context.resumed_from, self.context.resolved.yaml)
         else:
             state.probe = self.probe.measure()
         self._require_finite(state.probe, self.updated)

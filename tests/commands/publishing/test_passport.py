@@ -11,6 +11,8 @@ from plait import cli, files
 from plait.assembly import weight_files
 from plait.assembly.configuration import open_config
 from plait.commands.actions.passport import listing, proofs, seal
+from plait.config import signed
+from plait.engine.checkpoints import checkpoint
 from tests import hub_store
 from tests import toy_family as toy
 
@@ -184,6 +186,15 @@ def test_a_claim_and_its_copy_that_are_changed_together_do_not_fit_the_digest_no
     assert verify(folder, "--digest", whole["digest"]) == 1 and f"digest was to be {whole['digest']}, is sha256:" in told(capsys)
 
 
+def test_the_stages_of_a_pushed_checkpoint_are_those_that_its_manifest_is_linked_to(folder, made, capsys):
+    claims = json.loads((folder / "passport.json").read_text())["claims"]
+    (folder / "README.md").unlink()
+    files.write_json(folder / "passport.json", seal.sealed(with_leaf(claims, ("stages", 0, "manifest_xxh3"), "0" * 16)))
+    linked = toy.at(made[1], 6).manifest["xxh3"]
+    assert verify(folder) == 1
+    assert f": stage projection ended with manifest xxh3 {'0' * 16}, and manifest.json is linked to {linked}" in told(capsys)
+
+
 def test_the_run_finds_a_passport_that_was_made_anew(folder, run, capsys):
     whole = json.loads((folder / "passport.json").read_text())
     (folder / "README.md").unlink()
@@ -266,7 +277,7 @@ def test_a_run_that_began_from_another_and_was_stopped_says_so(made, run, tmp_pa
     manifest = toy.at(run, 12).manifest["xxh3"]
     identity = (run / "identity").read_text().strip()
     assert f"  began       from run@12 (step 12, run {identity}, manifest xxh3 {manifest})\n" in shown
-    assert "  survived    1 stops or kills, going on from step 4\n" in shown
+    assert "  survived    1 stop or kill, going on from step 4\n" in shown
 
 
 def test_the_verdict_of_a_proof_is_kept_in_the_run_of_the_same_settings(made, run, capsys, caplog):
@@ -291,7 +302,7 @@ def test_a_run_is_held_against_its_manifests(run, capsys):
     assert told(capsys) == f"{run} is not what its manifests say: {folder / 'more.safetensors'} is not in the manifest: it was added"
     (folder / "more.safetensors").unlink()
     for name, line in (
-        ("run-config.yaml", "is not what the hash in its last line is of"),
+        ("run-config.yaml", "run-config.yaml is changed: its xxh3 was "),
         ("manifest.json", "does not match its own xxh3"),
     ):
         body = (folder / name).read_text()
@@ -301,6 +312,64 @@ def test_a_run_is_held_against_its_manifests(run, capsys):
     (run / "config.yaml").write_text("# " + (run / "config.yaml").read_text())
     assert verify(run) == 1
     assert f"{run / 'config.yaml'} is changed: it is not what the hash in its last line is of" in capsys.readouterr().err
+
+
+def rewritten(folder, **changes):
+    """Change the manifest of a checkpoint and make its hash anew, as somebody would who knows how."""
+    body = {**json.loads((folder / "manifest.json").read_text()), **changes}
+    body["xxh3"] = checkpoint.manifest_hash(body)
+    files.write_json(folder / "manifest.json", body)
+
+
+def test_a_manifest_that_is_written_anew_no_longer_fits_those_after_it(run, capsys):
+    folder, was = toy.at(run, 6).folder, toy.at(run, 6).manifest["xxh3"]
+    rewritten(folder, data={"jsonl:train.jsonl": "better"})
+    assert verify(run) == 1
+    shown = capsys.readouterr().out
+    place, now = "stage-1-projection/step-00000006", checkpoint.read(folder).manifest["xxh3"]
+    after = toy.at(run, 8).folder
+    assert f"  WRONG {after}: the manifest of the one before it, {place}, had xxh3 {was}, has {now}\n" in shown
+    assert f"  WRONG {toy.at(run, 18).folder}: the manifest of that of stage 1, {place}, had xxh3 {was}, has {now}\n" in shown
+    shutil.rmtree(folder)
+    assert verify(run) == 0, "one that was pruned is no fault"
+
+
+def test_the_records_of_a_run_are_held_to_the_hashes_in_its_manifests(made, run, tmp_path, capsys):
+    new = toy.train(made[0], tmp_path / "new", f"from={run}@12", "stages=[]", "trainable=[language]", "train.steps=6")
+    shutil.rmtree(toy.at(new, 6).folder)
+    toy.train(new, new)
+    assert toy.at(new, 6).manifest["chain"]["continued_at"] == [4] and verify(new) == 0
+    (new / "migrations.jsonl").unlink()
+    assert verify(new) == 0 and capsys.readouterr().out.count("  survived    1 stop or kill, going on from step 4\n") == 2
+    settings = toy.at(new, 4).folder / signed.COPY
+    settings.write_text(signed.sign(settings.read_text().partition("# xxh3-64")[0].replace("seed: 0", "seed: 1")))
+    assert verify(new) == 1 and f"{settings} is changed: its xxh3 was " in told(capsys)
+    lineage = json.loads((new / "lineage.json").read_text())
+    files.write_json(new / "lineage.json", lineage | {"step": 18})
+    assert verify(f"{new}@6") == 1 and f"{new / 'lineage.json'} is changed: its xxh3 was " in told(capsys)
+    (new / "lineage.json").unlink()
+    assert verify(f"{new}@6") == 1 and f"{new / 'lineage.json'} is missing: the manifest of step 6 lists it" in told(capsys)
+
+
+def test_a_fork_goes_on_with_the_chain_of_its_parent(run, tmp_path, capsys):
+    assert cli.main(["fork", f"{run}@14", str(tmp_path / "fork"), "--optim.lr=1e-3"]) == 0
+    toy.train(tmp_path / "fork", tmp_path / "fork")
+    assert verify(tmp_path / "fork") == 0
+    shown = capsys.readouterr().out
+    assert f"  began       as a fork of {run.name}@14 (step 14, run " in shown and "  survived    no stop: it ran through\n" in shown
+    first = toy.at(tmp_path / "fork", 16).manifest["chain"]["before"]
+    assert first == {"folder": "stage-3-language/step-00000014", "xxh3": toy.at(run, 14).manifest["xxh3"]}
+
+
+def test_a_run_of_an_older_version_tells_its_stops_by_its_records(made, tmp_path, capsys):
+    run = toy.train(made[0], tmp_path / "old", "checkpoint.reference=false", "stages=[]", "trainable=[language]")
+    shutil.rmtree(toy.at(run, 6).folder)
+    toy.train(run, run)
+    assert "chain" not in toy.at(run, 6).manifest
+    assert verify(run) == 0 and "  survived    1 stop or kill, going on from step 4\n" in capsys.readouterr().out
+    toy.train(run, run, "checkpoint.reference=true", "train.steps=8")
+    assert toy.at(run, 8).manifest["chain"]["continued_at"] is None
+    assert verify(run) == 0 and "  survived    2 stops or kills, going on from step 4, 6\n" in capsys.readouterr().out
 
 
 def test_a_checkpoint_under_another_name_is_told(run, capsys):

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from plait.commands.actions.passport import listing, seal
 from plait.commands.actions.passport.claims import Claims
 from plait.config.messages import one_line
-from plait.engine.checkpoints import checkpoint, integrity
+from plait.engine.checkpoints import chain, checkpoint, integrity
 from plait.errors import PlaitError, command
 
 _TOLD = re.compile(r"passport `(sha256:[0-9a-f]{64})`")
@@ -89,6 +89,11 @@ def manifest_faults(path: Path, claims: Claims) -> Iterator[str]:
         yield str(error)
         return
     yield from seal.differences(_of_manifest(manifest), _of_passport(claims), "manifest.json:")
+    linked = {entry["folder"]: entry["xxh3"] for entry in manifest.get(chain.KEY, {}).get("stages", {}).values()}
+    for stage in claims.stages[:-1]:
+        if stage.folder in linked and linked[stage.folder] != stage.manifest_xxh3:
+            was = stage.manifest_xxh3
+            yield f"stage {stage.name} ended with manifest xxh3 {was}, and manifest.json is linked to {linked[stage.folder]}"
 
 
 def _of_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:

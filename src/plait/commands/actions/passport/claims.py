@@ -16,7 +16,7 @@ from plait import files
 from plait.commands.actions.passport import proofs
 from plait.config import signed
 from plait.config.resolved import Resolved
-from plait.engine.checkpoints import checkpoint, rundir
+from plait.engine.checkpoints import chain, checkpoint, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.monitoring.json_output import finite
 from plait.errors import PlaitError
@@ -139,7 +139,7 @@ def of_checkpoint(found: Checkpoint, folder: str, run: Path, resolved: Resolved,
         "stages": _stages(found, folder, run, resolved),
         "base": [{name: _without_folders(value) for name, value in part.items()} for part in manifest["base"]],
         "began_from": None if lineage is None else _start(lineage),
-        "continued_at": _continued(run, lineage, found.step),
+        "continued_at": _continued(found, run, lineage),
         "proof": proofs.newest(run),
         "versions": manifest.get("versions", {}),
     }
@@ -239,10 +239,16 @@ def _start(lineage: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _continued(run: Path, lineage: Mapping[str, Any] | None, last: int) -> list[int]:
-    """Return the steps from which the run went on after it was stopped or killed, up to the step `last`, in the order of its starts."""
+def _continued(found: Checkpoint, run: Path, lineage: Mapping[str, Any] | None) -> list[int]:
+    """Return the steps from which the run went on after it was stopped or killed, up to this checkpoint.
+
+    They are in the chain of its manifests; those of older versions do not tell, and the run's records of its starts are read.
+    """
+    told = found.manifest.get(chain.KEY, {}).get("continued_at")
+    if told is not None:
+        return list(told)
     starts = files.read_rows(run / "migrations.jsonl", {"from": str})
     if lineage is not None and lineage.get("kind") == "from":
         starts = starts[next((number for number, row in enumerate(starts) if row["from"] == lineage.get("from")), -1) + 1 :]
     steps = [checkpoint.step_of(Path(row["from"])) for row in starts if checkpoint.is_step(Path(row["from"]))]
-    return [step for step in steps if step < last]
+    return [step for step in steps if step < found.step]

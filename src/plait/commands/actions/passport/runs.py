@@ -3,7 +3,8 @@
 A run has no passport of its own: its manifests, each with a hash, are what a passport is made of.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from plait.assembly import checkpoint_specs
@@ -12,7 +13,7 @@ from plait.commands.actions.passport import claims, listing, seal
 from plait.commands.actions.passport.checked import Verdict
 from plait.commands.actions.passport.claims import ITSELF, Claims
 from plait.config import signed
-from plait.engine.checkpoints import checkpoint, integrity
+from plait.engine.checkpoints import chain, checkpoint, integrity
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.errors import PlaitError
 
@@ -25,8 +26,9 @@ def look(spec: str) -> Verdict:
     folders, run = _named(spec)
     found = Verdict(spec, by="its manifests say")
     newest: Checkpoint | None = None
+    others = _hashes(run)
     for folder in folders:
-        found.faults += _faults(folder, run)
+        found.faults += _faults(folder, others)
         try:
             newest = checkpoint.read(folder)
             found.checked += len(newest.manifest["files"])
@@ -54,22 +56,37 @@ def _named(spec: str) -> tuple[list[Path], Path]:
     return folders, checkpoint.run_of(folders[0])
 
 
-def _faults(folder: Path, run: Path) -> Iterator[str]:
-    """Yield what is not as a checkpoint's manifest says: files, a link in their place, and files that it does not list."""
+def _hashes(run: Path) -> dict[str, str]:
+    """Return the hash in the manifest of each checkpoint of a run, by its folder; of those that can be read."""
+    hashes = {}
+    for folder in checkpoint.published(run):
+        with contextlib.suppress(PlaitError):
+            hashes[str(folder.relative_to(run))] = str(checkpoint.read(folder).manifest["xxh3"])
+    return hashes
+
+
+def _faults(folder: Path, others: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is not as a checkpoint's manifest says: files, links in their place, files that it does not list, and its chain.
+
+    `others`: the hashes in the manifests of the run.
+    """
     for path in (folder.parent, folder):
         if path.is_symlink():
             yield f"{path} is a link, and no folder of the run"
     yield from integrity.verify(folder)
     try:
-        manifest = checkpoint.read(folder).manifest
+        found = checkpoint.read(folder)
     except PlaitError:
         return
+    manifest = found.manifest
+    yield from chain.faults(found, others)
     for name in listing.names(folder):
         if name not in manifest["files"] and name not in _BESIDE and listing.is_covered(name):
             yield f"{folder / name} is not in the manifest: it was added"
     if manifest["state"]["step"] != checkpoint.step_of(folder):
         yield f"{folder} has the manifest of step {manifest['state']['step']}"
-    if (folder / signed.COPY).exists() and not signed.is_as_written(folder / signed.COPY):
+    held = signed.COPY in manifest.get(chain.KEY, {}).get("records", {})
+    if not held and (folder / signed.COPY).exists() and not signed.is_as_written(folder / signed.COPY):
         yield f"{folder / signed.COPY} is changed: it is not what the hash in its last line is of"
 
 

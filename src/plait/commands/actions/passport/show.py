@@ -39,8 +39,10 @@ def _facts(claims: Claims, digest: str | None, checked: int, not_covered: Sequen
     for part in claims.base:
         yield "base", f"{part.get('part')}: {part.get('name')}" + (f" @ {part['revision']}" if part.get("revision") else "")
     yield "began", "with nothing but its base" if claims.began_from is None else _start(claims.began_from)
+    count = len(claims.continued_at)
     at = ", ".join(f"{step:,}" for step in claims.continued_at)
-    yield "survived", f"{len(claims.continued_at)} stops or kills, going on from step {at}" if at else "no stop: it ran through"
+    stops = "stop or kill" if count == 1 else "stops or kills"
+    yield "survived", f"{count} {stops}, going on from step {at}" if at else "no stop: it ran through"
     yield "proof", "the run keeps no verdict of plait prove" if claims.proof is None else _proof(claims.proof)
     yield "checkpoint", f"{origin.folder}, manifest xxh3 {origin.manifest_xxh3}, frozen weights xxh3 {origin.frozen_xxh3}"
     yield "parameters", f"{origin.parameters:,}; seed {claims.seed}"
