@@ -16,6 +16,7 @@ from plait.config.schema import SourceEntry, Template
 from plait.data.loading import processes
 from plait.data.loading.loader import Loader
 from plait.data.loading.micro_batch import pinned
+from plait.data.memory import tensors
 from plait.data.order import Order, SampleId
 from plait.data.sources.contract import Source
 from plait.data.sources.open import open_source
@@ -60,7 +61,7 @@ class Noisy:
         return n, torch.rand(3, generator=torch.Generator().manual_seed(key % 2**63))
 
     def collate(self, examples):
-        return {"n": [n for n, _ in examples], "x": torch.stack([x for _, x in examples])}
+        return {"n": [n for n, _ in examples], "x": tensors.stack([x for _, x in examples])}
 
 
 def _divide():

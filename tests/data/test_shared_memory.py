@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from plait.data.memory import shared
+from plait.data.memory import allocation, shared, tensors
 from plait.data.memory.shared import BufferPool, BufferWriter
 
 
@@ -111,6 +111,65 @@ def test_tensors_that_cannot_lie_in_shared_memory_travel_by_themselves():
     packed = BufferWriter().pack({"a": learned, "b": torch.eye(2).to_sparse(), "c": nn.Parameter(torch.ones(1))}, None)
     assert packed.batch["a"] is learned and packed.batch["b"].is_sparse and isinstance(packed.batch["c"], nn.Parameter)
     assert (packed.buffer, packed.new_memory) == (None, None)
+
+
+def collated(pair, *lengths):
+    """Send a batch of tensors that are collated in the buffer which the consumer offers, as far as that goes. Returns both sides' batch."""
+    pair.buffer = pair.pool.take()
+    with pair.writer.collating(pair.buffer):
+        made = {str(place): tensors.empty((length,), torch.float32).fill_(place) for place, length in enumerate(lengths)}
+    made["beside"] = torch.arange(3)
+    pair.packed = pair.writer.pack(made, pair.buffer)
+    return made, pair.pool.unpack(pair.packed, pair.buffer)
+
+
+def equal(made, found):
+    return made.keys() == found.keys() and all(torch.equal(made[name], found[name]) for name in made)
+
+
+def test_a_batch_that_is_collated_in_its_buffer_is_not_copied():
+    pair = Pair()
+    made, found = collated(pair, 20, 5)
+    assert equal(made, found) and pair.packed.new_memory is not None  # the first has no buffer yet
+    del made, found
+    made, found = collated(pair, 20, 5)
+    buffer = pair.writer._buffers[pair.packed.buffer]
+    starts = [made[name].data_ptr() - buffer.data_ptr() for name in "01"]
+    assert (pair.packed.new_memory, starts) == (None, [0, 128])  # 80 bytes, and the next from a cache line on
+    assert [pair.packed.batch[name].start for name in ("0", "1", "beside")] == [0, 128, 192]
+    assert equal(made, found) and allocation.place is None
+
+
+def test_what_does_not_fit_in_the_buffer_is_copied_into_one_that_has_room_for_all():
+    pair = Pair()
+    collated(pair, 20)
+    for lengths in ((5, 500, 7), (5, 500, 7, 300)):  # the first fits in the old buffer
+        made, found = collated(pair, *lengths)
+        assert equal(made, found) and pair.packed.new_memory is not None
+        del made, found
+    made, found = collated(pair, 5, 500, 7, 300)
+    assert equal(made, found) and pair.packed.new_memory is None
+
+
+def test_a_part_of_what_was_collated_is_sent_too():
+    pair = Pair()
+    collated(pair, 20)
+    with pair.writer.collating(buffer := pair.pool.take()):
+        whole = tensors.empty((20,), torch.float32).copy_(torch.arange(20.0))
+    sent = {"whole": whole, "head": whole[:3], "every second": whole[::2]}
+    found = pair.pool.unpack(pair.writer.pack(sent, buffer), buffer)
+    assert equal(sent, found) and found["every second"].is_contiguous()
+
+
+def test_a_tensor_that_the_worker_keeps_is_never_overwritten():
+    pair = Pair()
+    collated(pair, 20, 5)
+    kept, found = collated(pair, 20, 5)
+    found = None
+    made, found = collated(pair, 21, 4)
+    made["0"].fill_(9)
+    assert kept["0"].unique().tolist() == [0.0] and kept["1"].unique().tolist() == [1.0]
+    assert pair.packed.new_memory is not None and equal({"1": made["1"]}, {"1": found["1"]})
 
 
 def test_a_buffer_that_was_outgrown_is_let_go_on_both_sides():

@@ -173,14 +173,22 @@ def _work(
             return
         answer: tuple[MicroBatch, PackedBatch] | _Failure
         try:
-            micro = builder.build(*builder.slices(step)[number])
-            answer = replace(micro, batch={}), buffers.pack(micro.batch, buffer)
+            answer = _built(builder, step, number, buffers, buffer)
         except Exception as error:  # noqa: BLE001  # sent to the consumer, which raises it
             answer = _Failure(error if _pickles(error) else None, traceback.format_exc())
         try:
             connection.send(answer)
         except OSError:  # the consumer has gone
             return
+
+
+def _built(builder: MicroBatchBuilder, step: int, number: int, buffers: BufferWriter, buffer: int | None) -> tuple[MicroBatch, PackedBatch]:
+    """Return a micro-batch without its tensors, and those, collated in buffer number `buffer`."""
+    ids, padding = builder.slices(step)[number]
+    examples = [builder.encode(identity) for identity in ids]
+    with buffers.collating(buffer):
+        micro = builder.collate(examples, padding)
+    return replace(micro, batch={}), buffers.pack(micro.batch, buffer)
 
 
 def _pickles(error: BaseException) -> bool:

@@ -1,4 +1,7 @@
-"""Memory for pixels: fresh, or used again where threads build batches (reused.py). Nothing here imports torch: tensors.py does."""
+"""Memory for pixels: fresh, used again where threads build batches (reused.py), or that of the batch's buffer where processes do.
+
+Nothing here imports torch: tensors.py does.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,6 +12,9 @@ _LEAST_BYTES = 128 << 10  # less comes from the C library, which keeps it
 
 lease: Callable[[int], np.ndarray] | None = None
 """Returns so many bytes (uint8) that are used again once nothing refers to them. None: all memory is fresh."""
+
+place: Callable[[int], np.ndarray | None] | None = None
+"""Returns so many bytes (uint8) of the shared buffer in which a process collates (shared.py), None where it is full. None: it does not."""
 
 
 def array(shape: Sequence[int]) -> np.ndarray:

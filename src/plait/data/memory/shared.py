@@ -1,7 +1,8 @@
-"""Buffers of shared memory that a worker process writes its batches into, used again and again.
+"""Buffers of shared memory that a worker process collates its batches in, used again and again.
 
 Fresh memory for every batch would cost a page fault for each 4 KiB on both sides: up to half of the time of decoding and collating it.
 A buffer is used again once the last tensor in it is gone, so the consumer may keep a batch as long as it likes.
+Tensors that are made in other memory are copied into it.
 """
 
 import ctypes
@@ -9,12 +10,16 @@ import itertools
 import math
 import platform
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from plait.data.memory import allocation
 
 _ALIGN_BYTES = 64  # a cache line, and more than any dtype needs
 _SPARE = 1.25  # a new buffer is so many times larger than the batch it is made for: batches of text differ in length
@@ -31,6 +36,10 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGN_BYTES) * _ALIGN_BYTES
 
 
 class _TensorLayout(NamedTuple):
@@ -60,37 +69,70 @@ class PackedBatch:
 
 
 class BufferWriter:
-    """The worker's side: writes batches into shared buffers, and replaces a buffer that is too small."""
+    """The worker's side: has batches collated in shared buffers, and replaces a buffer that is too small."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, Tensor] = {}
         self._numbers = itertools.count()
+        self._leases: dict[int, weakref.ref[np.ndarray]] = {}  # of each buffer: alive while this process keeps a tensor that lies there
+        self._end = 0  # bytes taken by what is collated, as if the buffer were large enough
+
+    @contextmanager
+    def collating(self, offered: int | None) -> Iterator[None]:
+        """Context in which the memory of a batch (tensors.py) lies in buffer number `offered`, as far as that goes; `pack` follows.
+
+        A buffer in which this process keeps a tensor of an earlier batch is dropped: it would be overwritten.
+        """
+        self._end, kept = 0, self._leases.pop(offered, None) if offered is not None else None
+        if offered is not None and kept is not None and kept() is not None:
+            del self._buffers[offered]
+        memory = self._buffers.get(offered) if offered is not None else None
+        lease: np.ndarray = np.empty(0, np.uint8) if memory is None else memory.numpy()  # views of it keep it alive
+        if offered is not None and memory is not None:
+            self._leases[offered] = weakref.ref(lease)
+
+        def place(size: int) -> np.ndarray | None:
+            start = _aligned(self._end)
+            self._end = start + size
+            return lease[start : self._end] if self._end <= len(lease) else None
+
+        allocation.place = place
+        try:
+            yield
+        finally:
+            allocation.place = None
 
     def pack(self, batch: Any, offered: int | None) -> PackedBatch:
-        """Write the tensors in nested dicts, lists and tuples into buffer number `offered`; if None or too small, into a new one."""
-        end = 0
-        tensors: list[tuple[_TensorLayout, Tensor]] = []
+        """Place the tensors in nested dicts, lists and tuples in buffer number `offered`; if None or too small, in a new one.
+
+        Those that were collated there stay where they are; others are copied.
+        """
+        memory, collated_end = self._buffers.get(offered) if offered is not None else None, self._end
+        fitted = memory is not None and collated_end <= len(memory)
+        here = range(memory.data_ptr(), memory.data_ptr() + len(memory)) if memory is not None and fitted else range(0)
+        end, tensors = collated_end if fitted else 0, []  # type: int, list[tuple[_TensorLayout, Tensor, bool]]
 
         def place(tensor: Tensor) -> _TensorLayout:
             nonlocal end
             stride = torch.empty_like(tensor, device="meta").stride()  # its own when it is dense, as every batch's is
-            start = -(-end // _ALIGN_BYTES) * _ALIGN_BYTES
-            layout = _TensorLayout(start, tensor.dtype, tuple(tensor.shape), stride, tensor.numel() * tensor.element_size())
-            tensors.append((layout, tensor))
-            end = layout.start + layout.bytes
+            stays, size = tensor.data_ptr() in here and tensor.stride() == stride, tensor.numel() * tensor.element_size()
+            start = tensor.data_ptr() - here.start if stays else _aligned(end)
+            end = end if stays else start + size
+            layout = _TensorLayout(start, tensor.dtype, tuple(tensor.shape), stride, size)
+            tensors.append((layout, tensor, stays))
             return layout
 
-        packed = PackedBatch(_map_leaves(batch, _is_sharable, place))
+        packed, self._end = PackedBatch(_map_leaves(batch, _is_sharable, place)), 0
         if not tensors:
             return packed
-        if offered is None or len(self._buffers[offered]) < end:
-            if offered is not None:
-                del self._buffers[offered]
+        if memory is None or end > len(memory):
+            self._buffers.pop(offered, None) if offered is not None else None
             offered = next(self._numbers)
-            memory = torch.empty(math.ceil(end * _SPARE), dtype=torch.uint8)
-            packed.new_memory = self._buffers[offered] = memory.share_memory_()
-        for layout, tensor in tensors:
-            layout.view(self._buffers[offered]).copy_(tensor)
+            memory = torch.empty(math.ceil(max(end, collated_end) * _SPARE), dtype=torch.uint8).share_memory_()
+            packed.new_memory = self._buffers[offered] = memory
+        for layout, tensor, stays in tensors:
+            if not stays or packed.new_memory is not None:
+                layout.view(memory).copy_(tensor)
         packed.buffer = offered
         return packed
 

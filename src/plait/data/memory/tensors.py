@@ -14,9 +14,11 @@ _NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32, torch.int64: np.int6
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return a dense tensor of any content."""
-    if allocation.lease is None:  # torch's own is aligned for it
+    size = math.prod(shape) * dtype.itemsize
+    memory = None if allocation.place is None else allocation.place(size)
+    if memory is None and allocation.lease is None:  # torch's own is aligned for it
         return torch.empty(*shape, dtype=dtype)
-    memory = allocation.array((math.prod(shape) * dtype.itemsize,))
+    memory = allocation.array((size,)) if memory is None else memory
     if (known := _NUMPY.get(dtype)) is not None:  # each call of torch lets go of Python's lock, and may wait for it
         return torch.from_numpy(memory.view(known).reshape(shape))
     return torch.from_numpy(memory).view(dtype).view(*shape)
