@@ -28,7 +28,8 @@ LAYERS = [
     {"assembly"},
     {"training"},
     {"commands", "lmms_eval"},
-    {"cli", "api", "theworld", "hf"},
+    {"cli", "api", "theworld"},
+    {"hf"},
     {"__main__"},
 ]
 """Rooms of one floor that do not know each other."""

@@ -60,7 +60,7 @@ def export(
         which = "averaged weights" if averaged and located.checkpoint.tensors("ema") else "last weights"
         which = which if length is None else f"weights averaged over a length of {length}"
         if not folder.exists():
-            _write(bundle, config, trained, to, folder)
+            write_model(bundle, config, trained, to, folder)
             digest = write.of_folder(located, folder, kind="export", layout=to, weights=which)
             log.info(f"passport {digest}")
         if library is not None:
@@ -119,7 +119,7 @@ def _check_of(family: str, to: str, library: str, trust: bool) -> Check | None:
     return checks[to]
 
 
-def _write(bundle: ModelBundle, config: RunConfig, trained: set[str], to: str, out: Path) -> None:
+def write_model(bundle: ModelBundle, config: RunConfig, trained: set[str], to: str, out: Path) -> None:
     """Write a model in the layout `to`, and plait.json beside it. `trained`: names of the parameters that ever were."""
     if to == LAYOUT and bundle.adapters is not None:
         lines = peft_directory.write(bundle.adapters, trained, bundle.family.base(bundle.section), out)

@@ -18,6 +18,8 @@ class ModelSection(BaseModel):
     """Switches of `plait eval` that measure the model with changed settings: {name of the variant: help text}."""
     layouts: ClassVar[Mapping[str, str]] = {}
     """Layouts that `plait export --to` writes the model in, one for each of `exports` in the family's export.py: {name: help text}."""
+    whole: ClassVar[str | None] = None
+    """The layout that holds all of the model; None: the first of `layouts`."""
     renames: ClassVar[Mapping[str, str]] = {}
     """Names of parameters in older checkpoints: {pattern, as in re.sub: replacement}, for what a library has renamed since."""
 

@@ -1,0 +1,302 @@
+"""Train a stage by a Trainer of transformers, with the data, losses, optimizer and schedule of plait's own loop.
+
+What is transformers' own: the order of a step's calls, callbacks, what is logged where, checkpoints in `checkpoint-STEP`, DDP or DeepSpeed
+through accelerate. What a checkpoint holds and how one is continued is in `trainer_checkpoint.py`.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from plait.assembly.held_out import open_held_out
+from plait.config.schema import Evaluate, RunConfig
+from plait.data.loading.loader import StepBatch
+from plait.engine import nonfinite_report, optim
+from plait.engine.guards import GradientWatch, Quarantine
+from plait.engine.held_out_loss import held_out_loss
+from plait.engine.loop import own_loss_weights, seed, sum_over_ranks
+from plait.engine.loss import has_targets, sums_of
+from plait.engine.parallel import distributed
+from plait.engine.parallel.distributed import Ranks
+from plait.engine.parallel.rank_failures import attempt, raise_on_all
+from plait.engine.precision import autocast
+from plait.errors import PlaitError, Recurring
+from plait.hf import trainer_checkpoint
+from plait.hf.batches import Part, StepBatches
+from plait.hf.schedule import StageSchedule
+from plait.hf.trained_stage import Stage, Wrapped
+from plait.keys import key
+
+
+@dataclass
+class Figures:
+    """Numerators and denominators of the steps since the last record. `add` one micro-batch's; `take` the means over steps and ranks."""
+
+    coefficients: Mapping[str, float]
+    ranks: Ranks
+    steps: list[tuple[Mapping[str, float], dict[str, Tensor]]] = field(default_factory=list)
+
+    def add(self, part: Part, sums: Mapping[str, Tensor]) -> None:
+        """Add a micro-batch's numerators `sums` to those of its step."""
+        if part.index == 0:
+            self.steps.append((part.loss_weights, {}))
+        own = self.steps[-1][1]
+        for name, value in sums.items() if not part.micro.padding else ():
+            own[name] = own[name] + value.detach().double() if name in own else value.detach().double()
+
+    def take(self) -> dict[str, float]:
+        """Return {"loss": mean over the steps, "loss/TERM": ...} of the global batches, and forget them. All ranks call this."""
+        steps, self.steps = self.steps, []
+        weights = [(name, step[0][name]) for step in steps for name in self.coefficients]
+        own = [float(step[1].get(name, 0.0)) for step in steps for name in self.coefficients]
+        losses: dict[str, list[float]] = {}
+        for (name, weight), value in zip(weights, sum_over_ranks(own, self.ranks), strict=True):
+            if weight > 0:
+                losses.setdefault(name, []).append(value / weight)
+        total = sum(self.coefficients[name] * sum(values) for name, values in losses.items()) / max(1, len(steps))
+        return {"loss": total, **{f"loss/{name}": sum(values) / len(values) for name, values in losses.items()}}
+
+
+class StageTrainer(Trainer):
+    """Trains one stage of a configuration. `plait.hf.trainer` makes it."""
+
+    def __init__(self, stage: Stage, args: TrainingArguments, callbacks: Sequence[TrainerCallback]) -> None:
+        plan, config = stage.plan, stage.config
+        self.stage, self.ranks, self.run_state = stage, stage.ranks, stage.state
+        self.figures = Figures(plan.loss.coefficients, stage.ranks)
+        self.quarantine = Quarantine(stage.out / "quarantine.jsonl", config.guard.max_bad_fraction)
+        self.watch = GradientWatch(list(plan.trained), stop=config.guard.no_gradient == "stop")
+        self.norm: Tensor | None = None
+        """The gradient's norm in the present step, before clipping; None: not measured here."""
+        self.step_loss = torch.zeros(())
+        """The loss of the present step on this rank, times the ranks."""
+        self.batches = StepBatches(plan, stage.bundle, stage.ranks, lambda: self.state.global_step, args.gradient_accumulation_steps)
+        super().__init__(
+            model=Wrapped(stage.bundle.model),
+            args=args,
+            train_dataset=self.batches.dataset,
+            eval_dataset=[config.data.shares or "data.validation"] if config.data.holds_out else None,
+            callbacks=[_Steps(self), *callbacks],
+        )
+        self._check_accelerator(config)
+
+    def _check_accelerator(self, config: RunConfig) -> None:
+        """Raise PlaitError where `accelerate launch` was configured for what the configuration does not say, or cannot be done."""
+        precision, wanted = self.accelerator.mixed_precision, config.train.precision
+        if precision not in ("no", wanted):
+            raise PlaitError(
+                f"accelerate is set to mixed precision {precision}, and train.precision is {wanted}: "
+                "start with `accelerate launch --mixed_precision no`, the precision is the configuration's"
+            )
+        if self.is_fsdp_enabled:
+            raise PlaitError("FSDP of accelerate is not taken: shard with DeepSpeed, or with `plait train` and distributed.strategy")
+        if self.is_deepspeed_enabled:
+            given = self.accelerator.state.deepspeed_plugin.deepspeed_config
+            if named := [name for name in ("optimizer", "scheduler") if name in given]:
+                raise PlaitError(f"the DeepSpeed configuration has {' and '.join(named)}: leave it out, it is that of `optim`")
+            zero = given.get("zero_optimization", {})
+            if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+                raise PlaitError(
+                    "ZeRO 3: set zero_optimization.stage3_gather_16bit_weights_on_model_save, or no checkpoint has the weights"
+                )
+            if config.optim.ema is not None or config.optim.own_clips:
+                raise PlaitError("optim.ema and a grad_clip of a component have no counterpart under DeepSpeed: leave them out")
+
+    def get_train_dataloader(self) -> Any:
+        """Return the iteration over the stage's steps, from the one that the trainer is at."""
+        return self.batches
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[StepBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[Part], Tensor | None]:
+        """Return the micro-batches of the next step, with the global denominators of its losses. Raises PlaitError for unusable data."""
+        plan, state = self.stage.plan, self.run_state
+        batch, failure = attempt(lambda: next(epoch_iterator), StepBatch(self.state.global_step, [], [], 0.0))
+        own = dict.fromkeys((*sorted(plan.loss.coefficients), *plan.loss.counts), 0.0)
+        if failure is None:
+            own, failure = attempt(lambda: own_loss_weights(plan.loss, batch.micro), own)
+        *sums, failed = sum_over_ranks([*own.values(), failure is not None], self.ranks)
+        raise_on_all(self.ranks, failure, on_any=failed > 0)
+        assert batch.step == self.state.global_step and len(batch.micro) == num_batches, "the loader and the trainer are at other steps"
+        weights = dict(zip(own, sums, strict=True))
+        counts = {name: weights.pop(name) for name in plan.loss.counts}
+        if isinstance(self.lr_scheduler, StageSchedule):
+            self.lr_scheduler.begin(counts)
+        state.count({"samples": self.stage.config.train.global_batch, **counts})
+        self.quarantine.add(self.state.global_step + 1, batch.bad, state.totals, self.ranks)
+        last = len(batch.micro) - 1
+        return [Part(micro, weights, index, index == last) for index, micro in enumerate(batch.micro)], None
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Compute the gradient of a micro-batch, `inputs`, as the loop does; returns its part of the global loss, times the ranks."""
+        assert isinstance(inputs, Part)
+        plan, config, ranks = self.stage.plan, self.stage.config, self.ranks
+        model.train()
+        seed(key(config.seed, "dropout", self.run_state.step, ranks.rank, inputs.index), ranks.device)
+        batch = distributed.to_device(inputs.micro.batch, ranks.device)
+        with autocast(config.train.precision, ranks.device):
+            sums = sums_of(plan.loss, model, batch)
+        weights = inputs.loss_weights
+        factor = 0.0 if inputs.micro.padding or not has_targets(plan.loss, weights) else float(ranks.size)
+        terms = [name for name in sums if weights[name] > 0 or not factor]
+        scaled = [sums[name] * (factor * plan.loss.coefficients[name] / (weights[name] or 1.0)) for name in terms]
+        total = torch.stack([value for value in scaled if value.requires_grad]).sum()
+        self.accelerator.backward(total, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
+        self.figures.add(inputs, sums)
+        self.step_loss = total.detach() + (self.step_loss if inputs.index else 0.0)
+        if inputs.last and not self.is_deepspeed_enabled:
+            self.norm = self._clip(inputs)
+        return total.detach()
+
+    def _clip(self, part: Part) -> Tensor:
+        """Clip the step's gradient as the loop does; returns its norm. Raises Recurring where it is not finite, or always 0."""
+        config, state = self.stage.config, self.run_state
+        assert self.optimizer is not None
+        norms = optim.clip(optim.by_component(self.optimizer), config.train.grad_clip, config.optim.own_clips)
+        *measured, loss = torch.stack([*norms.values(), self.step_loss.to(norms["grad_norm"])]).tolist()
+        values = dict(zip(norms, measured, strict=True))
+        if not math.isfinite(values["grad_norm"]):
+            ids = [f"{i.source}:{i.index}@{i.epoch}" for i in part.micro.ids]
+            model, run = self.stage.bundle.model, self.stage.out
+            told = nonfinite_report.make_report(state.step + 1, values, ids, model=model, ranks=self.ranks, run=run)
+            raise Recurring(f"{told.what}, stopped before the update; of its samples: {told.where}")
+        self.watch({"loss": loss, **values}, last=self.state.global_step + 1 == self.stage.plan.steps)
+        optim.drop_idle(self.optimizer, self.stage.plan.loss.may_idle, values)
+        return norms["grad_norm"]
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor | float:
+        """Return the norm of the gradient, which is clipped already; DeepSpeed clips its own."""
+        return self.norm if self.norm is not None else super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        """Return the norm of the gradient before it was clipped."""
+        return self.norm if self.norm is not None else super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer of the stage, with its groups by component, and the moments that it began with."""
+        if self.optimizer is None:
+            state, plan = self.run_state, self.stage.plan
+            state.begin(plan.trained_parameters(self.stage.bundle.model), plan.config.optim, plan.config.seed)
+            self.optimizer = state.optimizer
+        assert self.optimizer is not None
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Make the schedule of the stage's learning rates."""
+        if self.lr_scheduler is None:
+            plan, chosen = self.stage.plan, optimizer or self.optimizer
+            assert chosen is not None
+            self.lr_scheduler = StageSchedule(chosen, plan.config.optim, plan.steps, self.run_state)  # type: ignore[assignment]
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log `logs`; the loss of steps is that of their global batches, in float64, with each of its terms."""
+        if "loss" in logs and self.figures.steps:
+            counts = {name: self.run_state.totals[name] for name in ("samples", *self.stage.plan.loss.counts)}
+            logs = {**logs, **self.figures.take(), **counts}
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: FLOPs are counted by `plait train`."""
+        return 0
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Measure the loss on the configuration's held-out data; returns {"eval_loss": ..., "eval_loss/TERM": ...}, and logs it.
+
+        Raises PlaitError for other data, and where nothing is held out.
+        """
+        config = self.stage.config
+        if eval_dataset is not None:
+            raise PlaitError("evaluate measures the held-out data of the configuration (data.validation): give no eval_dataset")
+        entry = Evaluate(bench="loss", batch=self.args.per_device_eval_batch_size)
+        batches = open_held_out(self.stage.bundle, config, self.ranks).batches(entry)
+        self.stage.bundle.model.eval()
+        with trainer_checkpoint.averaged(self.stage):
+            figures = held_out_loss(self.stage.bundle.model, self.stage.plan.loss, batches, self.ranks, config.train.precision)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def predict(self, *_: Any, **__: Any) -> Any:
+        """Refuse: answers are those of `plait generate` and `plait eval`. Raises PlaitError."""
+        raise PlaitError("a trainer of plait does not predict: save_model, then `plait generate` or `plait eval` on what it wrote")
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None
+    ) -> Any:
+        """Train the stage; `resume_from_checkpoint`: a checkpoint-STEP folder, or True for the newest whole one in `args.output_dir`.
+
+        Raises PlaitError where that is of another stage, of other data or order, or not whole.
+        """
+        folder = trainer_checkpoint.chosen(resume_from_checkpoint, self.stage.out)
+        if folder is not None:
+            trainer_checkpoint.restore(folder, self.stage)
+        return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Nothing: `train` has restored the weights."""
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint, where `load_best_model_at_end` asks for it."""
+        if self.state.best_model_checkpoint is not None:
+            trainer_checkpoint.restore(Path(self.state.best_model_checkpoint), self.stage)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the moments and the schedule of a checkpoint, on the host: transformers 5.17 asks for a device that torch has not."""
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        for name, target in (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler)):
+            assert target is not None
+            target.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Export the model into `output_dir`, in the layout that holds all of it; as `plait export` does. None: `args.output_dir`/model.
+
+        Averaged (EMA) weights are taken where there are any. An earlier export there is replaced. Raises PlaitError for another folder that
+        is not empty, and under ZeRO 3.
+        """
+        if _internal_call:
+            super().save_model(output_dir, _internal_call=True)
+        elif self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise PlaitError("save_model: under ZeRO 3 no process has the whole model; begin a trainer without it from a checkpoint: from")
+        else:
+            trainer_checkpoint.export(self.stage, Path(output_dir) if output_dir else self.stage.out / "model")
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write the weights that train into a checkpoint's folder, their averages, and what it is a checkpoint of."""
+        if self.args.should_save and output_dir is not None:
+            trainer_checkpoint.save(self.stage, Path(output_dir), state_dict)
+            torch.save(self.args, Path(output_dir) / "training_args.bin")
+
+
+class _Steps(TrainerCallback):
+    """Keeps plait's state of the run at the trainer's step, and its averages."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self.stage = trainer.stage
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Go to the step that the trainer continues from."""
+        run = self.stage.state
+        run.step = run.stage_start + state.global_step
+        if not state.global_step:
+            run.totals.clear()
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Update the averages."""
+        self.stage.state.average()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count the step, and tell passes over the data as the epoch."""
+        plan, run = self.stage.plan, self.stage.state
+        run.step = run.stage_start + state.global_step
+        state.epoch = plan.order.samples(state.global_step) / sum(plan.order.sizes)
