@@ -24,7 +24,8 @@ CONFIGS = {
             "world": {"image_size": 16},
             "augment": {"flip": True},
         },
-        "data": {"train": [_SCENES | {"weight": 3}, _SCENES | {"limit": 9}], "validation": [_SCENES], "workers": 0},
+        "data": {"train": [_SCENES | {"weight": 3}, _SCENES | {"limit": 9}], "validation": [_SCENES], "workers": 0}
+        | {"pad": "none", "pack_tokens": 100},
         "evaluate": [{"bench": "loss"}],
         "optim": {"components": {"vision": {"lr": 1e-4, "grad_clip": 0.05}}, "ema": {"decay": 0.9}},
     },

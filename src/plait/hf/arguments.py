@@ -154,7 +154,7 @@ def training_arguments(config: RunConfig, args: Mapping[str, Any], ranks: int) -
         "output_dir": f"{config.run}-trainer",
         "max_steps": train.steps or 1,
         "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": math.ceil(math.ceil(train.global_batch / ranks) / micro_batch),
+        "gradient_accumulation_steps": 1 if config.data.pack_tokens else math.ceil(math.ceil(train.global_batch / ranks) / micro_batch),
         "learning_rate": settings.lr,
         "weight_decay": settings.weight_decay,
         "adam_beta1": settings.betas[0],

@@ -77,7 +77,7 @@ class Samples:
 class StepBatches:
     """Iterates over this rank's part of each step, a StepBatch, from the step that `step()` returns on to the stage's end.
 
-    Its length is that of the stage in micro-batches: `accumulation` for each step.
+    Its length is that of the stage in batches of the trainer, `accumulation` for each step.
     """
 
     def __init__(self, plan: StagePlan, bundle: ModelBundle, ranks: Ranks, step: Callable[[], int], accumulation: int) -> None:
@@ -103,6 +103,7 @@ class StepBatches:
             pin=ranks.device.type == "cuda",
             start_step=self.step(),
             stop_step=self.plan.steps,
+            slicing=self.plan.slicing,
         )
         with contextlib.closing(loader):
             yield from loader

@@ -4,6 +4,7 @@ What is transformers' own: the order of a step's calls, callbacks, what is logge
 through accelerate. What a checkpoint holds and how one is continued is in `trainer_checkpoint.py`.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,8 +106,8 @@ class StageTrainer(Trainer):
                 raise PlaitError(
                     "ZeRO 3: set zero_optimization.stage3_gather_16bit_weights_on_model_save, or no checkpoint has the weights"
                 )
-            if config.optim.ema is not None or config.optim.own_clips:
-                raise PlaitError("optim.ema and a grad_clip of a component have no counterpart under DeepSpeed: leave them out")
+            if config.optim.ema is not None or config.optim.own_clips or config.data.pack_tokens:
+                raise PlaitError("optim.ema, a grad_clip of a component and data.pack_tokens are not for DeepSpeed: leave them out")
 
     def get_train_dataloader(self) -> Any:
         """Return the iteration over the stage's steps, from the one that the trainer is at."""
@@ -114,8 +115,11 @@ class StageTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[StepBatch], num_batches: int, device: torch.device
-    ) -> tuple[list[Part], Tensor | None]:
-        """Return the micro-batches of the next step, with the global denominators of its losses. Raises PlaitError for unusable data."""
+    ) -> tuple[list[list[Part]], Tensor | None]:
+        """Return the micro-batches of the next step, with the global denominators of its losses. Raises PlaitError for unusable data.
+
+        One for each of the trainer's `num_batches`; with `data.pack_tokens`, which has as many as it needs, all of them for its only one.
+        """
         plan, state = self.stage.plan, self.run_state
         batch, failure = attempt(lambda: next(epoch_iterator), StepBatch(self.state.global_step, [], [], 0.0))
         own = dict.fromkeys((*sorted(plan.loss.coefficients), *plan.loss.counts), 0.0)
@@ -123,7 +127,7 @@ class StageTrainer(Trainer):
             own, failure = attempt(lambda: own_loss_weights(plan.loss, batch.micro), own)
         *sums, failed = sum_over_ranks([*own.values(), failure is not None], self.ranks)
         raise_on_all(self.ranks, failure, on_any=failed > 0)
-        assert batch.step == self.state.global_step and len(batch.micro) == num_batches, "the loader and the trainer are at other steps"
+        assert batch.step == self.state.global_step, "the loader and the trainer are at other steps"
         weights = dict(zip(own, sums, strict=True))
         counts = {name: weights.pop(name) for name in plan.loss.counts}
         if isinstance(self.lr_scheduler, StageSchedule):
@@ -131,27 +135,37 @@ class StageTrainer(Trainer):
         state.count({"samples": self.stage.config.train.global_batch, **counts})
         self.quarantine.add(self.state.global_step + 1, batch.bad, state.totals, self.ranks)
         last = len(batch.micro) - 1
-        return [Part(micro, weights, index, index == last) for index, micro in enumerate(batch.micro)], None
+        parts = [Part(micro, weights, index, index == last) for index, micro in enumerate(batch.micro)]
+        batches = [parts] if self.stage.config.data.pack_tokens else [[part] for part in parts]
+        assert len(batches) == num_batches
+        return batches, None
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Compute the gradient of a micro-batch, `inputs`, as the loop does; returns its part of the global loss, times the ranks."""
-        assert isinstance(inputs, Part)
-        plan, config, ranks = self.stage.plan, self.stage.config, self.ranks
+        """Compute the gradient of micro-batches, `inputs`, as the loop does; returns their part of the global loss, times the ranks."""
         model.train()
-        seed(key(config.seed, "dropout", self.run_state.step, ranks.rank, inputs.index), ranks.device)
-        batch = distributed.to_device(inputs.micro.batch, ranks.device)
+        losses = []
+        for part in inputs:
+            with contextlib.nullcontext() if part is inputs[-1] else self.accelerator.no_sync(model):
+                losses.append(self._backward(model, part))
+        loss = torch.stack(losses).sum()
+        self.step_loss = loss + (self.step_loss if inputs[0].index else 0.0)
+        if inputs[-1].last and not self.is_deepspeed_enabled:
+            self.norm = self._clip(inputs[-1])
+        return loss
+
+    def _backward(self, model: nn.Module, part: Part) -> Tensor:
+        """Run forward and backward of a micro-batch; returns its part of the global loss, times the ranks."""
+        plan, config, ranks, weights = self.stage.plan, self.stage.config, self.ranks, part.loss_weights
+        seed(key(config.seed, "dropout", self.run_state.step, ranks.rank, part.index), ranks.device)
+        batch = distributed.to_device(part.micro.batch, ranks.device)
         with autocast(config.train.precision, ranks.device):
             sums = sums_of(plan.loss, model, batch)
-        weights = inputs.loss_weights
-        factor = 0.0 if inputs.micro.padding or not has_targets(plan.loss, weights) else float(ranks.size)
+        factor = 0.0 if part.micro.padding or not has_targets(plan.loss, weights) else float(ranks.size)
         terms = [name for name in sums if weights[name] > 0 or not factor]
         scaled = [sums[name] * (factor * plan.loss.coefficients[name] / (weights[name] or 1.0)) for name in terms]
         total = torch.stack([value for value in scaled if value.requires_grad]).sum()
         self.accelerator.backward(total, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
-        self.figures.add(inputs, sums)
-        self.step_loss = total.detach() + (self.step_loss if inputs.index else 0.0)
-        if inputs.last and not self.is_deepspeed_enabled:
-            self.norm = self._clip(inputs)
+        self.figures.add(part, sums)
         return total.detach()
 
     def _clip(self, part: Part) -> Tensor:
