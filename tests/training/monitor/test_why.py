@@ -390,6 +390,18 @@ def test_a_run_that_says_nothing_of_its_time_is_refused_in_a_line(recipe, tmp_pa
     assert capsys.readouterr().err == f"plait: {run} has no stage 'x': its stages are train\n"
 
 
+def test_rows_of_an_earlier_version_say_less_and_damaged_numbers_nothing(recipe, tmp_path, capsys):
+    run = toy.train(recipe, tmp_path / "run", *PLAIN, f"train.steps={LONG}")
+    measured, rows = ("flops", "calls", "call_s", "product_tflop_per_s", "bf16_gain", "monitor"), files.read_rows(run / "metrics.jsonl")
+    assert rows[0]["spent"].keys() >= {*measured}
+    for other in ({}, dict.fromkeys(measured, "x"), dict.fromkeys(measured, 0)):
+        of_others = [{**row, "spent": {name: row["spent"][name] for name in row["spent"] if name not in measured} | other} for row in rows]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_others))
+        told = why(run, capsys)
+        assert {told["window"][name] for name in measured} == ({0} if other.get("calls") == 0 else {None})
+        assert cli.main(["why", str(run)]) == 0
+
+
 def test_damaged_rows_cost_themselves(recipe, tmp_path, capsys):
     run = toy.train(recipe, tmp_path / "run", *PLAIN, f"train.steps={LONG}")
     whole = why(run, capsys)

@@ -220,9 +220,10 @@ def _device(window: Window, stage: Stage) -> Iterator[Cause]:
         return
     cure = stage.override("distributed.compile", True)
     if window.device == "cpu":
-        called = (window.calls or 0) * (window.call_s or 0.0)
+        calls = window.calls or 0
+        called = calls * (window.call_s or 0.0)
         part = min(share, called / window.total) if window.total else 0.0
-        text = f"a step calls torch {window.calls:,} times in its forward passes, which takes {called:.2g} s however small tensors are"
+        text = f"a step calls torch {calls:,} times in its forward passes, which takes {called:.2g} s however small tensors are"
         if part >= _HOST:
             yield Cause("host", part, f"{text} ({window.call_s:.2g} s each, with its backward pass, as measured here)", cure)
     elif window.passes and window.seconds["update"] < _WAIT * window.passes and (window.mfu or 0.0) < _REACHED / 2:
