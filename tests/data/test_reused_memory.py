@@ -3,6 +3,7 @@
 import gc
 import io
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -101,6 +102,33 @@ def test_pictures_and_batches_take_reused_memory_and_the_same_values(pool):
     assert torch.equal(images.to_unit(picture), picture.to(torch.float32).div_(127.5).sub_(1.0))
     squares = images.resize_all([picture] * 3, 224, 224)
     assert torch.equal(squares, torch.stack([images.resize(picture, 224, 224)] * 3))
+
+
+class Box:
+    """An example that says whether it is gone."""
+
+    def __init__(self, number):
+        self.number = number
+
+
+class Boxes:
+    def __init__(self):
+        self.made = {}
+
+    def encode(self, sample, _):
+        box = Box(sample["fields"]["number"])
+        self.made[box.number] = weakref.ref(box)
+        return box
+
+    def collate(self, examples):
+        return {"numbers": torch.tensor([box.number for box in examples])}
+
+
+def test_threads_free_a_batchs_pictures_before_they_hand_it_over():
+    boxes = Boxes()
+    with Loader([Numbers()], Order([64], [1.0], 0, 16), boxes, seed=0, workers=2, stop_step=4) as training:
+        for step in training:
+            assert [boxes.made[number]() for number in step.micro[0].batch["numbers"].tolist()] == [None] * 16
 
 
 def test_a_loader_that_ends_beside_another_leaves_that_one_its_memory():

@@ -18,7 +18,6 @@ Sample = dict[str, Any]
 """Keys: `id`, `images` (encoded), `messages` ({"role", "content"}), `fields` (the record); optional `frames`, `annotations`, `arrays`."""
 
 _KEYS = ("id", "images", "messages", "fields")
-_REQUIRED = frozenset(_KEYS)
 
 
 class Source(abc.ABC):
@@ -106,7 +105,7 @@ def read(source: Source, index: int, sample_key: int | None = None) -> Sample:
     Raises BrokenSource unless it is a dict with `id`, `images`, `messages` and `fields`, and what the source raises.
     """
     sample = source[index] if sample_key is None else source.draw(index, sample_key)
-    if not isinstance(sample, dict) or not sample.keys() >= _REQUIRED:
+    if not isinstance(sample, dict) or not ("id" in sample and "images" in sample and "messages" in sample and "fields" in sample):
         lacking = [name for name in _KEYS if not isinstance(sample, dict) or name not in sample]
         what = f"made by {source.maker}, is a {type(sample).__name__} without {' and '.join(map(repr, lacking))}"
         raise BrokenSource(f"{source.name}: sample {index}, {what}: a sample is a dict of {', '.join(_KEYS)}")

@@ -19,6 +19,7 @@ _FRAMES = frozenset(range(0xFFC0, 0xFFC3))  # baseline, extended, progressive
 _HARMLESS = frozenset([0xFFC4, 0xFFDB, 0xFFDD, 0xFFFE, *range(0xFFE2, 0xFFF0)])
 """Segments that turn no picture: tables, comments, profiles. APP1 may: it holds EXIF data or XMP."""
 _SEGMENT, _FRAME = struct.Struct(">HH").unpack_from, struct.Struct(">HHB").unpack_from
+_SMALL = 4096  # pixels
 _LEAST_DRAFT = 64
 """Pixels: a shorter side is left to Pillow, as two scales may give it one length, of which simplejpeg takes either."""
 
@@ -39,11 +40,11 @@ def decode(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) -> np
         if scale > 1 and min(height, width) < _LEAST_DRAFT:
             return None
         high, wide = -(-height // scale), -(-width // scale)
-        pixels = allocation.array((high, wide, 3))
-        decoded = simplejpeg.decode_jpeg(data, "RGB", min_height=high, min_width=wide, buffer=pixels)
+        pixels = allocation.array((high, wide, 3)) if high * wide > _SMALL else None  # simplejpeg makes an array in less time
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=high, min_width=wide, buffer=pixels)
     except (ValueError, struct.error):  # also for what a decoder could mend
         return None
-    return pixels if decoded.shape == pixels.shape else None
+    return pixels if pixels.shape == (high, wide, 3) else None
 
 
 def _size(data: bytes) -> tuple[int, int] | None:
