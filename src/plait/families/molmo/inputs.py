@@ -145,8 +145,9 @@ class Inputs:
         batch["pools"] = torch.cat(pools) if pools else torch.empty(0, 4, dtype=torch.int64)
         batch["cut"] = torch.tensor([example.row.cut for example in examples])
         places: dict[str, Any] = dict(places_of(batch, self.tokenizer.image_start))
-        if not left and (pad == "none" or batch["ids"].shape[1] > LONGEST_MASK):
-            places["documents"] = documents_of([example.row for example in examples], None if pad == "none" else batch["ids"].shape[1])
+        length = None if pad == "none" else batch["ids"].shape[1]
+        if length is None or length > LONGEST_MASK:
+            places["documents"] = documents_of([example.row for example in examples], length, left=left)
         return {**batch, "places": places}
 
     def image_ids(self, tiled: TiledImage) -> list[int]:

@@ -130,8 +130,8 @@ class Inputs:
         batch = pad_rows(rows if one is None else [one], pad_id=self.chat.pad, pad=pad, max_tokens=self.max_tokens, left=left)
         if positions is not None:
             batch["positions"], batch["places"]["documents"] = positions[None], packing.documents_of(rows, None, BOTH_WAYS)
-        elif not left and (length := batch["ids"].shape[1]) > LONGEST_MASK:
-            batch["places"]["documents"] = packing.documents_of(rows, length, BOTH_WAYS)
+        elif (length := batch["ids"].shape[1]) > LONGEST_MASK:
+            batch["places"]["documents"] = packing.documents_of(rows, length, BOTH_WAYS, left=left)
         worlds = [example for example in examples if len(example.frames) or len(example.latents)]
         batch["pixels"] = tensors.cat([example.pixels for example in examples])
         batch["frames"] = tensors.cat([example.frames for example in examples])

@@ -7,14 +7,15 @@ from plait.families.molmo.packing.sequence import SHARED, Row
 from plait.nn.documents import Document
 
 
-def documents_of(rows: Sequence[Row], length: int | None) -> list[Document]:
-    """Return the document of each row, as indices into the B L positions. `length`: L, one row each; None: packed into one row.
+def documents_of(rows: Sequence[Row], length: int | None, *, left: bool = False) -> list[Document]:
+    """Return the document of each row, as indices into the B L positions. `length`: L, one row each, padded on the `left` or
+    right; None: packed into one row.
 
     Of several annotations, each attends to the prefix and to itself, so each is a branch.
     """
     documents, start = list[Document](), 0
     for i, row in enumerate(rows):
-        start = start if length is None else i * length
+        start = start if length is None else i * length + left * (length - len(row))
         borders = [start, *((row.annotations.diff().nonzero()[:, 0] + (1 + start)).tolist()), start + len(row)]
         runs = list(itertools.pairwise(borders))
         branches = runs[1:] if int(row.annotations[0]) == SHARED else runs

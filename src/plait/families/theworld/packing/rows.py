@@ -17,14 +17,15 @@ def joined(rows: Sequence[Any]) -> tuple[Any, Tensor]:
     return replace(rows[0], **tensors, cut=sum(row.cut for row in rows)), torch.cat([torch.arange(len(row)) for row in rows])
 
 
-def documents_of(rows: Sequence[Any], length: int | None, both_ways: Collection[int]) -> list[Document]:
-    """Return the document of each row, as indices into the B L positions. `length`: L, one row each; None: packed into one row.
+def documents_of(rows: Sequence[Any], length: int | None, both_ways: Collection[int], *, left: bool = False) -> list[Document]:
+    """Return the document of each row, as indices into the B L positions. `length`: L, one row each, padded on the `left` or
+    right; None: packed into one row.
 
     Runs of one or more of the kinds `both_ways` attend both ways within themselves.
     """
     documents, start = list[Document](), 0
     for i, row in enumerate(rows):
-        start = start if length is None else i * length
+        start = start if length is None else i * length + left * (length - len(row))
         documents.append(Document(start, start + len(row), tuple((start + a, start + b) for a, b in _blocks(row.kinds, both_ways))))
         start += len(row)
     return documents
