@@ -209,7 +209,8 @@ def test_every_file_of_an_export_follows_the_umask(trained, tmp_path, name, to):
     (tmp_path / "plain").touch()
     assert cli.main(["export", str(trained(name)), str(tmp_path / "out"), "--to", to]) == 0
     modes = {path.name: path.stat().st_mode for path in (tmp_path / "out").iterdir()}
-    assert "model.safetensors" in modes and set(modes.values()) == {(tmp_path / "plain").stat().st_mode}
+    assert {"model.safetensors", "passport.json"} < modes.keys() and set(modes.values()) == {(tmp_path / "plain").stat().st_mode}
+    assert cli.main(["verify", str(tmp_path / "out")]) == 0
 
 
 def test_theworld_comes_back_with_its_projector(trained, tmp_path):

@@ -97,16 +97,18 @@ EQUAL = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_an_export_that_is_the_model_passes_in_a_process_of_its_own(exported, caplog, name):
+def test_an_export_that_is_the_model_passes_in_a_process_of_its_own(exported, trained, caplog, name):
     out, said = exported(name, caplog)
     assert re.search(EQUAL[name], said.replace("\n", " ")), said
     assert out.is_dir() and not out.with_name(f"{out.name}.unchecked").exists()
+    assert cli.main(["verify", str(out), "--run", str(trained(name))]) == 0, "loading it has changed no file"
 
 
 def test_a_whole_world_passes_with_plait(trained, tmp_path, forked, caplog):
     words = ["--to=theworld-with-encoder", "--check=transformers"]
     assert cli.main(["export", str(trained("world")), str(tmp_path / "out"), *words]) == 0
     assert "in a process of its own: all" in caplog.text and (tmp_path / "out/config.json").is_file()
+    assert cli.main(["verify", str(tmp_path / "out")]) == 0
 
 
 def test_adapters_over_4_bits_pass_over_the_values_that_they_stand_for(tmp_path, forked, caplog):

@@ -60,6 +60,8 @@ def test_an_export_answers_and_measures_as_its_run_does(folder, layout, capsys):
         written = {path.parent.name.split("-")[0]: json.loads(path.read_text()) for path in (folder / name / "eval").glob("*/metrics.json")}
         figures.append({bench: report["figures"] for bench, report in written.items()})
     assert figures[0] == figures[1] and figures[0].keys() == {"loss", "accuracy"}
+    code, said = command(capsys, "verify", folder / layout)
+    assert code == 0 and "not covered: eval/" in said, "measuring it has changed no file of it"
 
 
 @pytest.mark.parametrize("layout", ["hf", "theworld"])
@@ -68,6 +70,9 @@ def test_a_run_starts_from_an_export_with_the_weights_of_the_run(folder, layout,
         begun = ("train", folder / "run.yaml", f"--run={tmp_path / name}", f"--from={folder / name}", "--train.steps=2")
         code, said = command(capsys, *begun)
         assert code == 0, said
+    digest = json.loads((folder / layout / "passport.json").read_text())["digest"]
+    began = f"  began       from {layout} (passport {digest})\n"
+    assert began in command(capsys, "verify", tmp_path / layout)[1]
     rows = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in (layout, "run")]
     assert rows[0][0] == rows[1][0] and len(rows[0]) == 2  # later steps differ: an export has no moments
 

@@ -64,6 +64,9 @@ def test_a_run_pushes_while_it_trains_and_waits_for_the_last(recipe, hub, tmp_pa
     said = capfd.readouterr()
     assert "step 4 of stage two: pushed to http" in said.out and "is not at someone/small yet: " in said.err
     assert hub_store.TOKEN not in said.out + said.err and not outbox.waiting(tmp_path / "run")
+    hub.fault = lambda method, path: None
+    for spec in ("someone/small", "someone/small@stage-1-one"):
+        assert cli.main(["verify", spec, f"--run={tmp_path / 'run'}"]) == 0
 
 
 def pushed_of(repo, branch):

@@ -387,7 +387,30 @@ def test_names_that_lead_out_of_the_folder_are_no_passport(folder, capsys):
     )
 
 
-def test_what_is_not_there_is_told(tmp_path, capsys):
+def test_a_run_that_cannot_be_read_is_told_in_a_line_and_nothing_is_made_in_it(run, capsys):
+    folder = toy.at(run, 18).folder
+    body = json.loads((folder / "manifest.json").read_text())
+    body["state"].pop("best")
+    rewritten(folder, state=body["state"])
+    assert verify(f"{run}@18") == 1 and f"{folder / 'manifest.json'} lacks state.best" in told(capsys)
+    (run / "identity").unlink()
+    for path in (run / "config.yaml", *run.glob("stage-*/step-*/run-config.yaml")):
+        path.unlink()
+    assert verify(f"{run}@16") == 1
+    shown = capsys.readouterr().out
+    assert f"  WRONG {toy.at(run, 16).folder / 'run-config.yaml'} is missing: the manifest of step 16 lists it\n" in shown
+    assert f"  WRONG {run} is no run directory: it has no config.yaml\n" in shown and not (run / "identity").exists()
+
+
+def test_what_is_not_there_is_told(run, tmp_path, capsys):
+    (run / "stage-4-more").mkdir()
+    for path in (run / "stage-4-more", run / "config.yaml"):
+        assert verify(path) == 2
+        assert told(capsys) == f"{path} has no passport.json, and is no run, stage or checkpoint of one"
+    for path in (tmp_path / "begun", tmp_path / "empty"):
+        path.mkdir()
+    (tmp_path / "begun/config.yaml").touch()
+    assert verify(tmp_path / "begun") == 2 and "has no checkpoint yet: there is nothing to verify" in told(capsys)
     assert verify(tmp_path / "none") == 2
     assert "give a run, a checkpoint of one, an export, or a repository of the Hub as owner/name" in told(capsys)
-    assert verify(tmp_path) == 2 and "has no passport.json, and is no run" in told(capsys)
+    assert verify(tmp_path / "empty") == 2 and "has no passport.json, and is no run: " in told(capsys)

@@ -16,7 +16,7 @@ from plait import files
 from plait.commands.actions.passport import proofs
 from plait.config import signed
 from plait.config.resolved import Resolved
-from plait.engine.checkpoints import chain, checkpoint, rundir
+from plait.engine.checkpoints import chain, checkpoint
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.monitoring.json_output import finite
 from plait.errors import PlaitError
@@ -99,7 +99,7 @@ class Claims(_Claim):
     layout: str | None
     weights: str
     family: str
-    run: str
+    run: str | None
     seed: int
     checkpoint: Origin
     stages: list[Stage]
@@ -133,22 +133,28 @@ def of_checkpoint(found: Checkpoint, folder: str, run: Path, resolved: Resolved,
         "layout": layout,
         "weights": weights,
         "family": config.family,
-        "run": rundir.identity(run),
+        "run": _identity(run),
         "seed": config.seed,
         "checkpoint": _origin(found, folder, run),
         "stages": _stages(found, folder, run, resolved),
-        "base": [{name: _without_folders(value) for name, value in part.items()} for part in manifest["base"]],
+        "base": [{name: _text(value) for name, value in part.items()} for part in manifest["base"]],
         "began_from": None if lineage is None else _start(lineage),
         "continued_at": _continued(found, run, lineage),
         "proof": proofs.newest(run),
-        "versions": manifest.get("versions", {}),
+        "versions": {name: str(version) for name, version in manifest.get("versions", {}).items()},
     }
     return Claims.model_validate(finite(told))
 
 
-def _without_folders(value: Any) -> Any:
-    """Return a text in which a path on this machine is its last part alone; other values as they are."""
-    return _FOLDERS.sub(r"\1", value) if isinstance(value, str) else value
+def _identity(run: Path) -> str | None:
+    """Return the name for life of a run, None of one of an older version; nothing is made."""
+    path = run / "identity"
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
+
+
+def _text(value: Any) -> str | None:
+    """Return a value as text, in which a path on this machine is its last part alone; None as it is."""
+    return None if value is None else _FOLDERS.sub(r"\1", str(value))
 
 
 def _origin(found: Checkpoint, folder: str, run: Path) -> dict[str, Any]:
@@ -159,7 +165,7 @@ def _origin(found: Checkpoint, folder: str, run: Path) -> dict[str, Any]:
         "step": state["step"],
         "stage": manifest["stage"],
         "ended": state["stage_done"],
-        "parameters": sum(one["values"] for one in manifest["components"].values()),
+        "parameters": sum(one["values"] for one in manifest.get("components", {}).values()),
         "manifest_xxh3": manifest["xxh3"],
         "frozen_xxh3": manifest["frozen_xxh3"],
         "settings_xxh3": None if settings is None else files.xxh3(settings),
@@ -198,7 +204,7 @@ def _stages(found: Checkpoint, folder: str, run: Path, resolved: Resolved) -> li
 def _stage(manifest: Mapping[str, Any]) -> dict[str, Any]:
     state = manifest["state"]
     return {
-        "trained": {name: one["trains"] for name, one in manifest["components"].items() if one["trains"]},
+        "trained": {name: one["trains"] for name, one in manifest.get("components", {}).items() if one["trains"]},
         "first_step": state["stage_start"],
         "last_step": state["step"],
         "samples": _samples(state.get("batches"), state["step"] - state["stage_start"]),
@@ -212,7 +218,7 @@ def _data(fingerprints: Mapping[str, str]) -> dict[str, str]:
     """Return fingerprints by the names of sources without folders of this machine; equal ones are numbered."""
     told = dict[str, str]()
     for name, content in fingerprints.items():
-        short = str(_without_folders(name))
+        short = str(_text(name))
         number = sum(key == short or key.startswith(f"{short} (") for key in told)
         told[f"{short} ({number + 1})" if number else short] = str(content)
     return told
@@ -230,11 +236,11 @@ def _start(lineage: Mapping[str, Any]) -> dict[str, Any]:
     before = lineage.get("before")
     return {
         "kind": str(lineage.get("kind")),
-        "origin": _without_folders(str(lineage.get("from"))),
-        "run": lineage.get("parent"),
-        "step": lineage.get("step"),
-        "manifest_xxh3": lineage.get("manifest_xxh3"),
-        "passport": lineage.get("passport"),
+        "origin": _text(lineage.get("from")) or "",
+        "run": _text(lineage.get("parent")),
+        "step": lineage.get("step") if type(lineage.get("step")) is int else None,
+        "manifest_xxh3": _text(lineage.get("manifest_xxh3")),
+        "passport": _text(lineage.get("passport")),
         "before": _start(before) if isinstance(before, dict) else None,
     }
 

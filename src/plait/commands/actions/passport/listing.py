@@ -1,6 +1,7 @@
 """List the files of a folder with their hashes, and compare a folder with such a list."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ CARD = "README.md"
 """The model card, which tells the digest of the passport, and may be edited."""
 _PROSE = (".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf")
 _OF_REPOSITORIES = (".gitattributes", ".gitignore", "LICENSE", "LICENSE.txt", "NOTICE", "NOTICE.txt")
+_MEASURED = re.compile(r"eval/.+\.(json|jsonl|html)")
+"""What `plait eval` writes into the folder of an export."""
 _CLIENTS = (".cache/huggingface/", ".git/")
 """What a download or a clone keeps beside the files."""
 
@@ -38,9 +41,10 @@ def sha256(path: Path) -> str:
 
 
 def is_covered(name: str) -> bool:
-    """Return whether a file that no passport lists is a fault: what a program may load, rather than prose, pictures and licences."""
+    """Return whether a file that no passport lists is a fault: what a program may load, rather than prose, pictures, licences, figures."""
     base = name.rpartition("/")[2]
-    return not (base.lower().endswith(_PROSE) or base in _OF_REPOSITORIES or name.startswith(_CLIENTS))
+    prose = base.lower().endswith(_PROSE) or base in _OF_REPOSITORIES or name.startswith(_CLIENTS)
+    return not (prose or _MEASURED.fullmatch(name))
 
 
 def faults(folder: Path, listed: Mapping[str, File]) -> Iterator[str]:

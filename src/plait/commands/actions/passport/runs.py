@@ -16,6 +16,7 @@ from plait.config import signed
 from plait.engine.checkpoints import chain, checkpoint, integrity
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.errors import PlaitError
+from plait.training import start
 
 _BESIDE = ("manifest.json", signed.COPY)
 """Files of a checkpoint that its manifest does not list: itself, and the settings, with a hash of their own."""
@@ -30,14 +31,18 @@ def look(spec: str) -> Verdict:
     for folder in folders:
         found.faults += _faults(folder, others)
         try:
-            newest = checkpoint.read(folder)
-            found.checked += len(newest.manifest["files"])
+            one = checkpoint.read(folder)
+            start.check_complete(one)
         except PlaitError:  # which is a fault of the folder
             continue
+        newest, found.checked = one, found.checked + len(one.manifest["files"])
     if (run / signed.NAME).exists() and not signed.is_as_written(run / signed.NAME):
         found.faults.append(f"{run / signed.NAME} is changed: it is not what the hash in its last line is of")
     if newest is not None:
-        found.claims = _claims(newest, run)
+        try:
+            found.claims = _claims(newest, run)
+        except PlaitError as error:
+            found.faults.append(str(error))
     return found
 
 
@@ -53,6 +58,8 @@ def _named(spec: str) -> tuple[list[Path], Path]:
         folders = [path]
     else:
         folders = [folder for folder in checkpoint.published(checkpoint.run_of(path)) if path in folder.parents][::-1]
+    if not folders:
+        raise PlaitError(f"{path} has no {seal.NAME}, and is no run, stage or checkpoint of one")
     return folders, checkpoint.run_of(folders[0])
 
 
@@ -77,7 +84,11 @@ def _faults(folder: Path, others: Mapping[str, str]) -> Iterator[str]:
     try:
         found = checkpoint.read(folder)
     except PlaitError:
-        return
+        return  # which is told already
+    try:
+        start.check_complete(found)
+    except PlaitError as error:
+        yield str(error)
     manifest = found.manifest
     yield from chain.faults(found, others)
     for name in listing.names(folder):

@@ -6,6 +6,7 @@ from pathlib import Path
 from plait.assembly import hub_start
 from plait.commands.actions.passport import checked, hub, runs, seal, show
 from plait.commands.actions.passport.checked import Verdict
+from plait.config import signed
 from plait.engine.checkpoints import checkpoint
 from plait.engine.monitoring.json_output import show_json
 from plait.errors import PlaitError
@@ -53,6 +54,8 @@ def _look(spec: str) -> Verdict:
     path = expanded(spec)
     if (path / seal.NAME).is_symlink() or (path / seal.NAME).exists():
         return checked.folder(path)
+    if path.is_dir() and (path / signed.NAME).is_file() and not checkpoint.published(path):
+        raise PlaitError(f"{path} has no checkpoint yet: there is nothing to verify")
     if path.is_dir() and not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
         made = "an export or push of an older plait, or of another program; `plait export` and `plait push` write one now"
         raise PlaitError(f"{path} has no {seal.NAME}, and is no run: {made}")
