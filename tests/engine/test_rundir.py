@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from plait.engine.checkpoints import rundir
+from plait.engine.checkpoints import folders, rundir
 from plait.errors import PlaitError
 
 
@@ -43,7 +43,7 @@ def test_set_aside_keeps_every_earlier_run(tmp_path):
     run = tmp_path / "run"
     for _ in range(2):
         run.mkdir()
-        rundir.set_aside(run)
+        folders.set_aside(run)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.before-1", "run.before-2"]
 
 

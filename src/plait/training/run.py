@@ -25,7 +25,7 @@ from plait.assembly.data import check_data
 from plait.assembly.model import build_model
 from plait.config import signed
 from plait.config.resolved import Resolved, StageView
-from plait.engine.checkpoints import checkpoint, disk_errors, regular_files, rundir
+from plait.engine.checkpoints import checkpoint, disk_errors, folders, regular_files, rundir
 from plait.engine.monitoring import alerts, watchdog
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.signals import Signals
@@ -204,7 +204,7 @@ def _prepare_directory(run: Path, resolved: Resolved, options: TrainOptions) -> 
     if options.restart and rundir.check(run):
         check_data(resolved.stages)  # an old run makes room only for one that can begin
         rundir.lock(run).close()
-        log.info(f"the old run is kept at {rundir.set_aside(run)}")
+        log.info(f"the old run is kept at {folders.set_aside(run)}")
     continues = rundir.check(run)
     if continues:
         regular_files.check_kinds(run, [checkpoint.AVERAGES, *(f"stage-{view.index}-{view.name}" for view in resolved.stages)])

@@ -57,6 +57,15 @@ def unused(path: Path) -> Path:
     return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
 
 
+def set_aside(run: Path) -> Path:
+    """Rename a run to RUN.before-N, so that a new one can begin under its name; returns the new path."""
+    count = 1
+    while (aside := run.with_name(f"{run.name}.before-{count}")).exists():
+        count += 1
+    run.rename(aside)
+    return aside
+
+
 def _open_folder(path: Path) -> int:
     with contextlib.suppress(FileExistsError):
         path.mkdir()

@@ -134,15 +134,6 @@ def within(key: str, section: str) -> bool:
     return ".".join(parts) == section or ".".join(parts).startswith(section + ".")
 
 
-def set_aside(run: Path) -> Path:
-    """Rename a run to RUN.before-N, so that a new one can begin under its name; returns the new path."""
-    count = 1
-    while (aside := run.with_name(f"{run.name}.before-{count}")).exists():
-        count += 1
-    run.rename(aside)
-    return aside
-
-
 def clear(run: Path) -> None:
     """Delete RUN/assets (such as a tokenizer) and lineage.json, when a run that saved no checkpoint starts over."""
     shutil.rmtree(run / "assets", ignore_errors=True)
