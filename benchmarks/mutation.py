@@ -82,6 +82,7 @@ TESTS: dict[str, str] = {
     "data/loading/micro_batch.py": "data/test_loader.py",
     "data/loading/prefetch.py": "data/test_streaming.py",
     "data/loading/turns.py": "data/test_turns.py",
+    "data/loading/passes.py": "data/test_turns.py",
     "data/memory/allocation.py": "data/test_reused_memory.py",
     "data/memory/tensors.py": "data/test_reused_memory.py",
     "data/memory/reused.py": "data/test_reused_memory.py",

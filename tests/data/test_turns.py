@@ -1,5 +1,6 @@
 """Threads that encode one after another where samples are cheap, and side by side where they compute or wait."""
 
+import itertools
 import threading
 import time
 
@@ -11,6 +12,7 @@ from plait.data.loading import turns
 from plait.data.loading.loader import Loader
 from plait.data.order import Order
 from plait.data.sources.contract import Source
+from plait.errors import BadSample
 
 
 class Numbers(Source):
@@ -62,6 +64,42 @@ def test_cheap_samples_are_encoded_by_one_thread_at_a_time_and_come_in_the_same_
     assert torch.equal(loaded(cheap, skip=12), loaded(costly, skip=12))
     assert cheap.most == 1
     assert costly.most > 1
+
+
+class Events(Numbers):
+    """Notes what is read, as negative numbers, and what is encoded. Sample 5 cannot be read, nor 7 encoded."""
+
+    def __init__(self):
+        super().__init__()
+        self.noted = []
+
+    def __getitem__(self, index):
+        self.noted.append(-index)
+        return super().__getitem__(index) if index != 5 else {}["missing"]
+
+    def encode(self, sample, sample_key):
+        number = sample["fields"]["number"]
+        self.noted.append(number)
+        if number == 7:
+            raise BadSample("seven")
+        return number, sample_key
+
+    def collate(self, examples):
+        return {"examples": examples}
+
+
+def test_cheap_samples_are_read_before_the_first_is_encoded_with_the_same_result_and_bad_ones_told_once():
+    def content(workers):
+        both = Events()
+        with Loader([both], Order([64], [1.0], 0, 16), both, seed=0, workers=workers, stop_step=40) as loader:
+            return [(step.micro[0].ids, step.micro[0].batch, step.bad) for step in loader], both.noted
+
+    (alone, singly), (threaded, noted) = content(0), content(2)
+    assert threaded == alone
+    assert {bad.reason.partition(" (")[0] for _, _, rows in alone for bad in rows} == {"KeyError: 'missing'", "seven"}
+    read = [number < 0 for number in noted[-400:]]
+    assert sum(a != b for a, b in itertools.pairwise(read)) < 150  # between reading and encoding, and for bad ones
+    assert sum(a != b for a, b in itertools.pairwise(number < 0 for number in singly[-400:])) > 350
 
 
 def test_samples_that_may_wait_for_a_network_never_wait_for_each_other():

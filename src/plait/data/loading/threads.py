@@ -11,6 +11,7 @@ from queue import SimpleQueue
 import torch
 
 from plait.data.loading.micro_batch import Example, MicroBatch, MicroBatchBuilder
+from plait.data.loading.passes import encode_in_passes
 from plait.data.loading.turns import Turns
 from plait.data.loading.workers import POLL_S, STOP_TIMEOUT_S, Interrupted, PendingStep, Stop
 from plait.data.memory import reused
@@ -61,7 +62,9 @@ class ThreadWorkers:
 
     def _encode(self, batch: _ThreadedBatch, part: int, ids: Sequence[SampleId]) -> None:
         try:
-            with self._turns.part(len(ids)):
+            with self._turns.part(len(ids)) as alone:
+                if alone and not batch.done.done():
+                    batch.examples[part], ids = encode_in_passes(self._builder, ids), ()
                 for identity in ids:
                     if self._closing.is_set() or batch.done.done():
                         return

@@ -27,15 +27,15 @@ class Turns:
         self._side_by_side = 0  # parts left before turns are tried again
 
     @contextlib.contextmanager
-    def part(self, samples: int) -> Iterator[None]:
-        """Context for encoding `samples` samples, of one micro-batch: alone where turns are taken. Their cost decides about the next."""
+    def part(self, samples: int) -> Iterator[bool]:
+        """Context for encoding `samples` samples, of one micro-batch: alone (True) where turns are taken, which their cost decides."""
         if not self._allowed:
-            yield
+            yield False
             return
         taken = self.taken
         with self._lock if taken else contextlib.nullcontext():
             read, began_s = _disk_reads(), time.thread_time()
-            yield
+            yield taken
             computed_s = time.thread_time() - began_s
         if _disk_reads() > read:
             self._side_by_side = _TRY_AGAIN
