@@ -120,7 +120,8 @@ def test_adapters_over_4_bits_pass_over_the_values_that_they_stand_for(tmp_path,
 
 
 def weights_of(folder):
-    (path,) = [path for path in folder.rglob("*.safetensors") if path.name != "projector.safetensors"]
+    """A weights file of an export, and its tensors: of adapters those of the language model."""
+    path = min(path for path in folder.rglob("*.safetensors") if path.name != "projector.safetensors")
     return path, load_file(path)
 
 
@@ -155,39 +156,43 @@ def torn(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def renamed(tensors):
-    tensors["connector.projector.w9.weight"] = tensors.pop("connector.projector.w2.weight")
+def renamed(name, new):
+    return change(lambda tensors: tensors.update({new: tensors.pop(name)}))
 
 
-def exchanged(tensors):
-    q, o = "language.model.layers.0.self_attn.q_proj.weight", "language.model.layers.0.self_attn.o_proj.weight"
-    tensors[q], tensors[o] = tensors[o].clone(), tensors[q].clone()
+def exchanged(one, other):
+    def edit(tensors):
+        tensors[one], tensors[other] = tensors[other].clone(), tensors[one].clone()
+
+    return change(edit)
 
 
-def nudged(tensors):
-    row = tensors["connector.projector.w1.weight"][0]
-    row[0] = torch.nextafter(row[0], torch.tensor(9.0))
+def nudged(name):
+    def edit(tensors):
+        row = tensors[name].flatten()
+        row[0] = torch.nextafter(row[0], torch.tensor(9.0))
+
+    return change(edit)
 
 
-def halved(tensors):
-    tensors.update({name: value.bfloat16() for name, value in tensors.items()})
+def misshapen(name):
+    return change(lambda tensors: tensors.update({name: tensors[name][:-1].clone()}))
 
 
-def misshapen(tensors):
-    tensors["connector.projector.w2.weight"] = tensors["connector.projector.w2.weight"][:-1].clone()
-
-
+halved = change(lambda tensors: tensors.update({name: value.bfloat16() for name, value in tensors.items()}))
+W1, W2 = "connector.projector.w1.weight", "connector.projector.w2.weight"
+QUERY, OUTPUT = (f"language.model.layers.0.self_attn.{name}_proj.weight" for name in "qo")
 MOLMO = {
     "no weights": (remove("model.safetensors"), "transformers cannot load and ask it: OSError"),
     "no configuration": (remove("config.json"), "transformers cannot load and ask it: "),
     "no code": (remove("connector.py"), "transformers cannot load and ask it: .*connector"),
     "no tokenizer": (remove("tokenizer.json"), "transformers cannot load and ask it: "),
     "torn weights": (torn, "transformers cannot load and ask it: "),
-    "a renamed tensor": (change(renamed), "it lacks 1 of the weights: connector.projector.w2.weight"),
-    "a misshapen tensor": (change(misshapen), r"connector\.projector\.w2\.weight|size mismatch|mismatch"),
-    "exchanged tensors": (change(exchanged), "2 of 117 weights have other values: language.model.layers.0.self_attn.q_proj.weight"),
-    "the last digit of one number": (change(nudged), "1 of 117 weights have other values: connector.projector.w1.weight$"),
-    "halved weights": (change(halved), r"117 weights have other values"),
+    "a renamed tensor": (renamed(W2, "connector.projector.w9.weight"), f"it lacks 1 of the weights: {W2}"),
+    "a misshapen tensor": (misshapen(W2), r"connector\.projector\.w2\.weight|size mismatch|mismatch"),
+    "exchanged tensors": (exchanged(QUERY, OUTPUT), f"2 of 117 weights have other values: {QUERY}"),
+    "the last digit of one number": (nudged(W1), f"1 of 117 weights have other values: {W1}$"),
+    "halved weights": (halved, r"117 weights have other values"),
     "another dtype": (
         replace("config.json", '"dtype": "float32"', '"dtype": "bfloat16"'),
         r"weights have other dtypes or shapes: .*\(bfloat16",
@@ -198,6 +203,10 @@ MOLMO = {
     "other code": (replace("modeling_plait_molmo.py", "features_TD.to(", "2 * features_TD.to("), "logits of prompt 1 are up to"),
 }
 NANODIT = {
+    "no index": (remove("model_index.json"), "diffusers cannot load and ask it: "),
+    "torn weights": (torn, "diffusers cannot load and ask it: "),
+    "halved weights": (halved, "21 of 23 weights have other values: transformer.embed.weight"),
+    "the last digit of one number": (nudged("embed.bias"), "1 of 23 weights have other values: transformer.embed.bias$"),
     "no weights": (remove("transformer/diffusion_pytorch_model.safetensors"), "diffusers cannot load and ask it: "),
     "no part's code": (remove("transformer/transformer_plait_nanodit.py"), "diffusers cannot load and ask it: "),
     "other guidance": (replace("model_index.json", '"text_scale": 3.0', '"text_scale": 1.0'), "its sampling is"),
@@ -210,7 +219,7 @@ NANODIT = {
         "of the pictures of call 1 differ, by up to",
     ),
     "a renamed tensor": (
-        change(lambda tensors: tensors.update({"embed.bias2": tensors.pop("embed.bias")})),
+        renamed("embed.bias", "embed.bias2"),
         "it lacks 1 of the weights: embed.bias|diffusers cannot load and ask it: ",
     ),
 }
@@ -222,7 +231,18 @@ def pickled(out):
     weights.unlink()
 
 
+def without(folder):
+    return lambda out: shutil.rmtree(out / folder)
+
+
+A = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight"
 ADAPTERS = {
+    "no configuration": (remove("language/adapter_config.json"), "peft cannot load and ask it: .*Can't find 'adapter_config.json'"),
+    "no folder of a component": (without("vision"), "peft cannot load and ask it: .*there is no adapter_model.safetensors"),
+    "torn weights": (torn, "peft cannot load and ask it: SafetensorError"),
+    "a renamed tensor": (renamed(A, f"{A}2"), r"1 of 28 weights have other values: .*layers.0.self_attn.q_proj.lora_A.default.weight$"),
+    "halved weights": (halved, "28 of 28 weights have other values: "),
+    "the last digit of one number": (nudged(A), r"1 of 28 weights have other values: .*layers.0.self_attn.q_proj.lora_A.default.weight$"),
     "no weights": (remove("language/adapter_model.safetensors"), "peft cannot load and ask it: .*there is no adapter_model.safetensors"),
     "a pickle": (pickled, "peft cannot load and ask it: .*there is no adapter_model.safetensors"),
     "another alpha": (replace("language/adapter_config.json", '"lora_alpha": 8', '"lora_alpha": 9'), "logits are up to"),
@@ -266,3 +286,20 @@ def test_a_check_that_cannot_be_is_told_before_anything_is_written(trained, tmp_
     assert cli.main(["export", str(trained(asked[0])), str(tmp_path / "out"), *asked[1].split()]) == 2
     assert line in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_drawn_with_an_export_stays_in_its_folder(exported, tmp_path, caplog, capsys):
+    out = shutil.copytree(exported("nanodit", caplog)[0], tmp_path / "out")
+    capsys.readouterr()
+    assert cli.main(["generate", str(out), "--prompt=a red circle"]) == 0
+    assert f"{out}/generated/a-red-circle-32x32-seed-0-export.png: 'a red circle', 32x32, seed 0" in capsys.readouterr().out
+    assert cli.main(["eval", str(out), "--bench=grid", f"--data=[{SCENES.replace('TASK', 'caption')}]", "--samples=2"]) == 0
+    assert len([*out.glob("validation/export/*.png")]) == 3 and len([*out.glob("generated/*.png")]) == 2
+
+
+@pytest.mark.parametrize("verb", [("generate", "--prompt=a"), ("eval", "--bench=loss")])
+def test_a_folder_of_adapters_alone_is_no_model(exported, caplog, capsys, verb):
+    out = exported("adapters", caplog)[0]
+    assert cli.main([verb[0], str(out), *verb[1:]]) == 2
+    line = f"plait: {out} holds adapters alone, for peft: give the run that trained them, or export that in another layout"
+    assert capsys.readouterr().err.strip().endswith(line)

@@ -49,11 +49,8 @@ class ExportedModel:
         Raises PlaitError where weights are missing that no base has, where a base is another, and for files that are damaged or of another
         model.
         """
-        work = Path(tempfile.mkdtemp(prefix="plait-"))  # for the tokenizer, as a run has it
-        atexit.register(shutil.rmtree, work, ignore_errors=True)
-        if not ranks.first:
-            write_assets(self.config, work / "assets")
-        bundle = build_model(self.config, work, ranks, lambda: overwritten.shapes_of_start(self.config, work, ranks))
+        run = self._run()
+        bundle = build_model(self.config, run, ranks, lambda: overwritten.shapes_of_start(self.config, run, ranks))
         weights = _imported(weight_files.read(self.folder), bundle)
         _check_missing(self.folder, bundle, set(weights))
         if _frozen(bundle, set(weights)) != self.frozen_xxh3:
@@ -62,6 +59,16 @@ class ExportedModel:
         load_weights(bundle.model, weights)
         bundle.model.to(ranks.device).eval()
         return bundle
+
+    def _run(self) -> Path:
+        """Return the folder that has what a run's has for the model in `assets`, and gets the pictures that it draws.
+
+        It is the export itself, or a temporary one where the export has a tokenizer in another place.
+        """
+        work = Path(tempfile.mkdtemp(prefix="plait-"))
+        atexit.register(shutil.rmtree, work, ignore_errors=True)
+        write_assets(self.config, work / "assets")
+        return work if (work / "assets").is_dir() and not (self.folder / "assets").is_dir() else self.folder
 
 
 def _imported(weights: Mapping[str, Tensor], bundle: ModelBundle) -> Mapping[str, Tensor]:
@@ -103,11 +110,15 @@ def merged(bundle: ModelBundle, config: RunConfig, trained: set[str]) -> tuple[M
 def find(spec: str | Path) -> ExportedModel | None:
     """Return the model of the folder that `spec` names, or None if it is none outside of a run with a plait.json.
 
-    Raises PlaitError for a plait.json that is damaged, or says too little, and for a folder that leaves out what its run has trained.
+    Raises PlaitError for a plait.json that is damaged, or says too little, and for a folder that leaves out what its run has trained, or
+    holds adapters alone.
     """
     folder, mark = checkpoint_specs.split(str(spec))
     path = folder / saved.MODEL_SETTINGS
-    if mark or not path.is_file() or checkpoint.is_step(folder) or (folder / "config.yaml").is_file():
+    if mark or checkpoint.is_step(folder) or (folder / "config.yaml").is_file():
+        return None
+    if not path.is_file():
+        _refuse_adapters(folder)
         return None
     try:
         told: dict[str, Any] = json.loads(path.read_bytes())
@@ -122,6 +133,12 @@ def find(spec: str | Path) -> ExportedModel | None:
     if left_out:
         raise PlaitError(f"{folder} leaves out what its run trained of {', '.join(left_out)}: export the run in a layout that holds it")
     return ExportedModel(folder, _within(config, folder.absolute(), path), frozen)
+
+
+def _refuse_adapters(folder: Path) -> None:
+    """Raise PlaitError for a folder of peft's, which holds adapters and no model."""
+    if any(folder.glob(name) for name in ("adapter_config.json", "*/adapter_config.json")):
+        raise PlaitError(f"{folder} holds adapters alone, for peft: give the run that trained them, or export that in another layout")
 
 
 def _within(config: RunConfig, folder: Path, path: Path) -> RunConfig:

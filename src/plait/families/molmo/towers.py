@@ -27,12 +27,9 @@ TOKENIZER = "tokenizer"  # folder of a tokenizer trained on the spot, inside the
 
 def language_config(config: Config) -> PreTrainedConfig:
     """Return the language model's configuration; for those in LANGUAGES nothing is downloaded. Raises PlaitError if it cannot be loaded."""
-    if config.language in LANGUAGES:
-        known: PreTrainedConfig = AutoConfig.for_model(**LANGUAGES[config.language])
+    if (sizes := LANGUAGES.get(config.language) or held.language(config.language)) is not None:
+        known: PreTrainedConfig = AutoConfig.for_model(**sizes)
         return known
-    if (sizes := held.language(config.language)) is not None:
-        exported: PreTrainedConfig = AutoConfig.for_model(**sizes)
-        return exported
     with loading("model.language", config.language):
         loaded: PreTrainedConfig = AutoConfig.from_pretrained(config.language, revision=config.language_revision or MAIN, **trust.CONFIG)
         return loaded
@@ -46,8 +43,7 @@ def load_language(config: Config, seed: int) -> PreTrainedModel:
         return meta
     if config.language == DEBUG:
         return seeded(key(seed, "molmo", "language") >> 1, lambda: _random_language_model(sizes))
-    if held.language(config.language) is not None:
-        raise PlaitError(f"model.language: {config.language} is a whole model, not a language model: set `from: {config.language}`")
+    held.refuse(config.language)
     source = SOURCES.get(config.language, config.language)
     with loading("model.language", source):
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -96,11 +92,9 @@ def load_tokenizer(config: Config, assets: Path) -> Tokenizer:
         if not path.is_file():
             raise PlaitError(f"no tokenizer at {path}: a debug model's tokenizer is trained when its run starts; give that run's directory")
         return open_tokenizer(path, "copy it back from a fork or a backup of the run; a new one would number the tokens otherwise")
-    if held.language(config.language) is not None:
-        return open_tokenizer(Path(config.language) / held.TOKENIZER, "export the run again")
     source = SOURCES.get(config.language, config.language)
     with loading("model.language", source):
-        cached = cached_file(source, "tokenizer.json", revision=config.language_revision or MAIN)
+        cached = held.tokenizer(source) or cached_file(source, "tokenizer.json", revision=config.language_revision or MAIN)
         return open_tokenizer(Path(str(cached)), "save or download it again")
 
 
