@@ -19,6 +19,7 @@ from plait.engine.monitoring.beside.shown import KeptPictures
 from plait.engine.monitoring.event_files import TensorBoard
 from plait.errors import PlaitError
 from plait.training.monitor.causes import Cause
+from plait.training.monitor.window import PARTS
 from tests.commands.test_answers_page import Page
 from tests.golden import recipes
 from tests.test_house import ROOT
@@ -192,6 +193,20 @@ def test_what_made_steps_slow_stands_with_its_cure(copy, monkeypatch):
     first = cells.index("dense masks")
     assert cells[first : first + 4] == ["dense masks", "12.5%", "half of the FLOPs", "--model.masks=sparse"]
     assert cells[first + 4 : first + 8] == ["save", "10.0%", "checkpoints are long", ""]
+    assert '<td class="cure">--model.masks=sparse</td>' in (copy / "report.html").read_text(), "a line is not broken behind its dashes"
+
+
+def test_each_part_of_the_time_has_a_look_of_its_own(copy):
+    rows = [{**row, "spent": {"seconds": dict.fromkeys(PARTS, 1.0)}} for row in rows_of(copy) if "loss" in row]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spots = re.findall(r'<i class="spot ([^"]*)"></i><span>', page_of(copy).html)
+    assert spots == [*(f"k{i}" for i in range(8)), "k0 hatched", "k1 hatched"]
+
+
+def test_a_warning_stands_beside_its_step_which_it_does_not_repeat(copy):
+    append(copy, {"step": 41, "stage": 2, "loss": 1.0, "warnings": ["step 41: projector does not learn"]})
+    cells = page_of(copy).texts("td")
+    assert cells[cells.index("projector does not learn") - 1] == "warning"
 
 
 def test_the_last_look_at_pictures_is_a_sentence(copy):

@@ -178,7 +178,7 @@ def quarantine_table(record: RunRecord) -> Table | None:
 
 def warnings_table(record: RunRecord) -> Table | None:
     """Return the table of warnings, skipped steps and benches that failed; None where there was none."""
-    rows = [[f"{step:,}", kind, text] for step, kind, text in events(record)]
+    rows = [[f"{step:,}", kind, text.removeprefix(f"step {step}: ")] for step, kind, text in events(record)]
     note = f"The last {_MOST_ROWS} of {len(rows):,}." if len(rows) > _MOST_ROWS else ""
     return Table("Warnings", ["step", "kind", "what"], rows[-_MOST_ROWS:], frozenset({0}), note) if rows else None
 
