@@ -89,6 +89,24 @@ def test_a_saved_model_is_the_export_of_the_run(both, tmp_path):
         assert TheWorld.from_pretrained(tmp_path / "saved").generate(None, "Hello?", max_new_tokens=2) is not None
 
 
+@pytest.mark.parametrize("beside", [[], ["projector"]])
+def test_adapters_train_as_in_a_run_and_are_saved_alone_or_merged(tmp_path, beside):
+    config = yaml.safe_load(recipes.written("theworld", tmp_path).read_text()) | {"evaluate": []}
+    config |= {"adapters": {"language": {"kind": "lora", "rank": 2, "targets": "auto"}}, "trainable": [*beside, "language.lora"]}
+    config |= {"optim": {"lr": 1e-2}, "train": {"steps": 2, "global_batch": 2}}
+    run = plait.train(config).folder
+    trainer = recipes.trainer_of(config, tmp_path / "out")
+    trainer.train()
+    assert [row["loss"] for row in recipes.of_trainer(trainer)] == pytest.approx([row["loss"] for row in recipes.of_engine(run)], abs=1e-6)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.save_model(str(tmp_path / "saved"))
+    assert cli.main(["export", str(run), str(tmp_path / "exported"), "--to", "theworld" if beside else "peft"]) == 0
+    name = "model.safetensors" if beside else "adapter_model.safetensors"
+    assert equal(tmp_path / "exported" / name, tmp_path / "saved" / name)
+    assert before.keys() == trainer.model.state_dict().keys()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
 def test_evaluate_measures_the_held_out_loss_of_the_run(runs):
     both = runs("theworld")
     (row,) = [row for row in map(json.loads, (both.run / "metrics.jsonl").read_text().splitlines()) if "eval/loss" in row]

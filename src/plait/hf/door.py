@@ -1,5 +1,6 @@
 """Make a Trainer of transformers for a configuration, `plait.hf.trainer`."""
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -67,8 +68,9 @@ def trainer(
     ranks = HostRanks.of(made.process_index, made.world_size, made.device)
     for line in [*resolved.warnings, *_left_out(view.config)] if ranks.first else ():
         log.warning(line)
-    opened = _open(view, expanded(str(made.output_dir)), ranks)
-    made.max_steps = opened.plan.steps
+    out = expanded(str(made.output_dir))
+    opened = _open(view, out, ranks)
+    made.output_dir, made.max_steps = str(out), opened.plan.steps
     return StageTrainer(opened, made, callbacks)
 
 
@@ -140,8 +142,9 @@ def _open(view: StageView, out: Path, ranks: Ranks) -> Stage:
         log.info(line)
     if warning := caution(config.train.precision, ranks.device):
         log.info(warning)
-    blocks.checkpoint_and_compile(bundle.blocks, config.distributed)
+    changes = contextlib.ExitStack()
+    changes.enter_context(blocks.changed(bundle.blocks, config.distributed))
     set_precision(bundle.model, state.ever_trained | plan.trained_names, config.train.precision)
     for name, parameter in bundle.model.named_parameters():
         parameter.requires_grad_(name in plan.trained_names)
-    return Stage(plan, bundle, state, ranks, out)
+    return Stage(plan, bundle, state, ranks, out, changes)

@@ -296,7 +296,7 @@ class _Steps(TrainerCallback):
     """Keeps plait's state of the run at the trainer's step, and its averages."""
 
     def __init__(self, trainer: StageTrainer) -> None:
-        self.stage = trainer.stage
+        self.stage, self.quarantine = trainer.stage, trainer.quarantine
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Go to the step that the trainer continues from."""
@@ -304,6 +304,8 @@ class _Steps(TrainerCallback):
         run.step = run.stage_start + state.global_step
         if not state.global_step:
             run.totals.clear()
+        if self.stage.ranks.first:
+            self.quarantine.resume(state.global_step)
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Update the averages."""

@@ -1,5 +1,6 @@
 """What a trainer of transformers trains: a stage's plan, its model, and the state of the run."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ from plait.training.stage_plan import StagePlan
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage that a trainer trains. `state`: of the run, at the trainer's step; `out`: folder of its files."""
+    """A stage that a trainer trains. `state`: of the run, at the trainer's step; `out`: folder of its files.
+
+    `changes`: of the model's blocks, recomputed or compiled, which last as long as the trainer.
+    """
 
     plan: StagePlan
     bundle: ModelBundle
     state: State
     ranks: Ranks
     out: Path
+    changes: ExitStack
 
     @property
     def config(self) -> RunConfig:

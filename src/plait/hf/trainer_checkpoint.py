@@ -5,10 +5,12 @@ folder beside it; plait-trainer.json tells which stage, data and order it is of.
 """
 
 import contextlib
+import copy
 import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plait import files
-from plait.assembly import saved
+from plait.assembly import exported, saved
+from plait.assembly.model import ModelBundle
 from plait.commands.actions import export as exporting
 from plait.config.resolved import difference, dump
 from plait.config.schema import RunConfig
@@ -145,8 +148,8 @@ def averaged(stage: Stage) -> Iterator[None]:
 def export(stage: Stage, out: Path) -> None:
     """Write the model into the folder `out`, on rank 0, in the layout that holds all of it.
 
-    Of a model with adapters these alone are written. An earlier export in `out` is replaced once the new one is whole. All ranks call this.
-    Raises PlaitError for a family without layouts, and where `out` is neither free nor such an export.
+    Where adapters alone were trained these are written, else they are merged, in a copy. An earlier export in `out` is replaced once the
+    new one is whole. All ranks call this. Raises PlaitError for a family without layouts, and where `out` is neither free nor an export.
     """
     error = None
     if stage.ranks.first:
@@ -159,20 +162,31 @@ def export(stage: Stage, out: Path) -> None:
 
 
 def _export(stage: Stage, out: Path) -> None:
-    bundle, config = stage.bundle, stage.config
-    publisher = offers.publisher(config.family)
-    layout = LAYOUT if bundle.adapters is not None else bundle.section.whole or next(iter(publisher.exports if publisher else ()), None)
+    bundle, config, trained = stage.bundle, stage.config, stage.state.ever_trained | stage.plan.trained_names
+    publisher, alone = offers.publisher(config.family), bundle.adapters is not None and trained <= bundle.adapters.names
+    layout = LAYOUT if alone else bundle.section.whole or next(iter(publisher.exports if publisher else ()), None)
     if layout is None:
         raise PlaitError(f"save_model: family {config.family!r} has no layout that other software reads; a checkpoint has its weights")
     fresh = out.with_name(f"{out.name}.new")
     if fresh.exists():
         shutil.rmtree(fresh)
-    replaced = (out / saved.MODEL_SETTINGS).is_file() or (layout == LAYOUT and (out / "adapter_config.json").is_file())
+    replaced = (out / saved.MODEL_SETTINGS).is_file() or (alone and (out / "adapter_config.json").is_file())
     if out.exists() and not replaced and not (out.is_dir() and not any(out.iterdir())):
         raise PlaitError(f"save_model: {out} holds something else than an export: give another folder")
     with averaged(stage):
-        exporting.write_model(bundle, config, stage.state.ever_trained | stage.plan.trained_names, layout, fresh)
+        if not alone:
+            bundle, config, trained = exported.merged(_copied(bundle), config, trained)
+        exporting.write_model(bundle, config, trained, layout, fresh)
     if out.exists():
         shutil.rmtree(out)
     fresh.rename(out)
     log.info(f"the model, as {layout}: written to {out}")
+
+
+def _copied(bundle: ModelBundle) -> ModelBundle:
+    """Return a copy of a model with adapters, which merging changes and training needs as it is; any other model itself."""
+    if bundle.adapters is None:
+        return bundle
+    model = copy.deepcopy(bundle.model)
+    layers = {component: {name: model.get_submodule(name) for name in names} for component, names in bundle.adapters.layers.items()}
+    return replace(bundle, model=model, adapters=replace(bundle.adapters, model=model, layers=layers))
