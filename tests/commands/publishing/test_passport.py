@@ -228,6 +228,9 @@ def test_a_passport_that_is_a_link_or_none_is_refused(folder, tmp_path, capsys):
     (folder / "passport.json").rename(tmp_path / "aside")
     assert verify(folder) == 2
     assert f"{folder} has no passport.json, and is no run: an export or push of an older plait, or of another program" in told(capsys)
+    (folder / "passport.json").symlink_to("passport.json")
+    assert verify(folder) == 1 and "passport.json is a link, and no file of its own" in told(capsys)
+    (folder / "passport.json").unlink()
     (folder / "passport.json").symlink_to(tmp_path / "aside")
     assert verify(folder) == 1 and "passport.json is a link, and no file of its own" in told(capsys)
     (folder / "passport.json").unlink()
@@ -291,6 +294,26 @@ def test_the_verdict_of_a_proof_is_kept_in_the_run_of_the_same_settings(made, ru
     assert verify(run) == 0
     line = "  proof       bit-exact: 6 kills (4 SIGKILL, 2 worker), 2 ranks, up to 8 steps a stage, seed 0\n"
     assert line in capsys.readouterr().out
+
+
+def test_data_that_was_changed_since_is_told_where_that_is_asked_for(made, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    shutil.copy(made[0].parent / "train.jsonl", tmp_path)
+    recipe.write_text(made[0].read_text().replace(f"{made[0].parent}/train", f"{tmp_path}/train"))
+    run = toy.train(recipe, tmp_path / "run", "stages=[]", "trainable=[language]", "train.steps=2")
+    assert verify(run, "--data") == 0
+    assert cli.main(["ckpt", "consolidate", str(run), str(tmp_path / "out")]) == 0
+    was = toy.at(run, 2).manifest["data"]["jsonl:train.jsonl"]
+    (tmp_path / "train.jsonl").write_text((tmp_path / "train.jsonl").read_text().partition("\n")[2])
+    assert verify(run) == 0 and verify(tmp_path / "out", "--run", run) == 0
+    capsys.readouterr()
+    for words in ((run, "--data"), (tmp_path / "out", "--run", run, "--data")):
+        assert verify(*words) == 1
+        line = f": data of stage train: jsonl:train.jsonl was {was}, is "
+        assert line in told(capsys)
+    (tmp_path / "train.jsonl").unlink()
+    assert verify(run, "--data") == 1 and ": the data of stage train cannot be opened: " in told(capsys)
+    assert verify(tmp_path / "out", "--data") == 2 and told(capsys) == "--data: where the data is, the run knows: add --run RUN"
 
 
 def test_a_run_is_held_against_its_manifests(run, capsys):

@@ -21,7 +21,7 @@ _TOLD = re.compile(r"passport `(sha256:[0-9a-f]{64})`")
 class Verdict:
     """What was checked. `what`: its name; `claims`: None where they cannot be read; `not_covered`: files that no claim is made of.
 
-    `by`: what it was held against, in words.
+    `by`: what it was held against, in words; `run`: of a run, or a part of one: its directory.
     """
 
     what: str
@@ -31,13 +31,14 @@ class Verdict:
     faults: list[str] = field(default_factory=list)
     not_covered: list[str] = field(default_factory=list)
     checked: int = 0
+    run: Path | None = None
 
 
 def folder(path: Path) -> Verdict:
     """Check a folder on the disk with a passport in it."""
     passport = path / seal.NAME
     found = Verdict(str(path))
-    if passport.is_symlink() and passport.resolve().parent.name != "blobs":
+    if passport.is_symlink() and not (passport.is_file() and passport.resolve().parent.name == "blobs"):
         found.faults.append(f"{seal.NAME} is a link, and no file of its own")
         return found
     if not passport.is_file():

@@ -209,12 +209,12 @@ def _stage(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "last_step": state["step"],
         "samples": _samples(state.get("batches"), state["step"] - state["stage_start"]),
         "ended": state["stage_done"],
-        "data": _data(manifest["data"]),
+        "data": short_names(manifest["data"]),
         "manifest_xxh3": manifest["xxh3"],
     }
 
 
-def _data(fingerprints: Mapping[str, str]) -> dict[str, str]:
+def short_names(fingerprints: Mapping[str, str]) -> dict[str, str]:
     """Return fingerprints by the names of sources without folders of this machine; equal ones are numbered."""
     told = dict[str, str]()
     for name, content in fingerprints.items():

@@ -25,7 +25,7 @@ _BESIDE = ("manifest.json", signed.COPY)
 def look(spec: str) -> Verdict:
     """Check the checkpoints that `spec` names (RUN, RUN/STAGE: all of them; RUN@STEP: one). Raises PlaitError if there is none."""
     folders, run = _named(spec)
-    found = Verdict(spec, by="its manifests say")
+    found = Verdict(spec, by="its manifests say", run=run)
     newest: Checkpoint | None = None
     others = _hashes(run)
     for folder in folders:

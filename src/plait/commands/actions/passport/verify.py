@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from plait.assembly import hub_start
-from plait.commands.actions.passport import checked, hub, runs, seal, show
+from plait.commands.actions.passport import checked, data, hub, runs, seal, show
 from plait.commands.actions.passport.checked import Verdict
 from plait.config import signed
 from plait.engine.checkpoints import checkpoint
@@ -21,18 +21,23 @@ class Unlike(PlaitError):
     exit_code = 1
 
 
-def verify(spec: str, *, digest: str | None = None, run: Path | None = None, as_json: bool = False) -> None:
+def verify(spec: str, *, digest: str | None = None, run: Path | None = None, with_data: bool = False, as_json: bool = False) -> None:
     """Check what `spec` names against its passport, print what it is and a line per fault.
 
     `spec`: an export or another folder with a passport, a run, a checkpoint of one, or a repository of the Hub. `digest`: that the passport
-    must have; `run`: the run of which its claims must hold. `as_json`: as one JSON object, too. Raises Unlike where anything is not as it
-    says, and PlaitError where it has no passport, or cannot be read.
+    must have; `run`: the run of which its claims must hold; `with_data`: open the data of that run, or of the one that is checked,
+    and compare its fingerprints. `as_json`: as one JSON object, too. Raises Unlike where anything is not as it says, and PlaitError where
+    it has no passport, or cannot be read.
     """
     found = _look(spec)
     if digest is not None and found.digest != (digest if digest.startswith("sha256:") else f"sha256:{digest}"):
         found.faults.append(f"digest was to be {digest}, is {found.digest or 'not there'}")
     if run is not None and found.claims is not None:
         found.faults += runs.against(found.claims, run)
+    if with_data:
+        if (whose := run or found.run) is None:
+            raise PlaitError("--data: where the data is, the run knows: add --run RUN")
+        found.faults += [] if found.claims is None else data.faults(found.claims, whose)
     if as_json:
         claims = None if found.claims is None else found.claims.model_dump(mode="json")
         told = {"of": found.what, "intact": not found.faults, "faults": found.faults, "not_covered": found.not_covered}
