@@ -10,7 +10,7 @@ import pytest
 from plait import cli, commands
 from plait.commands import command_line, verbs
 from plait.commands.command import actions
-from plait.families import registry
+from plait.families import offers, registry
 
 SHRUG = """
 import logging
@@ -71,7 +71,7 @@ def test_help_of_generate_lists_every_option_of_a_family(family, capsys):
         cli.main(["generate", "--help"])
     shown = capsys.readouterr().out.split(f"options of family {family}:\n")[1].split("\n\n")[0]
     options = registry.load(family).GenerateOptions
-    assert options is registry.generate_options(family)
+    assert options is offers.generate_options(family)
     names = ["--" + name.replace("_", "-") for name in options.model_fields]
     assert re.findall(r"^  (--[\w-]+) [A-Z_]+(?:  |\n {20})", shown, re.M) == names
     assert all(field.description for field in options.model_fields.values())

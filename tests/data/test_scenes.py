@@ -239,3 +239,12 @@ def test_asking_as_turns_changes_the_fingerprint_and_naming_the_default_does_not
 def test_turns_of_a_single_question_are_refused() -> None:
     with pytest.raises(PlaitError, match="scenes: asked_as: turns needs questions of 2 or more: one question is one turn"):
         scenes(asked_as="turns")
+
+
+def test_texts_are_had_without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = scenes(size=[48, 48], objects=[1, 3], questions=2, asked_as="turns", tasks={"colour": 1, "count": 1}, length=8)
+    drawn = [source[i] for i in range(8)]
+    monkeypatch.setattr("plait.data.synthetic.scenes.encode", None)  # would fail
+    assert [source.worded(i) for i in range(8)] == [sample | {"images": [b""]} for sample in drawn]
+    with pytest.raises(IndexError, match="scene 8 of 8"):
+        source.worded(8)

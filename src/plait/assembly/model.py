@@ -170,7 +170,7 @@ def _texts(config: RunConfig) -> Iterator[str]:
             try:
                 with sample_errors:
                     index = int(permute(i, len(source), config.seed, "texts"))
-                    sample = read(source, index) if source.stream is None else read(source, i, 0)  # shard by shard
+                    sample = source.worded(index) if source.stream is None else read(source, i, 0)  # shard by shard
             except BadSample as error:
                 bad.append(str(error))
                 continue

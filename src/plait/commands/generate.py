@@ -6,7 +6,7 @@ from typing import Any
 from plait.commands.arguments import EXPORT, add_checkpoint, add_weights, path
 from plait.commands.command import Arguments, Command, HelpFormatter, Parser
 from plait.config.messages import flag
-from plait.families import registry
+from plait.families import offers, registry
 
 
 def declare(parser: Parser) -> None:
@@ -34,7 +34,7 @@ def family_options() -> list[Parser]:
     """
     parsers = []
     for family, _ in registry.model_configs():
-        if options := registry.generate_options(family):
+        if options := offers.generate_options(family):
             parsers.append(Parser(usage=SUPPRESS, add_help=False, formatter_class=HelpFormatter))
             group = parsers[-1].add_argument_group(f"options of family {family}")
             for name, field in options.model_fields.items():

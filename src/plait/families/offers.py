@@ -3,9 +3,12 @@
 Each is an optional module or folder of the family's package; registry.py finds the families themselves.
 """
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+from pydantic import BaseModel
 
 from plait.config.secrets import filled_in
 from plait.errors import PlaitError
@@ -66,3 +69,15 @@ def export_checks(publisher: "Publisher") -> "Mapping[str, Check]":
     """Return how the layouts of a family's module `export` are checked, by layout; of a module without `checks` none is."""
     checks: Mapping[str, Check] = vars(publisher).get("checks", {})
     return checks
+
+
+def generate_options(family: str) -> type[BaseModel] | None:
+    """Return the class of a family's options of `plait generate` if it has an options.py, else None; imports no torch."""
+    options = vars(registry.module_of(family, "options")).get("GenerateOptions") if registry.has_module(family, "options.py") else None
+    return options if isinstance(options, type) and issubclass(options, BaseModel) else None
+
+
+def register_auto_classes() -> None:
+    """Let transformers' Auto classes load the exports of the families that ship which only plait has the model of."""
+    for path in sorted(Path(__file__).parent.glob("*/hf/register.py")):
+        importlib.import_module(f"plait.families.{path.parents[1].name}.hf.register").register()

@@ -14,8 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import BaseModel
-
 from plait.config import plugins
 from plait.config.messages import section_faults
 from plait.config.schema import ModelSection
@@ -76,12 +74,6 @@ def model_configs() -> Iterator[tuple[str, type[ModelSection]]]:
             yield family, model_config(family)
 
 
-def generate_options(family: str) -> type[BaseModel] | None:
-    """Return the class of a family's options of `plait generate` if it has an options.py, else None; imports no torch."""
-    options = vars(module_of(family, "options")).get("GenerateOptions") if has_module(family, "options.py") else None
-    return options if isinstance(options, type) and issubclass(options, BaseModel) else None
-
-
 def load(family: str) -> "Family":
     """Import a family's family.py and return its checked members. Raises PlaitError for an unknown name, or members missing or wrong."""
     module = module_of(family, "family")
@@ -93,12 +85,6 @@ def load(family: str) -> "Family":
         checks_of("members").check(family, module)
         raise
     return loaded if is_shipped(family) else cast("Family", checks_of("returned").checked(loaded))
-
-
-def register_auto_classes() -> None:
-    """Let transformers' Auto classes load the exports of the families that ship which only plait has the model of."""
-    for path in sorted(_HERE.glob("*/hf/register.py")):
-        importlib.import_module(f"plait.families.{path.parents[1].name}.hf.register").register()
 
 
 def benches(family: str) -> "Benches":

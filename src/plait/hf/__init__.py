@@ -6,12 +6,12 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from plait.families import registry
+from plait.families import offers
 
 if TYPE_CHECKING:
     from plait.hf.door import trainer as trainer
 
-registry.register_auto_classes()
+offers.register_auto_classes()
 
 
 def __getattr__(name: str) -> object:

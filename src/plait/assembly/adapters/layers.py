@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from plait.assembly.adapters import quantised
 from plait.config.sections.adapters import AUTO, SUFFIX, Adapter
@@ -175,7 +174,8 @@ def targets(model: nn.Module, component: str, names: Collection[str], blocks: Se
 
 def _linear(model: nn.Module, names: Collection[str]) -> Iterator[tuple[str, nn.Module]]:
     """Yield the linear layers whose parameters are among `names`, but for output heads, whose weight is used without their forward pass."""
-    heads = {id(module.get_output_embeddings()) for module in model.modules() if isinstance(module, PreTrainedModel)}
+    ends = (getattr(module, "get_output_embeddings", None) for module in model.modules())  # of transformers' models
+    heads = {id(end()) for end in ends if end is not None}
     for name, module in model.named_modules():
         linear = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
         if linear and id(module) not in heads and f"{name}.weight" in names:

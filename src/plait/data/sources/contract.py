@@ -75,6 +75,10 @@ class Source(abc.ABC):
         """Return sample `index` for training. All randomness (such as which caption) comes from the 64-bit `sample_key`."""
         return self[index]
 
+    def worded(self, index: int) -> Sample:
+        """Return what `read` does, for its text alone: a source that draws its pictures may leave them out."""
+        return read(self, index)
+
     def peek(self, index: int) -> Sample:
         """Return sample `index` for what is measured of it; of `messages` none where they are unfit. Raises BadSample if it is broken."""
         return self[index]

@@ -51,6 +51,10 @@ class Subset(Source):
         """Return sample `index` of this subset, drawn by the whole source with the 64-bit seed `sample_key`; IndexError beyond its end."""
         return self.whole.draw(self.index_in_whole(index), sample_key)
 
+    def worded(self, index: int) -> Sample:
+        """Return sample `index` of this subset for its text alone. Raises IndexError if `index` is out of range."""
+        return self.whole.worded(self.index_in_whole(index))
+
     def peek(self, index: int) -> Sample:
         """Return what the whole source tells of sample `index` of this subset. Raises IndexError if `index` is out of range."""
         return self.whole.peek(self.index_in_whole(index))

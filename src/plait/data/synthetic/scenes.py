@@ -215,12 +215,19 @@ class Scenes:
 
         `fields`: the picture's objects and background, and the question (of several turns the last) with its truth (docs/scenes.md).
         """
+        return self._sample(index, pictures=True)
+
+    def worded(self, index: int) -> dict[str, Any]:
+        """Return sample `index` with empty pictures, which are not drawn; IndexError outside."""
+        return self._sample(index, pictures=False)
+
+    def _sample(self, index: int, *, pictures: bool) -> dict[str, Any]:
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         options = self.options
         scene, question, caption, task, more_fields = self._compose(index)
         draw = functools.partial(render, scene, supersample=options.supersample, trails=self._trails)
-        frames = [encode(draw(frame), options.format) for frame in range(max(options.frames, 1))]
+        frames = [encode(draw(frame), options.format) if pictures else b"" for frame in range(max(options.frames, 1))]
         sample: dict[str, Any] = {
             "id": f"{self.split}-{self.seed}-{index}",
             "images": frames[:1],
@@ -239,8 +246,7 @@ class Scenes:
                 **more_fields,
             },
         }
-        if options.frames:
-            sample["frames"] = frames
+        sample |= {"frames": frames} if options.frames else {}
         if options.questions > 1:
             more = self._more(index, scene, question)
             if options.asked_as == "turns":

@@ -4,14 +4,13 @@
 buffers, settings, types, the device, and the versions of the libraries. Another of any of these has a folder of its own.
 """
 
+import importlib.metadata
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 import xxhash
 from torch import nn
 
@@ -128,7 +127,7 @@ def _about(encoder: FrozenEncoder, model: nn.Module, config: RunConfig, ranks: R
     """Return all that decides what an encoder makes of a picture, to the bit."""
     cuda = ranks.device.type == "cuda"
     host = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    versions = {module.__name__: module.__version__ for module in (torch, transformers, diffusers)}
+    versions = {"torch": str(torch.__version__), **{name: importlib.metadata.version(name) for name in ("transformers", "diffusers")}}
     compiled = config.distributed.model_dump(include={"compile", "compile_mode", "compile_dynamic", "compile_backend"})
     return {
         "encoder": encoder.name,
