@@ -7,6 +7,7 @@ import xxhash
 
 _BEFORE_DIGITS = [b"i" + length.to_bytes(8, "little") for length in range(64)]
 """What stands before an integer's digits, by how many they are: many keys are made per step."""
+_SMALL = [_BEFORE_DIGITS[len(b"%d" % number)] + b"%d" % number for number in range(256)]
 
 
 def key(*parts: int | str) -> int:
@@ -15,6 +16,8 @@ def key(*parts: int | str) -> int:
     for part in parts:
         if isinstance(part, str):
             data += _text(part)
+        elif 0 <= part < len(_SMALL):
+            data += _SMALL[part]
         else:
             digits = b"%d" % int(part)
             data += _BEFORE_DIGITS[len(digits)] + digits

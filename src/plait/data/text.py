@@ -56,11 +56,11 @@ def messages(fields: Mapping[str, Any], template: Template | None, *, allow_blan
     if template is not None:
         return _from_template(fields, template, allow_blank=allow_blank)
     present = [name for name in TEXTS if name in fields]
+    if not present:
+        return []
     name = next((name for name in present if not is_null(fields[name])), None)
     if name is None:
-        if present:
-            raise BadSample(f"no text: {' and '.join(f'`{name}`' for name in present)} {'is' if len(present) == 1 else 'are'} null")
-        return []
+        raise BadSample(f"no text: {' and '.join(f'`{name}`' for name in present)} {'is' if len(present) == 1 else 'are'} null")
     if name in _TURN_KEYS:
         return [_turn(turn, *_TURN_KEYS[name]) for turn in _list(fields, name)]
     if name == "texts":

@@ -6,7 +6,6 @@ for it gets it: to wake one takes longer than to decode a photo. The decoder's c
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from plait.data.loading.micro_batch import Example, MicroBatchBuilder
 from plait.data.order import SampleId
@@ -17,12 +16,8 @@ from plait.keys import key
 _AT_ONCE = 64  # samples: more would lie in memory, and no longer in caches
 
 
-class _Read(NamedTuple):
-    """A sample as its source gave it, the key of its randomness, and the seconds that it took."""
-
-    sample: Sample
-    key: int
-    read_s: float
+_Read = tuple[Sample, int, float]
+"""A sample as its source gave it, the key of its randomness, and the seconds that it took."""
 
 
 def encode_in_passes(builder: MicroBatchBuilder, ids: Sequence[SampleId]) -> list[Example]:
@@ -43,17 +38,17 @@ def _read(builder: MicroBatchBuilder, wanted: SampleId) -> _Read | None:
             sample = read(builder.sources[wanted.source], wanted.index, sample_key)
     except BadSample:
         return None
-    return _Read(sample, sample_key, time.perf_counter() - began)
+    return sample, sample_key, time.perf_counter() - began
 
 
 def _encode(builder: MicroBatchBuilder, wanted: SampleId, taken: _Read | None) -> Example | None:
     """Return a sample's example; None where it is bad."""
     if taken is None:
         return None
-    began = time.perf_counter()
+    began, (sample, sample_key, read_s) = time.perf_counter(), taken
     try:
         with sample_errors:
-            value = builder.inputs.encode(taken.sample, taken.key)
+            value = builder.inputs.encode(sample, sample_key)
     except BadSample:
         return None
-    return Example(value, wanted, [], taken.read_s + time.perf_counter() - began)
+    return Example(value, wanted, [], read_s + time.perf_counter() - began)
