@@ -79,7 +79,8 @@ def _accepted(run: Path, copy: Path | None, purpose: str) -> Path:
     if copy is None or signed.is_as_written(path):
         return path
     if (copys_fault := _fault(copy)) is None:
-        log.warning(f"{path} is {_CHANGED if path.exists() else 'missing'}; {copy}, saved with that checkpoint, {purpose}")
+        if path.exists() or (run / "identity").is_file():  # else a checkpoint lies alone, as a push of it does
+            log.warning(f"{path} is {_CHANGED if path.exists() else 'missing'}; {copy}, saved with that checkpoint, {purpose}")
         return copy
     if fault := _fault(path):
         raise PlaitError(f"{fault}, and {copys_fault}")

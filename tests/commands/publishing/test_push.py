@@ -48,7 +48,7 @@ def body(run, step, name):
     return (toy.at(run, step).folder / name).read_bytes()
 
 
-def test_a_push_is_one_commit_and_a_run_begins_with_it(made, run, hub, tmp_path):
+def test_a_push_is_one_commit_and_a_run_begins_with_it(made, run, hub, tmp_path, capsys):
     assert push(run, "someone/toy") == 0
     repo = hub.repos["someone/toy"]
     assert repo.private and repo.of("main") == ["plait: step 18 of stage language"]
@@ -56,7 +56,7 @@ def test_a_push_is_one_commit_and_a_run_begins_with_it(made, run, hub, tmp_path)
     new = toy.train(made[0], tmp_path / "new", "from=someone/toy", *ONE)
     vision = [toy.at(folder, step).tensors("weights") for folder, step in ((run, 18), (new, 1))]
     assert toy.same(*({name: value for name, value in of.items() if name.startswith("vision")} for of in vision))
-    assert (new / "assets/tokenizer/words").read_text() == "the run's own"
+    assert (new / "assets/tokenizer/words").read_text() == "the run's own" and "warning" not in capsys.readouterr().err
     assert not outbox.waiting(run) and outbox.sent(run)[0]["commit"] == repo.branches["main"]
 
 
@@ -256,6 +256,7 @@ def test_a_public_repository_gets_nothing_unless_that_is_asked_for(run, hub, cap
     shutil.rmtree(run / "outbox")
     assert push(run, "someone/toy", "--public") == 0 and push(run, "fresh", "--public") == 0
     assert not hub.repos["someone/fresh"].private
+    assert f"pushed to {hub.url}/someone/fresh/tree/{hub.repos['someone/fresh'].branches['main']}\n" in capsys.readouterr().out
 
 
 def test_a_file_that_was_damaged_while_it_waited_is_not_sent_and_nothing_waits_for_it(run, hub, capsys):
@@ -279,7 +280,7 @@ def test_a_file_that_was_damaged_while_it_waited_is_not_sent_and_nothing_waits_f
 
 @pytest.mark.parametrize("name", ["manifest.json", "passport.json", "model.safetensors"])
 def test_an_export_or_a_manifest_that_was_damaged_while_it_waited_is_given_up(run, hub, monkeypatch, capsys, name):
-    def exported(spec, out, to):
+    def exported(spec, out, to, kept):
         consolidate(str(spec), out, averaged=True)
 
     monkeypatch.setattr(export, "export", exported)
@@ -343,7 +344,7 @@ def test_the_card_of_an_older_checkpoint_tells_nothing_of_what_came_later(run, h
 
 
 def test_an_export_is_pushed_in_place_of_the_checkpoint(run, hub, monkeypatch):
-    def exported(spec, out, to):
+    def exported(spec, out, to, kept):
         out.mkdir()
         (out / "config.json").write_text(f'{{"of": "{to}"}}')
         shutil.copy(toy.at(run, 18).folder / "weights.safetensors", out / "model.safetensors")

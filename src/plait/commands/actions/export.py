@@ -32,13 +32,15 @@ def export(
     length: float | None = None,
     library: str | None = None,
     trust: bool = False,
+    kept: bool = True,
 ) -> None:
     """Write the checkpoint that `spec` names (RUN, RUN@STEP, ...) into the new directory `out`, in the layout `to`, such as "hf".
 
     `to` None: the family's first. `averaged`: use the EMA weights if there are any; `length`: use a post-hoc average of this length (a
     share of the run) instead. `library`: load the export with it in a process of its own, and compare; `out` has its name only where they
-    are equal, and is not written again if it exists. `trust`: run the code in it, where its layout is loaded by that. Raises PlaitError for
-    a family without that layout, if `out` exists, if there is no such checkpoint, and for an export that is not the model.
+    are equal, and is not written again if it exists. `trust`: run the code in it, where its layout is loaded by that. `kept`: whether `out`
+    stays, and is told. Raises PlaitError for a family without that layout, if `out` exists, if there is no such checkpoint, and for an
+    export that is not the model.
     """
     if out.exists() and library is None:
         raise PlaitError(f"{out} exists already: export to a new directory, or remove it")
@@ -69,7 +71,9 @@ def export(
                 log.info(line)
         if folder != out:
             folder.rename(out)
-        log.info(f"{located.checkpoint.folder}, {which}, as {to}: {'written to' if library is None or folder != out else 'equal to'} {out}")
+        verdict = "written to" if library is None or folder != out else "equal to"
+        if kept:
+            log.info(f"{located.checkpoint.folder}, {which}, as {to}: {verdict} {out}")
 
 
 def _layout(located: saved.SavedModel, to: str | None) -> str:

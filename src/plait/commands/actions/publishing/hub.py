@@ -36,8 +36,8 @@ def prepare() -> None:
     utils.disable_progress_bars()  # type: ignore[attr-defined]
 
 
-def send(item: Item, branches: Sequence[str]) -> str:
-    """Send the files of an item to branches of its repository, and return the commit of the first of them.
+def send(item: Item, branches: Sequence[str]) -> tuple[str, str]:
+    """Send the files of an item to branches of its repository; return owner/name, and the commit of the first branch.
 
     Raises PlaitError where it must not be sent, as the repository holds something else, or (Damaged) a file is damaged, and what the
     client raises.
@@ -53,7 +53,7 @@ def send(item: Item, branches: Sequence[str]) -> str:
         if branch != "main":
             api.create_branch(repo, branch=branch, revision=commits[0] if commits else "main", exist_ok=True)
         commits.append(_commit(api, repo, branch, item))
-    return commits[0]
+    return repo, commits[0]
 
 
 def address(repo: str, commit: str) -> str:

@@ -66,7 +66,7 @@ def _queue(found: checkpoint.Checkpoint, job: outbox.Job, spec: str) -> None:
         contents.add(found, job)
     else:
         with tempfile.TemporaryDirectory(prefix=".export-", suffix=".tmp", dir=run) as work:
-            export.export(spec, Path(work) / "export", job.layout)
+            export.export(spec, Path(work) / "export", job.layout, kept=False)
             contents.add_export(run, Path(work) / "export", job)
 
 

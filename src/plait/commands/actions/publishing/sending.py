@@ -78,7 +78,7 @@ class Sender:
     def _send(self, item: Item) -> None:
         branches = outbox.branches(self.run, item)
         try:
-            commit = _sent(item, self.run, branches)
+            repo, commit = _sent(item, self.run, branches)
         except passports.Damaged as error:
             outbox.finish(self.run, item, None)
             self.given_up.append(str(error))
@@ -97,7 +97,7 @@ class Sender:
         with contextlib.suppress(FileNotFoundError):  # it was given up meanwhile
             outbox.finish(self.run, item, commit)
         aside = "" if "main" in branches else f", branch {branches[0]}: main has a newer push"
-        self.say(f"{item.job.title}: pushed to {hub.address(item.job.repo, commit)}{aside}", False)
+        self.say(f"{item.job.title}: pushed to {hub.address(repo, commit)}{aside}", False)
 
     def _is_held(self, item: Item) -> bool:
         return any(part in self._held and time.monotonic() < self._held[part][0] for part in _parts(item))
@@ -115,8 +115,8 @@ def _parts(item: Item) -> tuple[tuple[str, str], ...]:
     return ("item", item.folder.name), ("repo", item.job.repo), ("all", "")
 
 
-def _sent(item: Item, run: Path, branches: list[str]) -> str:
-    """Send an item and return its commit. Raises Later where it may be taken later, and _Refused where it will not."""
+def _sent(item: Item, run: Path, branches: list[str]) -> tuple[str, str]:
+    """Send an item; return its repository and commit. Raises Later where it may be taken later, and _Refused where it will not."""
     try:
         passports.write(item, run)
         card.write(item, run)
