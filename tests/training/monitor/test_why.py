@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from dataclasses import replace
 
@@ -198,6 +199,39 @@ class Growing(toy.Inputs):
 class OfSequences(toy.Net):
     def forward(self, batch):
         return super().forward(batch).mean(-1)
+
+
+class Unlike(toy.Inputs):
+    """Batches of which those of the second rank have three times as many positions."""
+
+    def collate(self, examples):
+        batch = super().collate(examples)
+        return {**batch, "x": batch["x"][:, None].expand(-1, 12 if os.environ["RANK"] == "1" else 4, 4)}
+
+
+class ByPosition(OfSequences):
+    def forward(self, batch):
+        time.sleep(5e-4 * batch["x"].numel())
+        return super().forward(batch)
+
+
+class Full(Padded):
+    """A loss in which every position is a token."""
+
+    def weights(self, batch):
+        return {**super().weights(batch), "tokens": torch.tensor(float(batch["x"].numel()), dtype=torch.float64)}
+
+
+def unlike_ranks(recipe, run):
+    toy.train(recipe, run, *PLAIN, "train.steps=8", "distributed.strategy=ddp")
+
+
+def test_a_rank_that_is_given_more_than_the_others_is_named(recipe, tmp_path, capfd, monkeypatch):
+    family(monkeypatch, Inputs=Unlike, Loss=Full, build=lambda section, directory, *, seed: ByPosition(section.width, seed))
+    assert processes.codes(processes.start(2, unlike_ranks, recipe, tmp_path / "run")) == [0, 0]
+    cause = why(tmp_path / "run", capfd)["causes"][0]
+    assert cause["what"] == "unbalanced ranks" and cause["share"] > 0.3
+    assert cause["text"].startswith("the others wait for rank 1: ") and cause["text"].endswith("as it has 3 times their positions")
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
