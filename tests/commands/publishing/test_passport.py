@@ -294,6 +294,12 @@ def test_the_verdict_of_a_proof_is_kept_in_the_run_of_the_same_settings(made, ru
     assert verify(run) == 0
     line = "  proof       bit-exact: 6 kills (4 SIGKILL, 2 worker), 2 ranks, up to 8 steps a stage, seed 0\n"
     assert line in capsys.readouterr().out
+    rows = (run / "proofs.jsonl").read_text()
+    (run / "proofs.jsonl").write_text(rows.replace('"kills": 6', '"kills": 600'))
+    assert verify(run) == 1
+    shown = capsys.readouterr()
+    assert f"{run / 'proofs.jsonl'}: the verdict 'bit-exact' is changed: it is not what its xxh3 is of" in shown.err.splitlines()[-1]
+    assert "  proof       the runs part after going on from step 2: 1 kill (1 worker), 1 rank, up to 8 steps" in shown.out
 
 
 def test_data_that_was_changed_since_is_told_where_that_is_asked_for(made, tmp_path, capsys):

@@ -120,6 +120,12 @@ class Claims(_Claim):
         return listed
 
 
+def all_weights(found: Checkpoint) -> str:
+    """Return in words what a checkpoint as it is has of the model."""
+    averaged = any(name.partition("/")[0].removesuffix(".safetensors") == "ema" for name in found.manifest["files"])
+    return "weights and their averages" if averaged else "weights"
+
+
 def of_checkpoint(found: Checkpoint, folder: str, run: Path, resolved: Resolved, *, kind: str, layout: str | None, weights: str) -> Claims:
     """Return the claims of a checkpoint, without files.
 

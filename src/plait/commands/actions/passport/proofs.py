@@ -1,10 +1,13 @@
 """Keep the verdicts of `plait prove` on the configuration of a run, a row each in RUN/proofs.jsonl."""
 
+import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from plait import __version__, files
 from plait.assembly.run_configuration import open_run_config
@@ -40,11 +43,32 @@ def keep(run: Path | None, verdict: str, kills: int, ways: Sequence[str] = (), *
     `kills`: how many processes were ended; `ways`: how each was, where that is known; the rest as for `plait prove`.
     """
     if run is not None:
-        row = {"verdict": verdict, "kills": kills, "ways": dict(Counter(ways)), "seed": seed, "ranks": ranks, "steps": steps}
-        files.append_rows(run / NAME, [{**row, "plait": __version__}])
+        told = (verdict, kills, dict(Counter(ways)), seed, ranks, steps, __version__)
+        row = dict(zip(_TOLD, told, strict=True))
+        files.append_rows(run / NAME, [{**row, "xxh3": _hash(row)}])
 
 
 def newest(run: Path) -> dict[str, Any] | None:
-    """Return the newest verdict on the configuration of a run; None where none was made."""
-    rows = files.read_rows(run / NAME, {"verdict": str, "kills": int})
-    return {name: rows[-1][name] for name in _TOLD if name in rows[-1]} if rows else None
+    """Return the newest verdict on the configuration of a run, None without one. One that was changed is passed over, with a warning."""
+    for fault in faults(run):
+        log.warning(f"{fault}; it counts for nothing")
+    rows = [row for row in _rows(run) if _is_as_written(row)]
+    return {name: rows[-1][name] for name in _TOLD} if rows else None
+
+
+def faults(run: Path) -> list[str]:
+    """Return a line for each verdict that was changed since it was written."""
+    changed = [row for row in _rows(run) if not _is_as_written(row)]
+    return [f"{run / NAME}: the verdict {str(row['verdict'])[:60]!r} is changed: it is not what its xxh3 is of" for row in changed]
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    return files.read_rows(run / NAME, {"verdict": str})
+
+
+def _is_as_written(row: Mapping[str, Any]) -> bool:
+    return row.keys() == {*_TOLD, "xxh3"} and row["xxh3"] == _hash({name: row[name] for name in _TOLD})
+
+
+def _hash(row: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(row, sort_keys=True).encode())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plait.assembly import checkpoint_specs
 from plait.assembly.run_configuration import open_of_checkpoint
-from plait.commands.actions.passport import claims, listing, seal
+from plait.commands.actions.passport import claims, listing, proofs, seal
 from plait.commands.actions.passport.checked import Verdict
 from plait.commands.actions.passport.claims import ITSELF, Claims
 from plait.config import signed
@@ -38,6 +38,7 @@ def look(spec: str) -> Verdict:
         newest, found.checked = one, found.checked + len(one.manifest["files"])
     if (run / signed.NAME).exists() and not signed.is_as_written(run / signed.NAME):
         found.faults.append(f"{run / signed.NAME} is changed: it is not what the hash in its last line is of")
+    found.faults += proofs.faults(run)
     if newest is not None:
         try:
             found.claims = _claims(newest, run)
@@ -105,7 +106,7 @@ def _claims(found: Checkpoint, run: Path) -> Claims:
     """Return what a passport of the newest checkpoint would claim."""
     place = str(found.folder.relative_to(run))
     resolved = open_of_checkpoint(run, found.folder)
-    return claims.of_checkpoint(found, place, run, resolved, kind="checkpoint", layout=None, weights="weights and their averages")
+    return claims.of_checkpoint(found, place, run, resolved, kind="checkpoint", layout=None, weights=claims.all_weights(found))
 
 
 def against(told: Claims, run: Path) -> list[str]:

@@ -67,5 +67,7 @@ def _start(start: Start) -> str:
 def _proof(proof: Mapping[str, Any]) -> str:
     ways = proof.get("ways")
     how = ", ".join(f"{count} {way}" for way, count in ways.items()) if isinstance(ways, dict) else "kills"
-    layout = f"{proof.get('ranks')} ranks, up to {proof.get('steps')} steps a stage, seed {proof.get('seed')}"
-    return f"{proof.get('verdict')}: {proof.get('kills')} kills ({how}), {layout}"
+    ranks = proof.get("ranks")
+    layout = f"{ranks} rank{'' if ranks == 1 else 's'}, up to {proof.get('steps')} steps a stage, seed {proof.get('seed')}"
+    kills = proof.get("kills")
+    return f"{proof.get('verdict')}: {kills} kill{'' if kills == 1 else 's'} ({how}), {layout}"

@@ -75,7 +75,7 @@ def _claims(item: Item, run: Path) -> Claims | None:
             raise _damaged(item, item.files / contents.MANIFEST) from error
         found = Checkpoint(item.files, {**pushed.manifest, "xxh3": job.xxh3})  # which is that of the whole one in the run
         resolved = open_file(item.files / signed.COPY)
-        form = "weights and their averages"
+        form = claims.all_weights(found)
         return claims.of_checkpoint(found, job.checkpoint, run, resolved, kind="checkpoint", layout=None, weights=form)
     folder = run / job.checkpoint
     if not (folder / "manifest.json").is_file():
