@@ -115,6 +115,8 @@ class LinkProtocol(asyncio.Protocol):
             if kind == "ok":  # quickly, for benchmarks
                 body = self.server.pictures.body(int(number))
                 self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                if self.server.ending:
+                    self.transport.close()
             else:
                 self.answer(kind, int(number), path)
 
@@ -197,6 +199,7 @@ class LinkServer:
 
     def __init__(self, pictures):
         self.pictures, self.asked, self.connections, self.port, self._seen = pictures, [], set(), 0, set()
+        self.ending = False  # connections end after their next answer
 
     def first_time(self, path):
         new = path not in self._seen
@@ -204,6 +207,7 @@ class LinkServer:
         return new
 
     async def start(self, port=0):
+        self.ending = False
         made = socket.create_server(("0.0.0.0", port), backlog=1024)
         self.port = made.getsockname()[1]
         return await asyncio.get_running_loop().create_server(lambda: LinkProtocol(self), sock=made)
@@ -237,10 +241,13 @@ class ServerThread:
     def start(self):
         self.listening = self.run(self.server.start(self.server.port))
 
-    def stop(self):
+    def stop(self, *, graceful=False):
+        """Take the server down; a graceful one goes on with what it was asked for."""
+
         async def close():
             self.listening.close()
-            for connection in list(self.server.connections):
+            self.server.ending = graceful
+            for connection in [] if graceful else list(self.server.connections):
                 connection.transport.abort()
 
         self.run(close())

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -202,11 +203,11 @@ def test_a_dead_network_records_no_row_and_the_same_command_goes_on(web, tmp_pat
     assert download(path, tmp_path / "straight") == 0
     note, answers = engine.Download._note_answer, []
 
-    def unplug(self, url):
+    def unplug(self, url, began_s):
         answers.append(url)
         if len(answers) == 90:
             web.stop()
-        note(self, url)
+        note(self, url, began_s)
 
     monkeypatch.setattr(engine.Download, "_note_answer", unplug)
     assert download(path, tmp_path / "cut", "--connections=8") == 1
@@ -215,6 +216,39 @@ def test_a_dead_network_records_no_row_and_the_same_command_goes_on(web, tmp_pat
     web.start()
     assert download(path, tmp_path / "cut") == 0
     assert tree(tmp_path / "cut") == tree(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("graceful", [False, True])
+def test_rows_that_fail_while_the_network_is_away_are_asked_for_again(web, tmp_path, monkeypatch, graceful):
+    kinds = ["dead" if number % 50 == 7 else "ok" for number in range(500)]
+    rows = [web.server.row(kind, number) for number, kind in enumerate(kinds)]
+    path = write_list(tmp_path / "list.jsonl", rows)
+    note, answers = engine.Download._note_answer, []
+
+    def unplug(self, url, began_s):
+        answers.append(url)
+        if len(answers) == 100:
+            web.stop(graceful=graceful)
+            threading.Timer(2.5, web.start).start()
+        note(self, url, began_s)
+
+    monkeypatch.setattr(engine.Download, "_note_answer", unplug)
+    assert download(path, tmp_path / "out", "--connections=32", "--timeout=1", "--attempts=1") == 0
+    told = [row["status"] for row in outcomes(tmp_path / "out")]
+    assert told == ["connect" if kind == "dead" else "saved" for kind in kinds]
+    assert len(web.server.asked) < 700
+
+
+def test_a_stopped_download_of_which_only_dead_links_are_left_ends_as_the_straight_one(web, tmp_path, monkeypatch):
+    kinds = ["missing", *["dead"] * 50, "ok", *["dead"] * 48]  # the shards in the middle and at the end have no answer
+    path = write_list(tmp_path / "list.jsonl", [web.server.row(kind, number) for number, kind in enumerate(kinds)])
+    assert download(path, tmp_path / "straight") == 0
+    for number in range(4):  # of each shard alone, what the others tell is enough
+        shutil.copytree(tmp_path / "straight", tmp_path / f"{number}")
+        for left in (tmp_path / f"{number}").glob(f"{number:06d}.*"):
+            left.unlink()
+        assert download(path, tmp_path / f"{number}") == 0
+        assert tree(tmp_path / f"{number}") == tree(tmp_path / "straight")
 
 
 def test_a_list_of_dead_links_alone_is_recorded_only_when_it_is_asked_for(web, tmp_path, capsys):

@@ -1,7 +1,8 @@
 """Fetch the rows of a list shard by shard: what is asked when, what is recorded, when a shard is written.
 
 Several shards are under way at once, so that slow hosts hold up none of the others. A failure to reach a server is recorded once any
-server has answered afterwards: where none does, the network is dead, and the download stops without a word about those rows.
+server has answered a later request; one in a span without answers is tried again first (outages.py). Where no server answers any more, the
+network is dead, and the download stops without a word about those rows.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,8 @@ from plait.data.download.fetch import Fetcher
 from plait.data.download.journal import Journal
 from plait.data.download.limits import NetworkLimits, PictureLimits
 from plait.data.download.listing import Link, Listing
-from plait.data.download.outcomes import SAVED, UNANSWERED, Outcome
+from plait.data.download.outages import Failure, Outages
+from plait.data.download.outcomes import BROKEN, SAVED, UNANSWERED, Outcome, was_answered
 from plait.data.download.picture_files import PictureFiles
 from plait.data.download.pictures import Refused, judge
 from plait.data.download.reopen import is_wanted, reopen
@@ -35,7 +37,9 @@ _DOUBTFUL_MOST = 64  # links in a row without an answer of any server, before th
 _WAITING_BYTES = 256 << 20  # of files that wait to be judged, before no more are fetched
 _PROBED = 4  # servers that answered before, which are asked then
 _PROBE_WAITS_S = (2.0, 8.0, 20.0)  # between attempts at them
-_WATCH_S = 0.2  # between looks at whether there are unanswered links alone
+_PROBE_S = 0.4  # that a failure waits for an answered request to be judged by, before they are asked
+_QUIET_SHARE = 0.4  # of the time allowed for an answer, without one to a later request, before they are asked
+_WATCH_S = 0.2  # between looks at whether they are to be asked
 _PER_S, _PER_S_MOST = 10.0, 300.0  # between reports
 
 
@@ -110,8 +114,9 @@ class Download:
         self.record_unreachable, self.report, self.picture_files = record_unreachable, report, picture_files
         self.progress = Progress(sum(len(shard.rows) for shard in shards))
         self._open: dict[int, _OpenShard] = {}
-        self._doubtful: list[tuple[_OpenShard, Outcome]] = []  # not answered, since the last answer of any server
+        self._outages = Outages[tuple[_OpenShard, Link, Outcome]]()
         self._waiting_bytes = 0
+        self._given_up = False  # no server answers, and links are recorded as they are
         self._in_flight, self._idle = 0, False  # rows under way; whether no further ones are being begun
         self._answered: OrderedDict[str, str] = OrderedDict()  # host: a URL of it that was answered, the last one last
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="plait-decode")
@@ -127,11 +132,9 @@ class Download:
                 waiting.append(shard)
             else:
                 self.progress.add(told["outcomes"], told["bytes"])
-        last = next((shard for shard in reversed(self.shards) if shard not in waiting), None)
-        for url in last.some_saved(_PROBED) if last is not None else ():
-            self._remember(url)
         try:
             if waiting:
+                self._remember_finished(shard for shard in reversed(self.shards) if shard not in waiting)
                 asyncio.run(self._fetch_all(waiting))
         except BaseExceptionGroup as group:
             raise _first(group) from group
@@ -146,6 +149,7 @@ class Download:
         self._alive.set()
         self._calm = asyncio.Event()
         self._calm.set()
+        self._outages = Outages()
         fetcher = Fetcher(self.network, self.pictures.max_bytes, answered=self._note_answer, calm=self._calm.wait)
         async with fetcher as self._fetcher, asyncio.TaskGroup() as self._tasks:
             watchers = [self._tasks.create_task(watch()) for watch in (self._tick, self._watch_network)]
@@ -171,7 +175,7 @@ class Download:
         journal = await asyncio.to_thread(Journal, files.journal)
         before = [outcome for row, outcome in journal.outcomes.items() if row in files.rows]
         self.progress.add(Counter(outcome.status for outcome in before), sum(int(o.picture.get("bytes", 0)) for o in before))
-        for outcome in [outcome for outcome in before if outcome.status == SAVED][-_PROBED:]:
+        for outcome in [outcome for outcome in before if was_answered(outcome.status)][-_PROBED:]:
             self._remember(str(outcome.url))
         left = [link for link in links if link.row not in journal.outcomes]
         shard = self._open[files.number] = _OpenShard(files, links, journal, len(left))
@@ -185,18 +189,26 @@ class Download:
             self._in_flight += 1
             rows.create_task(self._row(shard, link))
 
-    async def _row(self, shard: _OpenShard, link: Link) -> None:
+    async def _row(self, shard: _OpenShard, link: Link, attempt: int = 1) -> None:
+        began_s = time.monotonic()
         try:
             outcome, body = await self._outcome(link)
         finally:
             self._room.release()
             self._in_flight -= 1
-        if outcome.status in UNANSWERED and not self.record_unreachable:
-            self._doubtful.append((shard, outcome))
-            if len(self._doubtful) >= _DOUBTFUL_MOST:
+        if outcome.status in BROKEN and not self._given_up:
+            now_s = time.monotonic()
+            last_s = max(began_s, now_s - self.network.timeout_s)
+            failure = Failure((shard, link, outcome), last_s, now_s, outcome.status == "timeout", attempt)
+            self._outages.failures.append(failure)
+            if len(self._outages.failures) >= _DOUBTFUL_MOST:
                 self._alive.clear()  # no more rows until a server answers
         else:
             self._record(shard, outcome, body)
+
+    async def _row_again(self, shard: _OpenShard, link: Link, attempt: int) -> None:
+        await self._room.acquire()
+        await self._row(shard, link, attempt)
 
     async def _outcome(self, link: Link) -> tuple[Outcome, bytes]:
         """Fetch one row and judge what came. Returns its outcome, and the file to save."""
@@ -255,38 +267,68 @@ class Download:
         if len(self._answered) > _PROBED:
             self._answered.popitem(last=False)
 
-    def _note_answer(self, url: str) -> None:
-        """Note that a server answers, so that links which were not answered before have failed by themselves: record them."""
-        self._remember(url)
-        self._accept()
+    def _remember_finished(self, newest_first: Iterable[ShardFiles]) -> None:
+        """Keep URLs that were answered, of finished shards."""
+        for shard in newest_first:
+            for url in shard.some_answered(_PROBED):
+                self._remember(url)
+            if len(self._answered) >= _PROBED:
+                return
 
-    def _accept(self) -> None:
-        doubtful, self._doubtful = self._doubtful, []
-        for shard, outcome in doubtful:
+    def _note_answer(self, url: str, began_s: float | None) -> None:
+        """Note an answer to a request which began then, over a new connection, or over an older one: None.
+
+        Links that failed before by themselves are recorded, and the others tried again.
+        """
+        self._remember(url)
+        if began_s is None:
+            return
+        self._given_up = False
+        dead, again = self._outages.answered(began_s)
+        for shard, _, outcome in (failure.row for failure in dead):
             self._record(shard, outcome)
-        self._alive.set()
+        if again:
+            self._fetcher.forgive()
+        for failure in again:
+            shard, link, _ = failure.row
+            self._in_flight += 1
+            self._tasks.create_task(self._row_again(shard, link, failure.attempt + 1))
+        if len(self._outages.failures) < _DOUBTFUL_MOST:
+            self._alive.set()
 
     async def _watch_network(self) -> None:
-        """Where nothing is under way but unanswered links are left, ask servers that answered before. Raises NetworkDown if none does."""
+        """Ask servers that answered before where nothing else tells whether the network is there. Raises NetworkDown if none does."""
         failed = 0
         while True:
             await asyncio.sleep(_WATCH_S)
-            if not self._doubtful:
+            waited_s, quiet_s = self._outages.waited_s(), self._outages.quiet_s()
+            idle = bool(waited_s) and self._idle and not self._in_flight
+            if not (idle or waited_s > _PROBE_S or (self._in_flight and quiet_s > _QUIET_SHARE * self.network.timeout_s)):
+                failed = 0 if not waited_s else failed
+                continue
+            if await self._fetcher.any_answers(list(self._answered.values())):
                 failed = 0
-            elif self._idle and not self._in_flight:
-                known = list(self._answered.values())
-                if any(await asyncio.gather(*map(self._fetcher.answers, known))):
-                    self._accept()
-                    continue
-                if not known or failed == len(_PROBE_WAITS_S):
-                    raise self._network_down()
-                await asyncio.sleep(_PROBE_WAITS_S[failed])
-                failed += 1
+            elif idle and not self._in_flight:
+                if not self._answered or failed == len(_PROBE_WAITS_S):
+                    self._give_up()
+                else:
+                    await asyncio.sleep(_PROBE_WAITS_S[failed])
+                    failed += 1
+
+    def _give_up(self) -> None:
+        """Record links as they are where no server answers, if that is asked for, or all of them were reached. Raises NetworkDown else."""
+        if not self.record_unreachable and any(failure.row[2].status in UNANSWERED for failure in self._outages.failures):
+            raise self._network_down()
+        self._given_up = self.record_unreachable
+        for shard, _, outcome in (failure.row for failure in self._outages.take_all()):
+            self._record(shard, outcome)
+        self._alive.set()
 
     def _network_down(self) -> NetworkDown:
-        hosts = len({urlsplit(str(outcome.url)).netloc for _, outcome in self._doubtful})
-        last = self._doubtful[-1][1]
-        why = f"the last {len(self._doubtful)} links, of {hosts} hosts, were not answered ({last.status}: {addresses.shown(str(last.url))})"
+        failed = [failure.row[2] for failure in self._outages.failures]
+        hosts = len({urlsplit(str(outcome.url)).netloc for outcome in failed})
+        last = next(outcome for outcome in reversed(failed) if outcome.status in UNANSWERED)
+        why = f"the last {len(failed)} links, of {hosts} hosts, were not answered ({last.status}: {addresses.shown(str(last.url))})"
         cure = "when the network is back, the same command goes on; --record-unreachable records such rows as they are"
         return NetworkDown(f"no server answers: {why}; {self.progress.done:,} of {self.progress.rows:,} rows are recorded; {cure}")
 

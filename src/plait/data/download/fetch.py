@@ -8,8 +8,9 @@ import errno
 import os
 import resource
 import ssl
+import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ from plait import __version__
 from plait.data import web
 from plait.data.download.hosts import Host, Hosts
 from plait.data.download.limits import NetworkLimits
-from plait.data.download.outcomes import UNANSWERED
 from plait.data.download.pictures import Refused
 from plait.data.download.public_addresses import PrivateAddress, Resolver, checked_socket, may_reach
 from plait.data.download.robots import AGENT, forbidden_by
@@ -53,13 +53,14 @@ class _Again(Refused):
 class Fetcher:
     """Fetches links over connections that are kept and shared. Use it as an async context manager.
 
-    `max_bytes`: of one body. `answered(url)`: called when a server has answered, whatever it said. `calm()`: awaited before a link
+    `max_bytes`: of one body. `answered(url, began_s)`: called when a server has answered, whatever it said; when the request began,
+    on time.monotonic, None for one over an older connection, which tells nothing of new ones. `calm()`: awaited before a link
     is asked for, and before a large body is received. Raises PlaitError where aiohttp, the
     extra `download`, is not installed.
     """
 
     def __init__(
-        self, limits: NetworkLimits, max_bytes: int, *, answered: Callable[[str], None], calm: Callable[[], Awaitable[object]]
+        self, limits: NetworkLimits, max_bytes: int, *, answered: Callable[[str, float | None], None], calm: Callable[[], Awaitable[object]]
     ) -> None:
         self._aiohttp, self._yarl = _client()
         self.limits, self.max_bytes, self.answered, self.calm = limits, max_bytes, answered, calm
@@ -75,14 +76,20 @@ class Fetcher:
             socket_factory=lambda info: checked_socket(info, limits.allowed),
         )
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.timeout_s, sock_read=limits.timeout_s)
-        self._session = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, headers=_HEADERS, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+        traced = aiohttp.TraceConfig()
+        traced.on_connection_reuseconn.append(_note_reuse)
+        options: dict[str, Any] = {"timeout": timeout, "headers": _HEADERS, "auto_decompress": False}
+        self._session = aiohttp.ClientSession(connector=connector, trace_configs=[traced], cookie_jar=aiohttp.DummyCookieJar(), **options)
+        lone = aiohttp.TCPConnector(
+            limit=0, force_close=True, resolver=resolver, socket_factory=lambda info: checked_socket(info, limits.allowed)
         )
+        self._probes = aiohttp.ClientSession(connector=lone, cookie_jar=aiohttp.DummyCookieJar(), **options)
         self._hosts, self._large = Hosts(limits.connections, limits.per_host), asyncio.Semaphore(_LARGE_MOST)
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._session.close()
+        await self._probes.close()
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
     async def fetch(self, address: str) -> bytes:
@@ -97,13 +104,32 @@ class Fetcher:
             await asyncio.sleep(wait_s)
         raise AssertionError("unreachable")
 
-    async def answers(self, address: str) -> bool:
-        """Return whether the server of an address answers at all, whatever it says."""
+    async def any_answers(self, addresses: Sequence[str]) -> bool:
+        """Return whether the server of any of these addresses answers, over a new connection, whatever it says. No body is received."""
+        asked = [asyncio.ensure_future(self._answers(address)) for address in addresses]
         try:
-            await self._follow(address)
-        except Refused as fault:
-            return fault.status not in UNANSWERED
-        return True
+            for done in asyncio.as_completed(asked):
+                if await done:
+                    return True
+            return False
+        finally:
+            for task in asked:
+                task.cancel()
+
+    async def _answers(self, address: str) -> bool:
+        try:
+            url = self._parsed(address)
+            async with self._hosts.use(url.authority):
+                began_s = time.monotonic()
+                async with asyncio.timeout(self.limits.timeout_s), self._probes.get(url, allow_redirects=False):
+                    self.answered(address, began_s)
+                    return True
+        except (Refused, TimeoutError, self._aiohttp.ClientError, ValueError):
+            return False
+
+    def forgive(self) -> None:
+        """Forget which hosts failed, after the network did."""
+        self._hosts.forgive()
 
     async def _follow(self, address: str) -> bytes:
         """Return the body at an address, its redirects followed. Raises Refused."""
@@ -139,9 +165,11 @@ class Fetcher:
         aiohttp = self._aiohttp
         async with self._hosts.use(url.authority) as host:
             await self.calm()
+            began_s, reused = time.monotonic(), list[bool]()
+            asked = self._session.get(url, allow_redirects=False, trace_request_ctx=reused)
             try:
-                async with asyncio.timeout(self.limits.whole_s) as clock, self._session.get(url, allow_redirects=False) as answer:
-                    self.answered(str(url))
+                async with asyncio.timeout(self.limits.whole_s) as clock, asked as answer:
+                    self.answered(str(url), None if reused else began_s)
                     if answer.status in _REDIRECTS and "Location" in answer.headers:
                         return self._target(url, answer.headers["Location"])
                     body = await self._body(answer, host, clock)
@@ -247,6 +275,10 @@ class _Turn:
 
     async def __aexit__(self, *error: object) -> None:
         self.turns.release()
+
+
+async def _note_reuse(session: object, context: Any, reused: object) -> None:
+    context.trace_request_ctx.append(True)
 
 
 def _decompressed(body: bytearray, most: int) -> bytes:

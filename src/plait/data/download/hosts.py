@@ -70,3 +70,8 @@ class Hosts:
     def failing(self, name: str) -> bool:
         """Return whether a host has failed many times in a row."""
         return name in self._known and self._known[name].failing
+
+    def forgive(self) -> None:
+        """Forget failures of all hosts."""
+        for host in self._known.values():
+            host.failed = 0

@@ -35,7 +35,10 @@ MEANINGS: Mapping[str, str] = {
 }
 """What each outcome means. One more, `http_404` and the like, is a status of HTTP."""
 UNANSWERED = frozenset(["dns", "connect", "timeout"])
-"""Outcomes that a dead network gives to any link. They count once any server has answered afterwards."""
+"""Outcomes that a dead network gives to any link. They count once any server has answered a later request."""
+BROKEN = UNANSWERED | {"broken_answer", "truncated"}
+"""Those, and what the end of a network gives to links that are under way."""
+_UNASKED = UNANSWERED | {"bad_row", "no_url", "repeated", "bad_url", "private_address", "tls", "broken_answer"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class Outcome:
 def is_outcome(name: str) -> bool:
     """Return whether `name` is the outcome of a row that gave no picture."""
     return (name in MEANINGS and name != SAVED) or re.fullmatch(r"http_[1-5]\d\d", name) is not None
+
+
+def was_answered(status: str) -> bool:
+    """Return whether a link with this outcome had an answer of a server, whatever it said."""
+    return status not in _UNASKED
 
 
 def meaning(status: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from plait import files
 from plait.data.download.journal import Journal
 from plait.data.download.listing import Link
-from plait.data.download.outcomes import SAVED
+from plait.data.download.outcomes import SAVED, was_answered
 from plait.data.download.picture_files import PictureFiles
 from plait.data.formats import tar_writing
 from plait.errors import PlaitError
@@ -50,12 +50,17 @@ class ShardFiles:
             raise PlaitError(f"{self.counts} is of the rows {told['rows']}, not {[self.rows.start, self.rows.stop]}: give another folder")
         return told
 
-    def some_saved(self, most: int) -> list[str]:
-        """Return the addresses of the last few saved rows of a finished shard."""
+    def some_answered(self, most: int) -> list[str]:
+        """Return the addresses of the last few rows of a finished shard that a server answered."""
+        size = self.manifest.stat().st_size
         with self.manifest.open("rb") as file:
-            file.seek(max(0, self.manifest.stat().st_size - _TAIL_BYTES))
-            lines = file.read().splitlines()[1:]
-        return [row["url"] for row in map(json.loads, lines) if row["status"] == SAVED][-most:]
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().split(b"\n")[size > _TAIL_BYTES :]
+            rows = [row["url"] for row in map(json.loads, filter(None, lines)) if was_answered(row["status"])]
+            if not rows and size > _TAIL_BYTES:
+                file.seek(0)
+                rows = [row["url"] for row in map(json.loads, file) if was_answered(row["status"])]
+        return rows[-most:]
 
     def seal(self, links: Sequence[Link], journal: Journal, pictures: PictureFiles | None) -> dict[str, Any]:
         """Write the shard of a journal that has all its rows, then manifest and counts, each whole, and delete the journal.
