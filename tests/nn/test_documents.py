@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from plait.nn import documents
-from plait.nn.documents import Document, Layout, attend
+from plait.nn.document import Document
+from plait.nn.documents import Layout, attend
 
 DOCUMENTS = [
     Document(0, 5),

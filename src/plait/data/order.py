@@ -35,8 +35,7 @@ class SampleId(NamedTuple):
     epoch: int
 
 
-Slices = list[tuple[list[SampleId], bool]]
-"""The micro-batches of one rank, (ids, padding)."""
+Slices = list[tuple[list[SampleId], bool]]  # the micro-batches of one rank, (ids, padding)
 Slicing = Callable[[Sequence[SampleId], int, int, int | None], Slices]
 """Slices a global batch, as `rank_slices` does: (ids, rank, world size, samples in each micro-batch)."""
 

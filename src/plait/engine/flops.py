@@ -53,9 +53,9 @@ def _convolution(out: Tensor, x: Tensor, weight: Tensor, *_: Any, **__: Any) -> 
     return 2.0 * out.numel() * weight[0].numel() * (1 + _gradients(x, weight))
 
 
-def _attention(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> float:
-    """Count the scores Q K^T and their product with V; masked positions count, as in dense products."""
-    pairs = 2.0 * query.shape[:-1].numel() * key.shape[-2]
+def _attention(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, keys_seen: float | None = None, **___: Any) -> float:
+    """Count the scores Q K^T and their product with V; masked positions count, as in dense products, but not those of other documents."""
+    pairs = 2.0 * query.shape[:-1].numel() * (keys_seen or key.shape[-2])
     scores = _gradients(query, key)
     return pairs * (query.shape[-1] * (1 + scores) + value.shape[-1] * (1 + (scores > 0) + _gradients(value)))
 
@@ -70,7 +70,7 @@ def _supervised(_: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, we
 _RULES: dict[str, Callable[..., float | Tensor]] = {
     **dict.fromkeys(("linear", "matmul", "__matmul__", "mm", "bmm", "grouped_mm", "_grouped_mm"), _matrices),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
-    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("scaled_dot_product_attention", "document_attention"), _attention),
     **dict.fromkeys(("token_cross_entropy", "weighted_cross_entropy"), _supervised),
 }
 """FLOPs of a call, by the name of a torch function or of one that dispatches to `__torch_function__` itself."""

@@ -4,12 +4,13 @@ A document is the sequence of one sample. Its positions attend to those before t
 as well; those of a branch (one of several conversations about an image) to themselves and to what precedes the first branch. What is left
 between documents is padding. A causal product of a whole document needs no mask; blocks are computed once more, without one, and only
 sliding windows and branches have masks, of their own sizes. Used for rows that are packed or longer than LONGEST_MASK; with shorter ones
-the models' own masks do. Legend: B rows, H heads, L positions, N = B L, E features of a head.
+the models' own masks do. On a GPU gpu_documents.py has kernels for all documents at once. Legend: B rows, H heads, L positions,
+N = B L, E features of a head.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,23 +20,13 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from plait.errors import PlaitError
+from plait.nn import gpu_documents
+from plait.nn.document import Document, Range
 
 LONGEST_MASK = 2048
 """Rows of more positions have no mask (L, L)."""
 _CHUNK = 512  # positions of a branch, or beyond a window, that are computed at a time
 _NAME = "plait_documents"
-
-Range = tuple[int, int]
-"""The first index, and the one after the last."""
-
-
-class Document(NamedTuple):
-    """One document: indices from `start` up to, not including, `stop` into the B L positions, and its `blocks` and `branches`, in order."""
-
-    start: int
-    stop: int
-    blocks: tuple[Range, ...] = ()
-    branches: tuple[Range, ...] = ()
 
 
 @dataclass
@@ -44,6 +35,8 @@ class Layout:
 
     documents: Sequence[Document]
     masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+    shared: dict[Any, Any] = field(default_factory=dict)
+    """What kernels of GPUs need."""
 
     def band(self, like: Tensor, shape: tuple[int, int], offset: int, *, causal: bool, window: int | None) -> Tensor | None:
         """Return the mask to add, `shape` (queries, keys): 0 where query i, the key i + offset, sees key j, else -inf. None: it sees all.
@@ -98,6 +91,9 @@ def _attention_within(module: Any, given: tuple[Tensor, Tensor, Tensor], layout:
     rows, _, length, _ = given[0].shape
     groups = given[0].shape[1] // given[1].shape[1]
     window = how.get("sliding_window") or getattr(module, "sliding_window", None)
+    kernel = gpu_documents.choose(given[0], layout.documents, how.get("dropout", 0.0))
+    if kernel != "each":
+        return gpu_documents.attention(kernel, given, layout.documents, layout.shared, window=window, scale=how.get("scaling"))
     flat = [value if rows == 1 else value.transpose(0, 1).flatten(1, 2)[None] for value in given]
     query, key, value = (flat[0], *(repeat_kv(each, groups) for each in flat[1:]))
     out = attend(query, key, value, layout, window=window, scale=how.get("scaling"), dropout=how.get("dropout", 0.0))

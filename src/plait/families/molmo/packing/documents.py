@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from plait.families.molmo.packing.sequence import SHARED, Row
-from plait.nn.documents import Document
+from plait.nn.document import Document
 
 
 def documents_of(rows: Sequence[Row], length: int | None, *, left: bool = False) -> list[Document]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.nn.documents import Document
+from plait.nn.document import Document
 from plait.nn.losses import IGNORED
 
 
