@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import plait
+import plait.theworld
 from plait import cli
 from plait.config.resolved import difference
 
@@ -61,6 +62,11 @@ def test_every_public_name_is_documented(name):
     owner, _, member = name.rpartition(".")
     assert inspect.getdoc(getattr(getattr(plait, owner), member) if owner else getattr(plait, member))
     assert f"`.{member}" in PAGE if owner else f"| `plait.{member}` |" in PAGE
+
+
+@pytest.mark.parametrize("name", plait.theworld.__all__)
+def test_every_public_name_of_theworld_is_documented(name):
+    assert inspect.getdoc(getattr(plait.theworld, name)) and name in PAGE
 
 
 def test_the_types_name_what_there_is():

@@ -163,13 +163,27 @@ def test_peft_loads_the_adapters_alone(runs, tmp_path, family, capsys):
     assert f"PeftModel.from_pretrained loads it over {type(base).__name__} of" in capsys.readouterr().out
 
 
-def test_a_checkpoint_holds_little_beside_adapters_and_moments(runs):
-    """Of larger adapters than these, the headers are below 1 %."""
+def test_a_checkpoint_holds_adapters_moments_and_averages_alone(runs):
     found = checkpoint.read(checkpoint.published(runs["theworld"])[0])
     values = sum(tensor.numel() for tensor in found.tensors("weights").values())
     assert values == saved.locate(runs["theworld"]).checkpoint.manifest["components"]["language.lora"]["values"]
     held = sum(tensor.nbytes for group in ("weights", "moments", "ema") for tensor in found.tensors(group).values())
     assert held == 4 * (3 * values + len(found.tensors("weights")))
+
+
+def test_the_files_of_a_checkpoint_take_a_hundredth_more_than_adapters_and_moments(tmp_path):
+    config = yaml.safe_load(TINY["theworld"]) | {
+        **{"family": "theworld", "adapters": {"language": {"rank": 512}}, "trainable": ["language.lora"], "optim": {"ema": None}},
+        **{"data": {"train": [yaml.safe_load(SCENES)], "workers": 0}, "train": {"steps": 1, "global_batch": 2}, "evaluate": []},
+        **{"track": {"tensorboard": False}},
+    }
+    config["model"]["tiny"] |= {"hidden": 256, "layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 128, "mlp": 512}
+    (tmp_path / "large.yaml").write_text(yaml.safe_dump(config))
+    assert cli.main(["train", str(tmp_path / "large.yaml"), f"--run={tmp_path / 'run'}"]) == 0
+    (folder,) = checkpoint.published(tmp_path / "run")
+    needed = 3 * 4 * checkpoint.read(folder).manifest["components"]["language.lora"]["values"]  # float32: the weights, two moments
+    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert needed > 2e7 and needed < written < 1.01 * needed
 
 
 def test_a_run_in_python_has_its_adapters_in_its_weights(runs, tmp_path):
