@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
+from plait.data.download.hashes import announced
 from plait.data.download.hosts import Hosts
 from plait.data.download.journal import Journal
 from plait.data.download.limits import PictureLimits
@@ -234,9 +235,10 @@ def test_a_hash_is_checked_by_its_digits_and_only_where_that_is_asked_for():
     file = io.BytesIO()
     Image.new("RGB", (50, 70)).save(file, "PNG")
     body = file.getvalue()
-    for digest in (hashlib.md5(body).hexdigest().upper(), hashlib.sha256(body).hexdigest(), "-123456", None):
+    md5, sha1, sha256 = (hashlib.new(kind, body).hexdigest() for kind in ("md5", "sha1", "sha256"))
+    for digest in (md5.upper(), sha1, sha256, f"sha256:{sha256}", f"SHA-1={sha1}", announced(bytes.fromhex(md5)), None):
         assert judge(body, digest, PictureLimits())[0] == body
-    for digest in ("0" * 32, "0" * 64):
+    for digest in ("0" * 32, "0" * 40, "0" * 64, "sha256:" + "0" * 64, "md5:" + "0" * 64, announced(bytes(32)), announced(bytes(16))):
         with pytest.raises(Refused, match="hash"):
             judge(body, digest, PictureLimits())
         assert judge(body, digest, PictureLimits(check_hash=False))[0] == body

@@ -3,17 +3,33 @@
 import csv
 import json
 import math
+import tarfile
 
 import fsspec
 import pytest
 
+from plait import cli
+from plait.config.schema import SourceEntry
 from plait.data.download.listing import Link, Listing
 from plait.data.link_lists.columns import find_columns
+from plait.data.sources.open import open_source
 from plait.errors import PlaitError
 from tests.data.faulty_server import serving
+from tests.data.link_server import ALLOWED, Pictures, serving_links
 
 ROWS = [{"url": f"http://a.example/{n}.jpg", "text": f'it is "{n}"\tcm', "uid": f"{n:03}"} for n in range(10)]
 LINKS = [Link(n, row["url"], row["text"], None, {"text": row["text"], "uid": row["uid"]}) for n, row in enumerate(ROWS)]
+
+
+@pytest.fixture(scope="module")
+def web():
+    pytest.importorskip("aiohttp")
+    with serving_links(Pictures(8, 64)) as thread:
+        yield thread
+
+
+def download(path, out, *more):
+    return cli.main(["data", "download", str(path), str(out), f"--allow={ALLOWED}", *more])
 
 
 def write(path, rows=ROWS):
@@ -125,3 +141,107 @@ def test_a_damaged_parquet_file_is_told_in_one_line(tmp_path):
     path.write_bytes(body)
     with pytest.raises(PlaitError, match=r"list\.parquet is no whole parquet file \(.*\): copy or download it again"):
         Listing(str(path), {}).links(0, 300)
+
+
+def kept(out):
+    """{name: content} of the texts and fields in the shards of a folder."""
+    members = {}
+    for path in sorted(out.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members.update({member.name: tar.extractfile(member).read() for member in tar if not member.name.endswith(".jpg")})
+    return members
+
+
+def test_all_columns_are_kept_whatever_they_are_called(web, tmp_path, capsys):
+    row = web.server.row("ok", 1)
+    own = {"caption": "own", "kind": "cat", "list_kind": "older", "title": "shown"}
+    rows = [
+        {**row, **own},
+        {**row, "caption": "alone"},
+        {**row, "title": ["first", "second"]},
+        {**row, "title": 7},
+        {**row, "title": {"en": "x"}},
+    ]
+    assert download(write(tmp_path / "list.jsonl", rows), tmp_path / "out", "--caption-column=title") == 0
+    assert "captions that are no text (1 dict) are kept in NAME.json alone: those pictures have no NAME.txt" in capsys.readouterr().out
+    members = kept(tmp_path / "out")
+    told = [json.loads(members[f"{number:09d}.json"]) for number in range(5)]
+    assert told[0] | {"caption": "shown", "list_caption": "own", "kind": "jpg", "list_list_kind": "cat", "list_kind": "older"} == told[0]
+    assert told[1]["list_caption"] == "alone" and "caption" not in told[1]
+    assert (told[2]["caption"], told[2]["title"], told[3]["caption"], told[4]["title"]) == ("first", ["first", "second"], "7", {"en": "x"})
+    assert {name: body for name, body in members.items() if name.endswith("txt")} == {
+        "000000000.txt": b"shown",
+        "000000002.txt": b"first",
+        "000000003.txt": b"7",
+    }
+    source = open_source(SourceEntry(source="shards", path=str(tmp_path / "out")), seed=0, split="train")
+    assert [source[number]["fields"].get("caption") for number in range(5)] == ["shown", None, "first", "7", None]
+
+
+def test_several_texts_in_a_column_called_caption_can_be_drawn_from(web, tmp_path):
+    path = write(tmp_path / "list.jsonl", [{**web.server.row("ok", 1), "caption": ["one", "two"]}])
+    assert download(path, tmp_path / "out") == 0
+    captions = {"columns": {"list_caption": 1.0}}
+    source = open_source(SourceEntry(source="shards", path=str(tmp_path / "out"), captions=captions), seed=0, split="train")
+    assert source[0]["messages"][-1]["content"] in ("one", "two") and source[0]["fields"]["list_caption"] == ["one", "two"]
+
+
+def test_hashes_are_checked_in_every_form_and_what_is_none_is_told(web, tmp_path, capsys):
+    row = web.server.row("ok", 1)
+    digest = row.pop("sha256")
+    hashes = [digest, f"sha256:{digest}", "0" * 40, "no hash", "abc", None]
+    path = write(tmp_path / "list.jsonl", [{**row, "title": "A dog", "sha256": value} for value in hashes])
+    assert download(path, tmp_path / "wrong", "--hash-column=title") == 2
+    said = "column 'title' holds no SHA-256, SHA-1 or MD5 hashes (the first is 'A dog'); name another with --hash-column, or give --ignore"
+    assert said in capsys.readouterr().err
+    assert download(path, tmp_path / "out") == 0
+    told = [json.loads(line) for line in (tmp_path / "out" / "000000.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["status"] for row in told] == ["saved", "saved", "hash", "bad_row", "bad_row", "saved"]
+    assert told[3]["detail"] == "its hash is no SHA-256, SHA-1 or MD5: 'no hash'"
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_raw_bytes_of_a_hash_in_parquet_are_checked(web, tmp_path, raw):
+    pytest.importorskip("pyarrow")
+    row = web.server.row("ok", 1)
+    right = bytes.fromhex(row["sha256"])
+    rows = [{"url": row["url"].encode() if raw else row["url"], "sha256": value} for value in (right, bytes(32), bytes(16))]
+    assert download(write(tmp_path / "list.parquet", rows), tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out" / "000000.json").read_bytes())["outcomes"] == {"hash": 2, "saved": 1}
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_left_as_it_is(web, tmp_path, capsys):
+    path, out = write(tmp_path / "list.jsonl", [web.server.row("ok", 1)]), tmp_path / "out"
+    out.mkdir()
+    (out / "000000.tar").write_bytes(b"another's")
+    assert download(path, out) == 2
+    said = f"{out} holds '000000.tar' and no download.json, so it is no download: give a new folder, or an empty one"
+    assert said in capsys.readouterr().err
+    assert [(there.name, there.read_bytes()) for there in out.iterdir()] == [("000000.tar", b"another's")]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "said"),
+    [
+        ("000000.json", b"{", "is damaged, or no file of plait data download (JSONDecodeError): delete it, and the same command fetches"),
+        ("000000.json", b"[1]", "is damaged, or no file of plait data download (TypeError): delete it, and"),
+        ("000000.json", b'{"rows": [0, 1], "outcomes": {}, "bytes": 1}', "is damaged, or no file of plait data download (ValueError)"),
+        ("download.json", b"\xff", "is damaged, or no file of plait data download (UnicodeDecodeError): give another folder"),
+        ("download.json", b'{"list": 3}', "is damaged, or no file of plait data download (TypeError): give another folder"),
+        (
+            "000000.jsonl",
+            b'{"row": 0}\n',
+            "is missing or damaged (KeyError): delete 000000.json, and the same command fetches its rows anew",
+        ),
+    ],
+)
+def test_a_damaged_file_of_a_download_is_told_in_one_line(web, tmp_path, capsys, name, body, said):
+    path, out = write(tmp_path / "list.jsonl", [web.server.row("ok", 1), web.server.row("missing", 2)]), tmp_path / "out"
+    assert download(path, out) == 0
+    (out / name).write_bytes(body)
+    assert download(path, out, "--again=http_404") == 2
+    error = capsys.readouterr().err
+    assert f"{out / name} {said}" in error and "Traceback" not in error
+    if name != "download.json":
+        (out / "000000.json").unlink()
+        assert download(path, out) == 0

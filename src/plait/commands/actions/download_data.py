@@ -53,6 +53,8 @@ def download(path: str, out: Path, options: DownloadOptions) -> None:
             f"--again={unknown}: no link has this outcome; there are {', '.join(name for name in MEANINGS if name != SAVED)}, http_..."
         )
     listing = Listing(path, options.columns, limit=options.limit, cache=options.cache)
+    if options.pictures.check_hash:
+        listing.check_hashes()
     request = {
         "list": {"name": listing.title, "rows": listing.rows, "digest": listing.digest},
         "columns": asdict(listing.columns),
@@ -120,6 +122,9 @@ def _duration(seconds: float) -> str:
 def _next(progress: Progress, out: Path, options: DownloadOptions) -> list[str]:
     """Return lines with what to do next: how to look at the pictures and train on them, and what refused addresses take."""
     lines = []
+    if progress.odd_captions:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in progress.odd_captions.most_common())
+        lines.append(f"captions that are no text ({kinds}) are kept in NAME.json alone: those pictures have no NAME.txt")
     if (refused := progress.counts["private_address"]) and 2 * refused > progress.done:
         lines.append("they are fetched from a network of your own by the same command with --allow=10.0.0.0/8 --again=private_address")
     if progress.counts[SAVED] and not options.as_files:

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from plait.data import addresses
+from plait.data.download import hashes
 from plait.data.download.fetch import Fetcher
 from plait.data.download.journal import Journal
 from plait.data.download.limits import NetworkLimits, PictureLimits
@@ -53,7 +54,8 @@ class NetworkDown(PlaitError):
 class Progress:
     """How far a download is. `rows` of this part, `done` before and now; `counts` by outcome; `bytes` saved; the rest since the start.
 
-    `began_s`: on the clock time.monotonic; `fetched` and `received`: rows and saved bytes since then.
+    `odd_captions`: by type, those that are no text. `began_s`: on the clock time.monotonic; `fetched` and `received`: rows and saved bytes
+    since then.
     """
 
     rows: int
@@ -62,6 +64,7 @@ class Progress:
     fetched: int = 0
     received: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    odd_captions: Counter[str] = field(default_factory=Counter)
     began_s: float = field(default_factory=time.monotonic)
 
     def add(self, counts: Mapping[str, int], size: int) -> None:
@@ -178,6 +181,7 @@ class Download:
         for outcome in [outcome for outcome in before if was_answered(outcome.status)][-_PROBED:]:
             self._remember(str(outcome.url))
         left = [link for link in links if link.row not in journal.outcomes]
+        self.progress.odd_captions.update(link.odd_caption for link in left if link.odd_caption)
         shard = self._open[files.number] = _OpenShard(files, links, journal, len(left))
         if not left:
             self._tasks.create_task(self._seal(shard))
@@ -214,6 +218,8 @@ class Download:
         """Fetch one row and judge what came. Returns its outcome, and the file to save."""
         if link.fault or link.url is None:
             return Outcome(link.row, "bad_row" if link.fault else "no_url", None, link.fault), b""
+        if self.pictures.check_hash and link.hash and hashes.parsed(link.hash) is None:
+            return Outcome(link.row, "bad_row", link.url, f"its hash is no SHA-256, SHA-1 or MD5: {link.hash[:80]!r}"), b""
         if self.picture_files is not None and link.row in self.picture_files.repeated:
             return Outcome(link.row, "repeated", link.url), b""
         loop = asyncio.get_running_loop()

@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 
 from plait.data import addresses, paths
+from plait.data.download import hashes
 from plait.data.formats import plain_lines, tables
 from plait.data.link_lists.columns import Columns, find_columns
 from plait.data.remote_files import fetched
@@ -33,7 +34,7 @@ _SHORT = {"float": np.float32, "halffloat": np.float16}
 @dataclass(frozen=True)
 class Link:
     """A row of a list. `row`: its number from 0; `url` and `hash`: None without one; `fields`: all columns but that of the addresses
-    and one called caption.
+    and one called caption that is the caption. `odd_caption`: the type of a caption that is no text, "" for any other.
 
     `fault`: why the row cannot be read, "" for one that can.
     """
@@ -44,6 +45,7 @@ class Link:
     hash: str | None
     fields: Mapping[str, Any]
     fault: str = ""
+    odd_caption: str = ""
 
 
 class _File(Protocol):
@@ -179,9 +181,21 @@ class Listing:
         if isinstance(row, str):
             return Link(number, None, None, None, {}, row)
         columns = self.columns
-        url, caption, digest = (_text(row.get(name)) if name else None for name in (columns.url, columns.caption, columns.hash))
-        others = {name: plain(value) for name, value in row.items() if name not in (columns.url, "caption")}
-        return Link(number, url, caption, digest, others)
+        cell = row.get(columns.caption) if columns.caption else None
+        caption = _caption(cell)
+        left_out = {columns.url, *(["caption"] if columns.caption == "caption" and isinstance(cell, str) else [])}
+        others = {name: plain(value) for name, value in row.items() if name not in left_out}
+        odd = "" if caption is not None or plain(cell) in (None, [], "") or isinstance(cell, str) else type(cell).__name__
+        digest = hashes.announced(row.get(columns.hash)) if columns.hash else None
+        return Link(number, _text(row.get(columns.url)), caption, digest, others, odd_caption=odd)
+
+    def check_hashes(self) -> None:
+        """Look at the first hashes. Raises PlaitError if the column holds none."""
+        rows = [row for row in self._read(0, min(_TRIED, self.rows)) if isinstance(row, dict)] if self.columns.hash else []
+        cells = [cell for row in rows if (cell := hashes.announced(row.get(str(self.columns.hash)))) is not None]
+        if cells and not any(map(hashes.parsed, cells)):
+            what = f"column {self.columns.hash!r} holds no SHA-256, SHA-1 or MD5 hashes (the first is {cells[0][:80]!r})"
+            raise PlaitError(f"{self.title}: {what}; name another with --hash-column, or give --ignore-hashes")
 
 
 def plain(value: Any) -> Any:
@@ -198,7 +212,20 @@ def plain(value: Any) -> Any:
 
 
 def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            return None
     return value.strip() or None if isinstance(value, str) else None
+
+
+def _caption(value: Any) -> str | None:
+    """Return the text of a caption: of a list of texts the first, a number as CSV holds it; None for an empty one, and what is no text."""
+    if isinstance(value, list | tuple):
+        texts = [_text(text) for text in value if isinstance(text, str | bytes)]
+        return next(filter(None, texts), None)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else _text(value)
 
 
 def _decimal(value: Any, kind: type[Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 SAVED = "saved"
 MEANINGS: Mapping[str, str] = {
     SAVED: "the picture is in the shard",
-    "bad_row": "the row of the list is broken",
+    "bad_row": "the row of the list is broken, or its hash is none",
     "no_url": "the row has no address",
     "repeated": "an earlier row has the same address, and its picture",
     "bad_url": "it is, or leads to, no http(s) address",

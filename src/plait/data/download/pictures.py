@@ -8,6 +8,7 @@ import hashlib
 from typing import Any
 
 from plait.data import image_files
+from plait.data.download import hashes
 from plait.data.download.limits import PictureLimits
 from plait.data.formats.encodings import other_kind
 from plait.data.shard_sets import encoding
@@ -15,7 +16,6 @@ from plait.errors import BadSample
 
 _DRAFT = (256, 256)  # a JPEG of four times that is decoded smaller
 _QUALITY = 95
-_HASHES = {32: "md5", 64: "sha256"}  # by their hexadecimal digits
 
 
 class Refused(Exception):
@@ -29,7 +29,7 @@ class Refused(Exception):
 def judge(body: bytes, expected_hash: str | None, limits: PictureLimits) -> tuple[bytes, dict[str, Any]]:
     """Return the file to save and its facts: kind (its ending), width, height (pixels, upright), bytes, sha256 (of `body`).
 
-    `expected_hash`: SHA-256 or MD5, in hexadecimal digits. Raises Refused for one that is not to be saved.
+    `expected_hash`: SHA-256, SHA-1 or MD5 (hashes.py). Raises Refused for one that is not to be saved.
     """
     if not body:
         raise Refused("empty")
@@ -45,10 +45,9 @@ def judge(body: bytes, expected_hash: str | None, limits: PictureLimits) -> tupl
 
 
 def _check_hash(body: bytes, expected: str | None, limits: PictureLimits) -> None:
-    """Raise Refused if a file's hash is not `expected`. What has not the digits of a known hash is none that can be checked."""
-    kind = _HASHES.get(len(expected)) if expected and limits.check_hash else None
-    if kind is not None and expected is not None and hashlib.new(kind, body).hexdigest() != expected.lower():
-        raise Refused("hash", kind)
+    """Raise Refused if a file's hash is not `expected`."""
+    if expected and limits.check_hash and (wrong := hashes.mismatch(body, expected)):
+        raise Refused("hash", wrong)
 
 
 def _decoded_size(body: bytes, limits: PictureLimits) -> tuple[int, int]:

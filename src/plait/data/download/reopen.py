@@ -4,13 +4,12 @@ Its outcomes and pictures become a journal, less the rows to fetch, and the shar
 the shard as it was, or as one under way.
 """
 
-import json
 import tarfile
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from plait.data.download.journal import Journal
-from plait.data.download.outcomes import SAVED, Outcome
+from plait.data.download.outcomes import SAVED
 from plait.data.download.shards import ShardFiles
 
 
@@ -22,14 +21,15 @@ def is_wanted(shard: ShardFiles, counts: Mapping[str, Any], again: Collection[st
 def reopen(shard: ShardFiles, again: Collection[str], *, as_files: bool) -> None:
     """Make a finished shard one under way, of whose rows those with outcomes of `again` are still to be fetched.
 
-    `as_files`: its pictures are files. Raises OSError where a file cannot be used.
+    `as_files`: its pictures are files. Raises PlaitError for a damaged manifest, OSError where a file cannot be
+    used.
     """
-    rows = [json.loads(line) for line in shard.manifest.read_text(encoding="utf-8").splitlines()]
+    rows = shard.told()
     bodies = {} if as_files else _places(shard)
     journal = Journal(shard.journal)
     try:
         with shard.tar.open("rb") if bodies else shard.manifest.open("rb") as file:
-            for outcome in map(Outcome.of_plain, rows):
+            for outcome in rows:
                 if outcome.status in again:
                     continue
                 if outcome.status != SAVED or as_files:

@@ -18,7 +18,7 @@ from typing import Any
 from plait import files
 from plait.data.download.journal import Journal
 from plait.data.download.listing import Link
-from plait.data.download.outcomes import SAVED, was_answered
+from plait.data.download.outcomes import SAVED, Outcome, was_answered
 from plait.data.download.picture_files import PictureFiles
 from plait.data.formats import tar_writing
 from plait.errors import PlaitError
@@ -27,7 +27,6 @@ REQUEST = "download.json"
 WORK = ".download"
 """The folder of journals, below the folder of shards."""
 FORMAT = 1
-_TAIL_BYTES = 1 << 16
 
 
 class ShardFiles:
@@ -45,22 +44,32 @@ class ShardFiles:
         """
         if not self.counts.is_file():
             return None
-        told: dict[str, Any] = json.loads(self.counts.read_bytes())
-        if told["rows"][0] != self.rows.start or told["rows"][1] > self.rows.stop:
+        try:
+            told = json.loads(self.counts.read_bytes())
+            start, stop = map(int, told["rows"])
+            if sum(map(int, told["outcomes"].values())) != stop - start or int(told["bytes"]) < 0:
+                raise ValueError("its numbers")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            cure = "delete it, and the same command fetches its rows anew"
+            raise PlaitError(f"{self.counts} is damaged, or no file of plait data download ({type(error).__name__}): {cure}") from error
+        if start != self.rows.start or stop > self.rows.stop:
             raise PlaitError(f"{self.counts} is of the rows {told['rows']}, not {[self.rows.start, self.rows.stop]}: give another folder")
-        return told
+        return dict(told)
+
+    def told(self) -> list[Outcome]:
+        """Return the outcomes of a finished shard. Raises PlaitError if its manifest is damaged."""
+        try:
+            rows = [Outcome.of_plain(json.loads(line)) for line in self.manifest.read_bytes().split(b"\n")[:-1]]
+            if [outcome.row for outcome in rows] != list(range(self.rows.start, self.rows.start + len(rows))):
+                raise ValueError("its rows")
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+            cure = f"delete {self.counts.name}, and the same command fetches its rows anew"
+            raise PlaitError(f"{self.manifest} is missing or damaged ({type(error).__name__}): {cure}") from error
+        return rows
 
     def some_answered(self, most: int) -> list[str]:
         """Return the addresses of the last few rows of a finished shard that a server answered."""
-        size = self.manifest.stat().st_size
-        with self.manifest.open("rb") as file:
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().split(b"\n")[size > _TAIL_BYTES :]
-            rows = [row["url"] for row in map(json.loads, filter(None, lines)) if was_answered(row["status"])]
-            if not rows and size > _TAIL_BYTES:
-                file.seek(0)
-                rows = [row["url"] for row in map(json.loads, file) if was_answered(row["status"])]
-        return rows[-most:]
+        return [str(outcome.url) for outcome in self.told() if was_answered(outcome.status)][-most:]
 
     def seal(self, links: Sequence[Link], journal: Journal, pictures: PictureFiles | None) -> dict[str, Any]:
         """Write the shard of a journal that has all its rows, then manifest and counts, each whole, and delete the journal.
@@ -94,8 +103,14 @@ def _members(link: Link, journal: Journal) -> list[tuple[str, bytes]]:
     """Return (name, bytes) of a row's files: picture, caption if it has one, and its columns with the picture's facts."""
     key, picture = f"{link.row:09d}", journal.outcomes[link.row].picture
     own = {"key": key, "url": link.url, **({"caption": link.caption} if link.caption else {}), **picture}
-    others = {name: value for name, value in link.fields.items() if value != own.get(name, ...)}
-    others = {f"list_{name}" if name in own else name: value for name, value in others.items()}
+    others: dict[str, Any] = {}
+    for name, value in link.fields.items():
+        if name in own and value == own[name]:
+            continue
+        kept = f"list_{name}" if name in own or name == "caption" else name
+        while kept != name and (kept in own or kept in link.fields or kept in others):
+            kept = f"list_{kept}"
+        others[kept] = value
     told = json.dumps({**own, **others}, ensure_ascii=False).encode(errors="backslashreplace")
     caption = [(f"{key}.txt", link.caption.encode(errors="backslashreplace"))] if link.caption else []
     return [(f"{key}.{picture['kind']}", journal.body(link.row)), *caption, (f"{key}.json", told)]
@@ -106,17 +121,32 @@ def begin(out: Path, request: Mapping[str, Any]) -> None:
     path = out / REQUEST
     wanted = json.loads(json.dumps({"format": FORMAT, **request}))
     if not path.is_file():
+        foreign = min((there.name for there in out.iterdir() if not there.name.startswith(".")), default="") if out.is_dir() else ""
+        if foreign:
+            raise PlaitError(f"{out} holds {foreign!r} and no {REQUEST}, so it is no download: give a new folder, or an empty one")
         (out / WORK).mkdir(parents=True, exist_ok=True)
         files.write_json(path, wanted)
         return
-    before = json.loads(path.read_bytes())
+    before = _begun(path)
     (out / WORK).mkdir(exist_ok=True)
     if before == wanted:
         return
-    if before.get("list", {}).get("rows", 0) < wanted["list"]["rows"]:  # more of the same list
-        before["list"]["rows"] = wanted["list"]["rows"]
+    held_list = before["list"]
+    if held_list["rows"] < wanted["list"]["rows"]:  # more of the same list
+        before["list"] = {**held_list, "rows": wanted["list"]["rows"]}
     other = next((name for name in wanted if before.get(name) != wanted[name]), None)
     if other is not None:
-        held = json.loads(path.read_bytes()).get(other)
+        held = held_list if other == "list" else before.get(other)
         raise PlaitError(f"{out} holds a download with {other} {held}, not {wanted[other]}: give the same, or another folder")
     files.write_json(path, wanted)
+
+
+def _begun(path: Path) -> dict[str, Any]:
+    """Return what download.json asks for. Raises PlaitError for one that is damaged or of another program."""
+    try:
+        before = json.loads(path.read_bytes())
+        if not isinstance(before["list"]["rows"], int) or not isinstance(before["format"], int):
+            raise TypeError("no number of rows")
+    except (ValueError, KeyError, TypeError) as error:
+        raise PlaitError(f"{path} is damaged, or no file of plait data download ({type(error).__name__}): give another folder") from error
+    return dict(before)
