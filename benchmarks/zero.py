@@ -17,7 +17,7 @@ import yaml
 
 from tests.hf import recipes
 
-FAMILIES, STAGES, PROCESSES = sorted(recipes.CONFIGS), (1, 2, 3), 2
+FAMILIES, STAGES, PROCESSES = [*recipes.CONFIGS], (1, 2, 3), 2
 RESULTS = Path(__file__).resolve().parent / "results" / "zero.json"
 AUTO = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 
@@ -36,9 +36,9 @@ def train(folder, zero):
 
 
 def in_processes(*words):
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={PROCESSES}", *words], check=True, capture_output=True
-    )
+    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={PROCESSES}", "--standalone"]
+    ended = subprocess.run([*launch, *words], check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-6000:]
 
 
 def measure(family):

@@ -115,6 +115,25 @@ def test_evaluate_measures_the_held_out_loss_of_the_run(runs):
     assert both.trainer.state.log_history[-1]["eval_loss"] == figures["eval_loss"]
 
 
+def test_what_only_the_command_does_is_refused_by_its_methods(small):
+    for method, words in (("predict", "does not predict: save_model"), ("push_to_hub", "does not push: save_model")):
+        with pytest.raises(plait.PlaitError, match=words):
+            getattr(small.trainer, method)()
+    with pytest.raises(plait.PlaitError, match=r"give no eval_dataset$"):
+        small.trainer.evaluate([1])
+
+
+def test_a_record_of_several_steps_has_the_means_of_their_losses(small, tmp_path):
+    trainer = recipes.trainer_of(small.file, tmp_path / "out", args={"logging_steps": 5})
+    trainer.train()
+    single = recipes.of_trainer(small.trainer)
+    for number, row in enumerate(recipes.of_trainer(trainer)):
+        steps = single[5 * number : 5 * number + 5]
+        for name in ("loss", "loss/flow", "loss/t_mid"):
+            values = [step[name] for step in steps if name in step]
+            assert row[name] == pytest.approx(sum(values) / len(values), rel=1e-12)
+
+
 def test_the_best_model_is_loaded_at_the_end(small, tmp_path):
     held_out = {**small.trainer.stage.config.data.model_dump(mode="json")["train"][0], "split": "train"}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True, "max_steps": 6}
@@ -229,6 +248,7 @@ REFUSED = [
     ({"args": {"bf16": 1}}, "args: bf16 is to be True or False, and is the int 1"),
     ({"args": TrainingArguments(output_dir="x")}, "plait.hf.trainer: `args` is to be a dict of fields of TrainingArguments: of an object"),
     ({"args": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, "args has deepspeed, which needs the package deepspeed: pip install"),
+    ({"args": {"eval_strategy": "steps"}}, "args: eval_strategy measures held-out data, and there is none: list some under data."),
     ({"stage": "two"}, "trainer(stage='two'): the configuration has no such stage; it has train"),
     (
         {"stages": [{"name": "one"}, {"name": "two"}]},

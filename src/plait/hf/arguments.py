@@ -4,16 +4,18 @@ A setting has one value: an argument that has a counterpart, such as `learning_r
 then made of the settings.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from plait.config.messages import with_type
 from plait.config.schema import RunConfig
@@ -185,9 +187,23 @@ def training_arguments(config: RunConfig, args: Mapping[str, Any], ranks: int) -
         raise PlaitError(f"args: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
     if made.world_size != ranks:
         raise PlaitError(f"accelerate trains in {made.world_size} processes of {ranks}: start them with `accelerate launch` or torchrun")
+    if made.eval_strategy != "no" and not config.data.holds_out:
+        raise PlaitError("args: eval_strategy measures held-out data, and there is none: list some under data.validation")
     if made.n_gpu > 1:
         raise PlaitError(
             f"this process sees {made.n_gpu} GPUs, and trains on one: start it with `accelerate launch --num_processes {made.n_gpu}`, "
             "or choose one with CUDA_VISIBLE_DEVICES"
         )
     return made
+
+
+@contextlib.contextmanager
+def whole_models(args: TrainingArguments) -> Iterator[None]:
+    """Have transformers build whole models while the `with` lasts. Under ZeRO 3 it would cut them as it builds them, before they load."""
+    given = getattr(args, "hf_deepspeed_config", None)
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if given is not None:
+            set_hf_deepspeed_config(given)

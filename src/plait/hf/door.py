@@ -69,7 +69,8 @@ def trainer(
     for line in [*resolved.warnings, *_left_out(view.config)] if ranks.first else ():
         log.warning(line)
     out = expanded(str(made.output_dir))
-    opened = _open(view, out, ranks)
+    with arguments.whole_models(made):
+        opened = _open(view, out, ranks)
     made.output_dir, made.max_steps = str(out), opened.plan.steps
     return StageTrainer(opened, made, callbacks)
 

@@ -37,31 +37,44 @@ from plait.keys import key
 
 @dataclass
 class Figures:
-    """Numerators and denominators of the steps since the last record. `add` one micro-batch's; `take` the means over steps and ranks."""
+    """Losses of the steps since the last record. `add` a micro-batch's numerators; `take` the means over steps, of all ranks."""
 
     coefficients: Mapping[str, float]
     ranks: Ranks
-    steps: list[tuple[Mapping[str, float], dict[str, Tensor]]] = field(default_factory=list)
+    steps: int = 0
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    """This rank's share of each term, numerators over global denominators, summed over the steps before the last."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """In how many of those steps a term had weight."""
+    last: tuple[Mapping[str, float], dict[str, Tensor]] = field(default_factory=lambda: ({}, {}))
+    """Of the last step, the global denominators and this rank's numerators."""
 
     def add(self, part: Part, sums: Mapping[str, Tensor]) -> None:
         """Add a micro-batch's numerators `sums` to those of its step."""
         if part.index == 0:
-            self.steps.append((part.loss_weights, {}))
-        own = self.steps[-1][1]
+            self._close()
+            self.steps, self.last = self.steps + 1, (part.loss_weights, {})
+        own = self.last[1]
         for name, value in sums.items() if not part.micro.padding else ():
             own[name] = own[name] + value.detach().double() if name in own else value.detach().double()
 
+    def _close(self) -> None:
+        """Add the last step to the sums."""
+        (weights, own), self.last = self.last, ({}, {})
+        for name in (name for name in weights if weights[name] > 0):
+            share = own[name] / weights[name] if name in own else torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+            self.losses[name] = self.losses[name] + share if name in self.losses else share
+            self.counts[name] = self.counts.get(name, 0) + 1
+
     def take(self) -> dict[str, float]:
         """Return {"loss": mean over the steps, "loss/TERM": ...} of the global batches, and forget them. All ranks call this."""
-        steps, self.steps = self.steps, []
-        weights = [(name, step[0][name]) for step in steps for name in self.coefficients]
-        own = [float(step[1].get(name, 0.0)) for step in steps for name in self.coefficients]
-        losses: dict[str, list[float]] = {}
-        for (name, weight), value in zip(weights, sum_over_ranks(own, self.ranks), strict=True):
-            if weight > 0:
-                losses.setdefault(name, []).append(value / weight)
-        total = sum(self.coefficients[name] * sum(values) for name, values in losses.items()) / max(1, len(steps))
-        return {"loss": total, **{f"loss/{name}": sum(values) / len(values) for name, values in losses.items()}}
+        self._close()
+        names = [name for name in self.coefficients if name in self.losses]
+        own = torch.stack([self.losses[name] for name in names]).tolist() if names else []
+        losses, counts, steps = dict(zip(names, sum_over_ranks(own, self.ranks), strict=True)), self.counts, max(1, self.steps)
+        self.steps, self.losses, self.counts = 0, {}, {}
+        total = sum(self.coefficients[name] * value for name, value in losses.items()) / steps
+        return {"loss": total, **{f"loss/{name}": value / counts[name] for name, value in losses.items()}}
 
 
 class StageTrainer(Trainer):
@@ -86,6 +99,8 @@ class StageTrainer(Trainer):
             callbacks=[_Steps(self), *callbacks],
         )
         self._check_accelerator(config)
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            self._keep_gathered()
 
     def _check_accelerator(self, config: RunConfig) -> None:
         """Raise PlaitError where `accelerate launch` was configured for what the configuration does not say, or cannot be done."""
@@ -108,6 +123,15 @@ class StageTrainer(Trainer):
                 )
             if config.optim.ema is not None or config.optim.own_clips or config.data.pack_tokens:
                 raise PlaitError("optim.ema, a grad_clip of a component and data.pack_tokens are not for DeepSpeed: leave them out")
+
+    def _keep_gathered(self) -> None:
+        """Have ZeRO 3 gather what is in no block for the whole step: a model may use it outside of the layer that holds it."""
+        import deepspeed
+
+        inside = {id(value) for block in self.stage.bundle.blocks for value in block.parameters()}
+        for value in self.stage.bundle.model.parameters():
+            if id(value) not in inside:
+                deepspeed.zero.register_external_parameter(self.model, value)
 
     def get_train_dataloader(self) -> Any:
         """Return the iteration over the stage's steps, from the one that the trainer is at."""
@@ -242,6 +266,10 @@ class StageTrainer(Trainer):
     def predict(self, *_: Any, **__: Any) -> Any:
         """Refuse: answers are those of `plait generate` and `plait eval`. Raises PlaitError."""
         raise PlaitError("a trainer of plait does not predict: save_model, then `plait generate` or `plait eval` on what it wrote")
+
+    def push_to_hub(self, *_: Any, **__: Any) -> Any:
+        """Refuse: a trainer's folder is no export. Raises PlaitError."""
+        raise PlaitError("a trainer of plait does not push: save_model, then `hf upload REPO DIR` with what it wrote")
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None
