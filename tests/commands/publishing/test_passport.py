@@ -195,6 +195,26 @@ def test_the_stages_of_a_pushed_checkpoint_are_those_that_its_manifest_is_linked
     assert f": stage projection ended with manifest xxh3 {'0' * 16}, and manifest.json is linked to {linked}" in told(capsys)
 
 
+def test_weights_that_are_not_those_of_the_manifest_are_named_although_the_passport_is_whole(folder, capsys):
+    (folder / "README.md").unlink()
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    listed["weights.safetensors"]["xxh3"] = "0" * 16
+    rewritten(folder, files=listed)
+    claims = json.loads((folder / "passport.json").read_text())["claims"]
+    claims["checkpoint"]["files"]["weights.safetensors"]["xxh3"] = "0" * 16
+    claims["files"]["manifest.json"] = listing.entry(folder / "manifest.json").model_dump()
+    files.write_json(folder / "passport.json", seal.sealed(claims))
+    assert verify(folder) == 1
+    assert f"{folder / 'weights.safetensors'} is damaged: xxh3 " in told(capsys)
+
+
+def test_samples_are_counted_by_the_batch_from_each_step_on(run, capsys):
+    folder = toy.at(run, 18).folder
+    rewritten(folder, state={**toy.at(run, 18).manifest["state"], "batches": [[0, 4], [2, 8], [5, 1]]})
+    assert verify(f"{run}@18") == 0
+    assert f"  3  language    12 to 18  {2 * 4 + 3 * 8 + 1 * 1}       language 5 " in capsys.readouterr().out
+
+
 def test_the_run_finds_a_passport_that_was_made_anew(folder, run, capsys):
     whole = json.loads((folder / "passport.json").read_text())
     (folder / "README.md").unlink()

@@ -235,7 +235,7 @@ def _samples(batches: Sequence[Sequence[int]] | None, steps: int) -> int | None:
     if not batches:
         return None
     ends = [begin for begin, _ in batches[1:]] + [steps]
-    return sum(size * max(0, min(end, steps) - begin) for (begin, size), end in zip(batches, ends, strict=True))
+    return sum(size * (end - begin) for (begin, size), end in zip(batches, ends, strict=True))
 
 
 def _start(lineage: Mapping[str, Any]) -> dict[str, Any]:
