@@ -151,6 +151,13 @@ def test_why_proposes_a_budget_where_ranks_have_unlike_numbers_of_tokens(tmp_pat
     open_config(configuration(tmp_path), [f"run={tmp_path}", *settings, *(word.removeprefix("--") for word in cure.split())])
 
 
+@pytest.mark.parametrize(("pad", "cure"), [("longest", "--data.pad=none"), ("none", "--data.max_tokens=256")])
+def test_why_proposes_packing_where_attention_has_masks(tmp_path, pad, cure):
+    resolved = open_config(configuration(tmp_path), [f"run={tmp_path}", f"data.pad={pad}", "data.max_tokens=512"])
+    found = {cause.what: cause for cause in causes_of([{"step": 1, "spent": {**SPENT, "masked": 0.5}}], resolved.stages[0], resolved)}
+    assert found["dense masks"].cure == cure
+
+
 def test_why_proposes_a_larger_budget_for_rows_of_few_samples(tmp_path):
     settings = [f"run={tmp_path}", "data.pad=none", "data.pack_tokens=256"]
     spent = {**SPENT, "micro_batches": 8, "micro_batch": 2}

@@ -191,7 +191,9 @@ def _passes(window: Window, stage: Stage) -> Iterator[Cause]:
             "its cost grows with the square of the length (half of it)"
         )
         length = config.data.max_tokens
-        yield Cause("dense masks", window.masked * share / 2, text, stage.override("data.max_tokens", length // 2) if length else "")
+        cure = stage.override("data.max_tokens", length // 2) if length else ""
+        cure = stage.override("data.pad", "none") if _can_pack(stage) and config.data.pad != "none" else cure
+        yield Cause("dense masks", window.masked * share / 2, text, cure)
     if window.graphs:
         text = f"{window.graphs} graphs were compiled in {window.steps:,} steps, for new shapes"
         key, value = ("compile_dynamic", True) if config.distributed.compile_dynamic is not True else ("compile", False)
