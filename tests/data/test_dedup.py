@@ -137,6 +137,14 @@ def test_copies_within_a_source_are_listed_and_a_filter_leaves_them_out(tmp_path
     assert out.read_bytes() == before
 
 
+def test_names_with_separators_of_lines_stay_on_their_line(tmp_path):
+    named = {f"a{mark}b.png": pictures()["a.png"] for mark in ("\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\x1e")}
+    path, out = written(tmp_path, named), tmp_path / "copies.jsonl"
+    assert cli.main(["data", "dedup", str(path), str(out)]) == 0
+    source = open_source(SourceEntry(source="jsonl", path=str(path), filter={"dedup": str(out)}), seed=0)
+    assert (source.filtered, len(source)) == ({"dedup": 5}, 1)
+
+
 def test_with_same_text_other_questions_of_a_picture_stay(tmp_path):
     captions = {"same.png": "another question", "small.png": "a picture"}
     path, out = written(tmp_path, pictures(), captions), tmp_path / "copies.jsonl"

@@ -521,3 +521,28 @@ def test_a_journal_of_a_finished_shard_is_removed(web, tmp_path, monkeypatch, ag
     assert download(path, tmp_path / "out", *again) == 0
     assert [row["status"] for row in outcomes(tmp_path / "out")] == ["saved", "saved" if again else "http_429", "http_404"]
     assert not (tmp_path / "out" / ".download").exists()
+
+
+SPOILED = {
+    "gone": lambda path: path.unlink(),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2]),
+    "flipped": lambda path: path.write_bytes(path.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd8\xfe", 1)),
+}
+
+
+@pytest.mark.parametrize("form", [(), ("--as-files",)])
+def test_pictures_that_are_lost_or_damaged_since_are_fetched_again_and_no_others(web, tmp_path, caplog, form):
+    kinds = ["ok", "missing", *["ok"] * 4]
+    path = write_list(tmp_path / "list.jsonl", [web.server.row(kind, number) for number, kind in enumerate(kinds)])
+    out = tmp_path / "out"
+    assert download(path, out, *form) == 0
+    whole = tree(out)
+    for how, spoil in SPOILED.items():
+        spoil(next(file for file in sorted(out.iterdir()) if file.is_file() and (form or file.suffix == ".tar")))
+        web.server.asked.clear()
+        assert download(path, out, *form, *(["--verify"] if how == "flipped" else [])) == 0
+        assert tree(out) == whole
+        assert "are fetched again" in caplog.text and not [asked for asked in web.server.asked if "missing" in asked]
+        assert len(web.server.asked) == 1 or how != "flipped"
+        caplog.clear()
+    assert download(path, out, *form, "--verify") == 0 and "fetched again" not in caplog.text

@@ -131,6 +131,7 @@ def declare_download(parser: Parser) -> None:
     parser.add_argument("--ignore-hashes", action="store_true", help="also save files whose hash is not the one in the list")
     parser.add_argument("--allow", type=_network, action="append", default=[], metavar="NETWORK", help=_ALLOW)
     parser.add_argument("--again", default="", metavar="OUTCOME,...", help="fetch rows with these outcomes once more, as timeout,http_503")
+    parser.add_argument("--verify", action="store_true", help="read finished shards through, and fetch damaged pictures again")
     parser.add_argument("--record-unreachable", action="store_true", help="record links as unreachable although no server answers")
     parser.add_argument("--cache", type=path, help="folder for copies of remote lists, and for indexes (default: ~/.cache/plait)")
 
@@ -154,6 +155,7 @@ def run_download(arguments: Arguments) -> None:
         record_unreachable=arguments.record_unreachable,
         as_files=arguments.as_files,
         again=tuple(filter(None, arguments.again.split(","))),
+        verify=arguments.verify,
         network=NetworkLimits(
             connections=arguments.connections,
             per_host=arguments.per_host,

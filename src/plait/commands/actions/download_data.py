@@ -28,7 +28,7 @@ class DownloadOptions:
 
     `limit`: the first so many rows; `per_shard`: rows of one shard; `part`: (number from 1, of how many) where several machines share the
     list. `as_files`: pictures as files of one folder (picture_files.py), not in shards. `cache`: folder for copies of remote lists and
-    indexes. `record_unreachable` and `again`: see engine.py.
+    indexes. `record_unreachable`, `again` and `verify`: see engine.py.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class DownloadOptions:
     record_unreachable: bool = False
     as_files: bool = False
     again: Sequence[str] = ()
+    verify: bool = False
     network: NetworkLimits = field(default_factory=NetworkLimits)
     pictures: PictureLimits = field(default_factory=PictureLimits)
 
@@ -73,8 +74,11 @@ def download(path: str, out: Path, options: DownloadOptions) -> None:
             options.network,
             options.pictures,
             threads=max(2, os.cpu_count() or 1),
-            picture_files=picture_files.PictureFiles(out, listing) if options.as_files else None,
+            picture_files=picture_files.PictureFiles(out, listing, resized=options.pictures.max_side is not None)
+            if options.as_files
+            else None,
             again=options.again,
+            verify=options.verify,
             record_unreachable=options.record_unreachable,
             report=lambda progress: log.info(progress_line(progress)),
         )

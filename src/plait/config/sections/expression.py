@@ -155,8 +155,9 @@ class _Compiler:
 
     def _place(self, node: ast.expr) -> int:
         """Return where a part begins, in characters counted from 1."""
-        line = self.text.splitlines()[node.lineno - 1]
-        before = sum(len(other) + 1 for other in self.text.splitlines()[: node.lineno - 1])
+        lines = self.text.split("\n")  # as Python counts them
+        line = lines[node.lineno - 1]
+        before = sum(len(other) + 1 for other in lines[: node.lineno - 1])
         return before + len(line.encode()[: node.col_offset].decode(errors="replace")) + 1
 
     def _source(self, node: ast.expr) -> str:

@@ -26,7 +26,7 @@ from plait.data.download.outages import Failure, Outages
 from plait.data.download.outcomes import BROKEN, SAVED, UNANSWERED, Outcome, was_answered
 from plait.data.download.picture_files import PictureFiles
 from plait.data.download.pictures import Refused, judge
-from plait.data.download.reopen import is_wanted, reopen
+from plait.data.download.reopen import damage, is_wanted, reopen
 from plait.data.download.shards import ShardFiles
 from plait.errors import PlaitError
 
@@ -96,7 +96,7 @@ class Download:
 
     `report`: called every few seconds. `record_unreachable`: record rows as unreachable although no server answers. `threads`: decode
     pictures. `picture_files`: keeps them as files in place of shards. `again`: outcomes of earlier commands whose rows are fetched once
-    more.
+    more. `verify`: read the pictures of finished shards; those that are damaged are fetched again.
     """
 
     def __init__(
@@ -110,10 +110,11 @@ class Download:
         picture_files: PictureFiles | None = None,
         record_unreachable: bool = False,
         again: Collection[str] = (),
+        verify: bool = False,
         report: Callable[[Progress], None],
     ) -> None:
         self.listing, self.shards, self.network, self.pictures = listing, shards, network, pictures
-        self.again = frozenset(again)
+        self.again, self.verify, self._damaged = frozenset(again), verify, set[int]()
         self.record_unreachable, self.report, self.picture_files = record_unreachable, report, picture_files
         self.progress = Progress(sum(len(shard.rows) for shard in shards))
         self._open: dict[int, _OpenShard] = {}
@@ -131,7 +132,11 @@ class Download:
             told = shard.finished()
             if told is not None and shard.journal.exists():  # a kill came between the shard's last file and this
                 Journal(shard.journal).close(remove=True)
-            if told is None or is_wanted(shard, told, self.again):
+            lost = "" if told is None else damage(shard, told, self.picture_files, thorough=self.verify)
+            if lost:
+                log.warning(f"{lost}: its pictures that are not there as they were saved are fetched again")
+                self._damaged.add(shard.number)
+            if told is None or lost or is_wanted(shard, told, self.again):
                 waiting.append(shard)
             else:
                 self.progress.add(told["outcomes"], told["bytes"])
@@ -174,7 +179,8 @@ class Download:
             self._idle = False
         links = await asyncio.to_thread(self.listing.links, files.rows.start, files.rows.stop)
         if files.finished() is not None:  # one at a time, as its pictures are copied
-            await asyncio.to_thread(reopen, files, self.again, as_files=self.picture_files is not None)
+            lost = files.number in self._damaged
+            await asyncio.to_thread(reopen, files, self.again, pictures=self.picture_files, damaged=lost)
         journal = await asyncio.to_thread(Journal, files.journal)
         before = [outcome for row, outcome in journal.outcomes.items() if row in files.rows]
         self.progress.add(Counter(outcome.status for outcome in before), sum(int(o.picture.get("bytes", 0)) for o in before))

@@ -13,10 +13,10 @@ from plait.errors import PlaitError
 
 
 class PictureFiles:
-    """The folder of pictures. `repeated`: the rows of the list whose address an earlier row has."""
+    """The folder of pictures. `repeated`: the rows of the list whose address an earlier row has; `resized`: large ones are scaled down."""
 
-    def __init__(self, folder: Path, listing: Listing) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, listing: Listing, *, resized: bool) -> None:
+        self.folder, self.resized = folder, resized
         seen: set[bytes] = set()
         self.repeated: set[int] = set()
         for row, url in enumerate(listing.urls()):

@@ -74,7 +74,7 @@ class ShardFiles:
     def seal(self, links: Sequence[Link], journal: Journal, pictures: PictureFiles | None) -> dict[str, Any]:
         """Write the shard of a journal that has all its rows, then manifest and counts, each whole, and delete the journal.
 
-        `links`: its rows; `pictures`: writes them as files in place of a shard. Returns the counts: shard, rows, outcomes, bytes, xxh3.
+        `links`: its rows; `pictures`: writes them as files in place of a shard. Returns what 000012.json holds.
         Raises OSError where a file cannot be written.
         """
         saved = [link for link in links if journal.outcomes[link.row].status == SAVED]
@@ -93,6 +93,7 @@ class ShardFiles:
             "outcomes": dict(sorted(Counter(row["status"] for row in told).items())),
             "bytes": sum(row.get("bytes", 0) for row in told),
             "xxh3": files.xxh3(self.tar) if saved and pictures is None else "",
+            "tar_bytes": self.tar.stat().st_size if saved and pictures is None else 0,
         }
         files.write_json(self.counts, counts)
         journal.close(remove=True)

@@ -40,7 +40,7 @@ def copied(file: str, fingerprint: str) -> np.ndarray:
     path = paths.local(file)
     advice = f"make it with `{command('data', 'dedup', 'CONFIG', path)}`"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         header, *rows = (json.loads(line) for line in lines)
         if header["plait_dedup"] != FORMAT:
             raise PlaitError(f"filter.dedup: {path} is of format {header['plait_dedup']}, not {FORMAT}: {advice}")
