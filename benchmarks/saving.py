@@ -1,19 +1,22 @@
 """What a save withstands and what it costs: kills while writing, full disks, failing disks, flipped bytes, the stall of training.
 
-    OMP_NUM_THREADS=1 python benchmarks/saving.py [--kills 50] [--full 25] [--failing 25] [--flips 2000] [--rounds 7] [--dir DIR]
+    OMP_NUM_THREADS=1 python benchmarks/saving.py [--kills 50] [--full 25] [--failing 25] [--flips 2000] [--rounds 7]
+        [--megabytes 200 2000] [--only stall] [--dir DIR]
 
 kills:   a process writes a checkpoint, every other time over one of the same step, and gets SIGKILL at a random moment of it; half of them
          32 MB on disk, where most moments fall into flushing, half 200 MB in memory (/dev/shm), where most fall into writing.
 full:    the same on a file system (tmpfs) too small for two; without the right to mount one, under a limit on file size.
 failing: fsync or rename gives EIO, at a random one of their calls.
 flips:   every byte of a manifest and random bytes of the tensors are changed, one at a time; each must be found.
-stall:   how long `save` holds up training with 200 MB of state, written behind or on the spot.
+stall:   how long `save` holds up training with 200 MB and 2 GB of state, written behind or on the spot, and the three steps after it.
 After every fault the newest intact checkpoint must be the old or the new one, bit for bit, and the next save must succeed.
 Writes benchmarks/results/saving.json.
 """
 
 import argparse
 import errno
+import functools
+import json
 import os
 import platform
 import resource
@@ -23,7 +26,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -52,6 +55,7 @@ def groups(value: float, megabytes: int) -> dict[str, dict[str, torch.Tensor]]:
 def write(run: Path, step: int, value: float, megabytes: int = 32, begun: Callable[[], object] = lambda: None) -> float:
     """A checkpoint of `step` in which every number is `value`; the seconds that writing it took. `begun` is called just before."""
     state = groups(value, megabytes)
+    run.mkdir(exist_ok=True)
     begun()
     began = time.perf_counter()
     checkpoint.write(checkpoint.folder_of(run, 1, "only", step), state, {"state": {"step": step, "value": value}})
@@ -216,36 +220,65 @@ def flips(folder: Path, count: int) -> dict:
     return {"flips": tried, "found": tried - len(missed), "missed": missed}
 
 
-def stall(folder: Path, rounds: int) -> dict:
-    """Seconds that `save` takes away from training with 200 MB of state."""
-    state = groups(1.0, 200)
+def stall(folder: Path, rounds: int, sizes: Sequence[int]) -> dict:
+    """Seconds that `save` holds training up, and of the three steps after it beside the steps before, by the megabytes of the state."""
+    return {f"{megabytes} MB": _stall(folder / f"{megabytes}", rounds, megabytes) for megabytes in sizes}
+
+
+def _stall(folder: Path, rounds: int, megabytes: int) -> dict:
+    state, matrix = groups(1.0, megabytes), torch.ones(700, 700)
     seconds: dict[str, list[float]] = {"behind": [], "on_the_spot": []}
+    steps: dict[str, list[float]] = {"before": [], "after": []}
     alone = Ranks(0, 1, torch.device("cpu"))
     savers = {name: Saver(background, alone, lambda part: None) for name, background in (("behind", True), ("on_the_spot", False))}
-    for step in range(1, rounds + 1):
+
+    def step() -> float:
+        began = time.perf_counter()
+        for _ in range(6):
+            matrix.mm(matrix)
+        return time.perf_counter() - began
+
+    for name in savers:
+        (folder / name).mkdir(parents=True)
+    for number in range(1 + rounds):  # the first allocates the memory of the copies
         for name, saver in savers.items():
+            before = [step() for _ in range(3)]
             began = time.perf_counter()
-            saver.save(checkpoint.folder_of(folder / name, 1, "only", step), state, {"state": {"step": step}}, keep=1)
-            seconds[name].append(time.perf_counter() - began)
+            saver.save(checkpoint.folder_of(folder / name, 1, "only", 1 + number), state, {"state": {"step": 1 + number}}, keep=1)
+            took = time.perf_counter() - began
+            after = [step() for _ in range(3)]
             saver.wait()
+            if number:
+                seconds[name].append(took)
+                steps["before"] += before
+                steps["after"] += after if name == "behind" else []
+    shutil.rmtree(folder)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     size = sum(tensor.nbytes for group in state.values() for tensor in group.values())
-    return {"bytes": size, "seconds": seconds, "median_s": median, "share": median["behind"] / median["on_the_spot"]}
+    found = {"bytes": size, "seconds": seconds, "median_s": median, "share": median["behind"] / median["on_the_spot"]}
+    return found | {"step_s": statistics.median(steps["before"]), "step_after_s": statistics.median(steps["after"])}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("kills", 50), ("full", 25), ("failing", 25), ("flips", 2000), ("rounds", 7)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[200, 2000], help="sizes of the state whose saves are timed")
+    names = ("stall", "kills", "full", "failing", "flips")
+    parser.add_argument("--only", choices=names, help="one of the parts; the record keeps the others")
     parser.add_argument("--dir", type=Path, help="where to write (default: a temporary folder)")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="plait-saving-", dir=given.dir))
-    results: dict = {"machine": {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}}
-    for part, count in ((stall, given.rounds), (kills, given.kills), (full, given.full), (failing, given.failing), (flips, given.flips)):
-        if count:
-            results[part.__name__] = part(folder, count)
-            print(part.__name__, {name: value for name, value in results[part.__name__].items() if not isinstance(value, list)}, flush=True)
-            print(*results[part.__name__].get("faults", [])[:5], sep="\n")
+    results: dict = json.loads(RESULTS.read_text(encoding="utf-8")) if given.only and RESULTS.exists() else {}
+    results["machine"] = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
+    sized = functools.partial(stall, sizes=given.megabytes)
+    parts = {"stall": (sized, given.rounds), "kills": (kills, given.kills), "full": (full, given.full)}
+    parts |= {"failing": (failing, given.failing), "flips": (flips, given.flips)}
+    for name, (part, count) in parts.items():
+        if count and given.only in (None, name):
+            results[name] = part(folder, count)
+            print(name, {key: value for key, value in results[name].items() if not isinstance(value, list)}, flush=True)
+            print(*results[name].get("faults", [])[:5], sep="\n")
     shutil.rmtree(folder)
     write_json(RESULTS, results)
 
