@@ -297,9 +297,9 @@ def test_what_is_drawn_with_an_export_stays_in_its_folder(exported, tmp_path, ca
     assert len([*out.glob("validation/export/*.png")]) == 3 and len([*out.glob("generated/*.png")]) == 2
 
 
-@pytest.mark.parametrize("verb", [("generate", "--prompt=a"), ("eval", "--bench=loss")])
-def test_a_folder_of_adapters_alone_is_no_model(exported, caplog, capsys, verb):
-    out = exported("adapters", caplog)[0]
-    assert cli.main([verb[0], str(out), *verb[1:]]) == 2
+def test_a_folder_of_adapters_alone_is_no_model(trained, exported, tmp_path, caplog, capsys):
+    out, recipe = exported("adapters", caplog)[0], trained("adapters").with_suffix(".yaml")
     line = f"plait: {out} holds adapters alone, for peft: give the run that trained them, or export that in another layout"
-    assert capsys.readouterr().err.strip().endswith(line)
+    begun = ["train", str(recipe), f"--from={out}", f"--run={tmp_path / 'new'}"]
+    for words in (["generate", str(out), "--prompt=a"], ["eval", str(out), "--bench=loss"], begun):
+        assert cli.main(words) == 2 and capsys.readouterr().err.strip().endswith(line)

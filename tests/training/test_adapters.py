@@ -116,6 +116,12 @@ def test_a_run_with_adapters_starts_exactly_from_one_without(recipe, tmp_path, c
         toy.train(recipe, tmp_path / "third", f"from={second}", "stages.1.trainable=[projector]")
 
 
+def test_a_run_without_adapters_does_not_start_from_adapters_alone(recipe, tmp_path):
+    alone = toy.train(recipe, tmp_path / "alone", LORA, "stages=[]", "trainable=[language.lora]", "train.steps=1")
+    with pytest.raises(PlaitError, match=r"from: none of the 2 tensors .*\. They are adapters: set `adapters:` as that run does$"):
+        toy.train(recipe, tmp_path / "new", f"from={alone}", "stages=[]", "trainable=[language]", "train.steps=1")
+
+
 def test_the_opened_model_is_the_trained_one_in_every_stage(recipe, tmp_path):
     run = toy.train(recipe, tmp_path / "run", "adapters={language: {kind: dora, rank: 2}}", "optim.ema=null")
     for step in (6, 12, 18):

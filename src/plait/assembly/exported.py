@@ -51,13 +51,14 @@ class ExportedModel:
         """
         run = self._run()
         bundle = build_model(self.config, run, ranks, lambda: overwritten.shapes_of_start(self.config, run, ranks))
+        bundle.model.eval()
         weights = _imported(weight_files.read(self.folder), bundle)
         _check_missing(self.folder, bundle, set(weights))
         if _frozen(bundle, set(weights)) != self.frozen_xxh3:
             names = " or ".join(dict.fromkeys(str(part["name"]) for part in bundle.family.base(bundle.section)))
             raise PlaitError(f"{self.folder} does not hold all weights, and those of {names} are not what its run was built over")
         load_weights(bundle.model, weights)
-        bundle.model.to(ranks.device).eval()
+        bundle.model.to(ranks.device)
         return bundle
 
     def _run(self) -> Path:
@@ -118,7 +119,7 @@ def find(spec: str | Path) -> ExportedModel | None:
     if mark or checkpoint.is_step(folder) or (folder / "config.yaml").is_file():
         return None
     if not path.is_file():
-        _refuse_adapters(folder)
+        weight_files.refuse_adapters(folder)
         return None
     try:
         told: dict[str, Any] = json.loads(path.read_bytes())
@@ -133,12 +134,6 @@ def find(spec: str | Path) -> ExportedModel | None:
     if left_out:
         raise PlaitError(f"{folder} leaves out what its run trained of {', '.join(left_out)}: export the run in a layout that holds it")
     return ExportedModel(folder, _within(config, folder.absolute(), path), frozen)
-
-
-def _refuse_adapters(folder: Path) -> None:
-    """Raise PlaitError for a folder of peft's, which holds adapters and no model."""
-    if any(folder.glob(name) for name in ("adapter_config.json", "*/adapter_config.json")):
-        raise PlaitError(f"{folder} holds adapters alone, for peft: give the run that trained them, or export that in another layout")
 
 
 def _within(config: RunConfig, folder: Path, path: Path) -> RunConfig:

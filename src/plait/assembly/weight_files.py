@@ -53,10 +53,18 @@ def empty(folder: Path) -> dict[str, Tensor]:
     return _collect(folder, _empty)
 
 
+def refuse_adapters(folder: Path) -> None:
+    """Raise PlaitError for a folder of peft's, which holds adapters and no model."""
+    others = any(path.name != "adapter_model.safetensors" for path in folder.glob("*.safetensors"))
+    if not others and any(any(folder.glob(name)) for name in ("adapter_config.json", "*/adapter_config.json")):
+        raise PlaitError(f"{folder} holds adapters alone, for peft: give the run that trained them, or export that in another layout")
+
+
 def _collect(folder: Path, load: Callable[[Path], Mapping[str, Tensor]]) -> dict[str, Tensor]:
     folder = folder / "transformer" if (folder / "model_index.json").is_file() else folder  # a pipeline of diffusers, and its network
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     parts = [path for path in paths if path.suffix == ".safetensors"]
+    refuse_adapters(folder)
     _check_pickles(folder, [path for path in paths if path.suffix in _PICKLES and not _NO_WEIGHTS.match(path.name)], parts)
     if (other := next((part for part in parts if not part.is_file()), None)) is not None:  # a pipe would be waited for
         raise PlaitError(

@@ -95,10 +95,11 @@ def _check_names(spec: str, given: set[str], bundle: ModelBundle) -> None:
     """Raise PlaitError where none of the tensors' names `given` is one of the model: such a start would be one from nothing."""
     names = {name for name, _ in bundle.model.named_parameters()}
     if not given & names:
+        adapters = all(".lora_" in name for name in given)
         theirs, ours = (", ".join(sorted(some)[:3]) + (", ..." if len(some) > 3 else "") for some in (given, names))
         raise PlaitError(
             f"from: none of the {len(given)} tensors of {spec} has a name of this model: there {theirs or 'none'}; here {ours}. "
-            "Is family, or `model:`, another?"
+            f"{'They are adapters: set `adapters:` as that run does' if adapters else 'Is family, or `model:`, another?'}"
         )
 
 

@@ -41,7 +41,7 @@ def told(capsys, name):
     """An answer, and the figures of the loss, of a run or an export."""
     answer = command(capsys, "generate", name, "--prompt=How many?", "--max-new-tokens=6")
     assert command(capsys, "eval", name, "--bench=loss", f"--data={json.dumps([SCENES])}", f"--out=out/{name}")[0] == 0
-    return answer[0], answer[1].splitlines()[0], json.loads(Path(f"out/{name}/metrics.json").read_text())["figures"]
+    return answer[0], answer[1], json.loads(Path(f"out/{name}/metrics.json").read_text())["figures"]
 
 
 def test_an_export_holds_what_it_needs_of_a_local_language_model_and_tower(tmp_path, monkeypatch, capsys):

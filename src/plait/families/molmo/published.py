@@ -143,7 +143,7 @@ def imported(weights: Mapping[str, Tensor], model: Molmo) -> dict[str, Tensor]:
         weights = {f"{PREFIX}{name}": value for name, value in weights.items()}
     if f"{PREFIX}transformer.wte.embedding" not in weights:
         return {name.removeprefix(PREFIX): value for name, value in weights.items()}
-    if model.config.preprocessing != "published" and not parameters["connector.pad_embed"].is_meta:
+    if model.training and model.config.preprocessing != "published" and not parameters["connector.pad_embed"].is_meta:  # a start
         log.warning(f"from: weights in the published layout, and model.preprocessing is {model.config.preprocessing}: {_READ_AS}")
     theirs = {PREFIX + entry.theirs for entry in entries(model)}
     renamed = {name: value for name, value in weights.items() if name not in theirs}
