@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 import plait
 from plait import cli
@@ -87,6 +88,20 @@ def test_a_saved_model_is_the_export_of_the_run(both, tmp_path):
     assert weights and all(equal(tmp_path / "exported" / path, tmp_path / "saved" / path) for path in weights)
     if both.family == "theworld":
         assert TheWorld.from_pretrained(tmp_path / "saved").generate(None, "Hello?", max_new_tokens=2) is not None
+
+
+@pytest.mark.parametrize(("precision", "recomputed"), [("bf16", "full"), ("pure_bf16", "none")])
+def test_precision_and_recomputation_are_those_of_the_configuration(small, tmp_path, precision, recomputed):
+    changes = {"train": {"precision": precision, "steps": 4}, "optim": {"schedule": {"warmup_steps": 1}}, "run": str(tmp_path / "run")}
+    changes |= {"distributed": {"activation_checkpointing": recomputed}, "checkpoint": {"every_steps": 2}}
+    config = plait.load_config(small.file, **changes)
+    engine = recipes.of_engine(plait.train(config).folder)
+    for resumed in (None, str(tmp_path / "out/checkpoint-2")):
+        trainer = recipes.trainer_of(config, tmp_path / "out")
+        trainer.train(resume_from_checkpoint=resumed)
+        assert [row["loss"] for row in recipes.of_trainer(trainer)] == pytest.approx([row["loss"] for row in engine], abs=1e-6)
+        (saved,) = (tmp_path / "run").glob("stage-*/step-00000004")
+        assert equal(saved / "weights.safetensors", tmp_path / "out/checkpoint-4/model.safetensors")
 
 
 @pytest.mark.parametrize("beside", [[], ["projector"]])
@@ -313,3 +328,15 @@ def test_a_checkpoint_of_other_settings_is_not_continued(small, tmp_path, change
 def test_a_run_of_plait_is_no_folder_for_a_trainer(small):
     with pytest.raises(plait.PlaitError, match="is a run of plait, which `plait train` continues: give args="):
         recipes.trainer_of(small.file, small.run)
+
+
+def test_deepspeed_is_given_the_sizes_of_the_configuration(small, monkeypatch):
+    pytest.importorskip("deepspeed", reason="it compiles, and is in no extra")
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    sizes = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    given = {"zero_optimization": {"stage": 3}, **dict.fromkeys(sizes, "auto")}
+    made = arguments.training_arguments(plait.load_config(small.file).config, {"deepspeed": given}, 1)
+    assert [made.hf_deepspeed_config.config[name] for name in sizes] == [2, 2, 1.0] and not made.bf16
+    with arguments.whole_models(made):
+        assert not is_deepspeed_zero3_enabled()
