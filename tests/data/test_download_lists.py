@@ -245,3 +245,26 @@ def test_a_damaged_file_of_a_download_is_told_in_one_line(web, tmp_path, capsys,
     if name != "download.json":
         (out / "000000.json").unlink()
         assert download(path, out) == 0
+
+
+def test_dates_that_python_does_not_know_are_their_text_and_cost_no_row(web, tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    url = web.server.row("ok", 1)["url"]
+    far, exact = pyarrow.array([1 << 60, 0], pyarrow.timestamp("us")), pyarrow.array([1, 0], pyarrow.timestamp("ns"))
+    days, nested = pyarrow.array([5_000_000, 0], pyarrow.date32()), pyarrow.array([[0], [1 << 60]], pyarrow.list_(pyarrow.timestamp("us")))
+    table = pyarrow.table({"url": [url, url], "far": far, "exact": exact, "days": days})
+    parquet.write_table(table, tmp_path / "list.parquet")
+    assert download(tmp_path / "list.parquet", tmp_path / "out") == 0
+    told = [json.loads(body) for name, body in kept(tmp_path / "out").items() if name.endswith("json")]
+    assert told[0]["exact"] == "1970-01-01 00:00:00.000000001" and str(1 << 60) in told[0]["far"] and told[0]["days"] == "15659-07-15"
+    assert [told[1][name][:10] for name in ("far", "exact", "days")] == ["1970-01-01"] * 3
+    parquet.write_table(table.append_column("nested", nested), tmp_path / "nested.parquet")
+    _, broken = Listing(str(tmp_path / "nested.parquet"), {}).links(0, 2)
+    assert broken.fault == "the list<element: timestamp[us]> in column 'nested' cannot be read"
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table([["u"], ["a"], ["b"]], names=["url", "text", "text"]), tmp_path / "list.parquet")
+    with pytest.raises(PlaitError, match=r"list\.parquet has several columns 'text': give each a name of its own"):
+        Listing(str(tmp_path / "list.parquet"), {})

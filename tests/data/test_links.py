@@ -1,6 +1,7 @@
 """A training source of links without pictures is refused with the command that fetches them; texts with an address are not."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from plait.data.link_lists.refusal import address_column
 from plait.data.sources.open import open_source
 from plait.errors import PlaitError
 
+ROOT = Path(__file__).resolve().parents[2]
 PICTURES = [{"url": f"https://a.example/{n}.jpg?w=1", "text": "a cat"} for n in range(30)]
 PAGES = [{"url": f"https://a.example/story-{n}", "text": "once", "timestamp": "2024"} for n in range(30)]
 
@@ -73,3 +75,9 @@ def test_a_published_list_is_told_before_a_run(tmp_path, verb, capsys, caplog):
     said = capsys.readouterr()
     fetch = "plait data download hf://datasets/mlfoundations/datacomp_small data/datacomp_small --max-side=512 --limit=1000 ("
     assert fetch in said.out + said.err + caplog.text
+
+
+def test_the_shipped_recipe_of_datacomp_begins_with_the_command_that_fetches_it(capsys):
+    assert cli.main(["train", str(ROOT / "configs/theworld/datacomp_production.json"), "--device=cpu", "--mixed_precision=no"]) == 2
+    fetch = "plait data download hf://datasets/mlfoundations/datacomp_small data/datacomp_small --max-side=512 --limit=154000 ("
+    assert fetch in capsys.readouterr().err

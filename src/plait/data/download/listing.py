@@ -98,12 +98,14 @@ class _Parquet:
         except (OSError, pyarrow.ArrowException) as error:
             raise PlaitError(tables.fault([str(path)]) or f"{path} cannot be read: {error}") from error
         self.columns = list(schema.names)
+        if (twice := next((name for name in self.columns if self.columns.count(name) > 1), None)) is not None:
+            raise PlaitError(f"{path} has several columns {twice!r}: give each a name of its own")
         self._kinds = {name: _SHORT[str(kind)] for name, kind in zip(schema.names, schema.types, strict=True) if str(kind) in _SHORT}
         self._ends = list(accumulate(meta.row_group(number).num_rows for number in range(meta.num_row_groups)))
         content = [path.name, path.stat().st_size, len(self), str(schema)]
         self.digest = xxhash.xxh3_64(json.dumps(content).encode()).hexdigest()
         self._at = -1  # nothing is read yet
-        self._rows: Iterator[dict[str, Any]] = iter(())
+        self._rows: Iterator[dict[str, Any] | str] = iter(())
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -123,10 +125,33 @@ class _Parquet:
         for batch in self._batches(columns=[name]):
             yield from batch.column(0).to_pylist()
 
-    def _from(self, group: int) -> Iterator[dict[str, Any]]:
+    def _from(self, group: int) -> Iterator[dict[str, Any] | str]:
         for batch in self._batches(batch_size=_BATCH, row_groups=list(range(group, len(self._ends)))):
-            for row in batch.to_pylist():
-                yield {name: _decimal(value, self._kinds[name]) if name in self._kinds else value for name, value in row.items()}
+            for row in self._plain_rows(batch):
+                if isinstance(row, str):
+                    yield row
+                else:
+                    yield {name: _decimal(value, self._kinds[name]) if name in self._kinds else value for name, value in row.items()}
+
+    def _plain_rows(self, batch: Any) -> list[Any]:
+        """Return the fields of each row, or why it cannot be read; a date that Python does not know is its text."""
+        try:
+            return list(batch.to_pylist())
+        except (ValueError, OverflowError, self._broken):
+            return [self._plain_row(batch, number) for number in range(batch.num_rows)]
+
+    def _plain_row(self, batch: Any, number: int) -> dict[str, Any] | str:
+        row: dict[str, Any] = {}
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            cell = column[number]
+            try:
+                row[name] = cell.as_py()
+            except (ValueError, OverflowError, self._broken):
+                try:
+                    row[name] = str(cell.cast("string").as_py())
+                except (ValueError, OverflowError, NotImplementedError, self._broken):
+                    return f"the {cell.type} in column {name!r} cannot be read"
+        return row
 
     def _batches(self, **chosen: Any) -> Iterator[Any]:
         """Yield batches of the file. Raises PlaitError where it is damaged, or another than before."""
