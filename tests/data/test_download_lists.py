@@ -223,11 +223,11 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_as_it_is(web, tm
 @pytest.mark.parametrize(
     ("name", "body", "said"),
     [
-        ("000000.json", b"{", "is damaged, or no file of plait data download (JSONDecodeError): delete it, and the same command fetches"),
-        ("000000.json", b"[1]", "is damaged, or no file of plait data download (TypeError): delete it, and"),
-        ("000000.json", b'{"rows": [0, 1], "outcomes": {}, "bytes": 1}', "is damaged, or no file of plait data download (ValueError)"),
-        ("download.json", b"\xff", "is damaged, or no file of plait data download (UnicodeDecodeError): give another folder"),
-        ("download.json", b'{"list": 3}', "is damaged, or no file of plait data download (TypeError): give another folder"),
+        ("000000.json", b"{", "is damaged, or no file of `plait data download` (JSONDecodeError): delete it, and the same command fetches"),
+        ("000000.json", b"[1]", "is damaged, or no file of `plait data download` (TypeError): delete it, and"),
+        ("000000.json", b'{"rows": [0, 1], "outcomes": {}, "bytes": 1}', "is damaged, or no file of `plait data download` (ValueError)"),
+        ("download.json", b"\xff", "is damaged, or no file of `plait data download` (UnicodeDecodeError): give another folder"),
+        ("download.json", b'{"list": 3}', "is damaged, or no file of `plait data download` (TypeError): give another folder"),
         (
             "000000.jsonl",
             b'{"row": 0}\n',

@@ -51,7 +51,7 @@ class ShardFiles:
                 raise ValueError("its numbers")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             cure = "delete it, and the same command fetches its rows anew"
-            raise PlaitError(f"{self.counts} is damaged, or no file of plait data download ({type(error).__name__}): {cure}") from error
+            raise PlaitError(f"{self.counts} is damaged, or no file of `plait data download` ({type(error).__name__}): {cure}") from error
         if start != self.rows.start or stop > self.rows.stop:
             raise PlaitError(f"{self.counts} is of the rows {told['rows']}, not {[self.rows.start, self.rows.stop]}: give another folder")
         return dict(told)
@@ -149,5 +149,5 @@ def _begun(path: Path) -> dict[str, Any]:
         if not isinstance(before["list"]["rows"], int) or not isinstance(before["format"], int):
             raise TypeError("no number of rows")
     except (ValueError, KeyError, TypeError) as error:
-        raise PlaitError(f"{path} is damaged, or no file of plait data download ({type(error).__name__}): give another folder") from error
+        raise PlaitError(f"{path} is damaged, or no file of `plait data download` ({type(error).__name__}): give another folder") from error
     return dict(before)
