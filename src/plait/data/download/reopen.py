@@ -1,4 +1,4 @@
-"""Open a finished shard again: for further rows of the list, for rows that failed, or for pictures that are lost or damaged.
+"""Open a finished shard again: for further rows of the list, rows that failed, or pictures that are lost or damaged.
 
 Its outcomes and pictures become a journal, less the rows to fetch, and the shard is then finished as any other. A kill on the way leaves
 the shard as it was, or as one under way.
