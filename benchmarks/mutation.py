@@ -178,6 +178,7 @@ TESTS: dict[str, str] = {
     "training/monitor/rules.py": "training/monitor/test_learning.py",
     "training/monitor/source_losses.py": "training/monitor/test_source_losses.py",
     "training/monitor/source_rule.py": "training/monitor/test_source_losses.py",
+    "training/monitor/answer_rule.py": "training/monitor/test_answer_rule.py",
     "training/monitor/modules.py": "training/monitor/test_modules.py training/monitor/test_why.py",
     "training/monitor/stage_look.py": "training/monitor/test_source_losses.py training/test_blindness.py",
     "training/monitor/stage_monitor.py": "training/monitor/test_why.py",

@@ -46,7 +46,7 @@ of them.
 |---|---|---|
 | 0 | done; of a check, nothing is wrong | go on |
 | 1 | stopped, and may go on: a hang, a lost rank or disk, a loss that is not finite; of `plan`, `doctor`, `prove`, \
-`upgrade-check`, `verify`: wrong | read the last line, then the same command |
+`upgrade-check`, `verify`, `ckpt verify`: wrong | read the last line, then the same command |
 | 2 | would come again: a wrong argument, setting or file, or data that cannot be used | mend what the line says; a restart does not help |
 | 75 | asked to stop (SIGTERM, SIGINT in a run, a time limit), and saved | the same command goes on from there |
 | 130 | Ctrl-C where nothing had to be saved | |

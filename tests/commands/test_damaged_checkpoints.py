@@ -58,7 +58,7 @@ def test_every_command_says_that_all_are_damaged_why_the_newest_is_and_what_to_d
     spoil, fault = DAMAGES[damage]
     for folder in run:
         spoil(folder)
-    assert cli.main(verb.split()) == 2
+    assert cli.main(verb.split()) == (1 if verb.startswith("ckpt verify") else 2)
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "3 checkpoints, up to step 6, and none is intact: " in said
     assert fault in said
@@ -84,11 +84,11 @@ def test_one_damaged_checkpoint_is_named_and_the_one_that_counts_as_well(run, da
     said = capsys.readouterr().out
     assert "passed over: " in said and fault in said
     assert "last saved at 4" in said and "stopped; `plait train` goes on" in said
-    assert cli.main(["ckpt", "verify", "run"]) == 2
+    assert cli.main(["ckpt", "verify", "run"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("plait: 1 of 3 damaged: ")
     assert said.endswith("; `plait train run` goes on from run/stage-1-train/step-00000004\n")
-    assert cli.main(["ckpt", "verify", "run@6"]) == 2
+    assert cli.main(["ckpt", "verify", "run@6"]) == 1
     assert capsys.readouterr().err.endswith("; `plait ckpt verify run` says what is intact\n")
     assert cli.main(["fork", "run", "new"]) == 0
     told = capsys.readouterr()
@@ -106,7 +106,7 @@ def test_a_run_with_one_checkpoint_says_one(run, capsys):
     for folder in run[1:]:
         shutil.rmtree(folder)
     flip(run[0])
-    assert cli.main(["ckpt", "verify", "run"]) == 2
+    assert cli.main(["ckpt", "verify", "run"]) == 1
     assert "plait: run has 1 checkpoint, of step 6, and it is not intact: " in capsys.readouterr().err
 
 
@@ -116,7 +116,7 @@ def test_verify_counts_a_manifest_that_lacks_what_a_start_needs_as_damaged(run, 
     manifest = json.loads(path.read_text())
     del manifest["ranks"]
     files.write_json(path, manifest | {"xxh3": checkpoint.manifest_hash(manifest)})
-    assert cli.main(["ckpt", "verify", "run"]) == 2
+    assert cli.main(["ckpt", "verify", "run"]) == 1
     assert "manifest.json lacks ranks; `plait train run` goes on from run/stage-1-train/step-00000004" in capsys.readouterr().err
 
 

@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_is_in_the_object_and_ends_with_one_line(folder, mo
     (weights,) = run.glob("stage-1-train/step-*/weights*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
     capsys.readouterr()
-    assert cli.main(["ckpt", "verify", run.name, "--json"]) == 2
+    assert cli.main(["ckpt", "verify", run.name, "--json"]) == 1
     out, err = capsys.readouterr()
     assert list(json.loads(out)["damaged"]) == [str(weights.parent.relative_to(folder))]
     assert err.splitlines()[-1].startswith("plait: damaged has")

@@ -17,7 +17,7 @@ data:
   workers: 0
 stages:
   - {name: first, trainable: [blocks]}
-  - {name: second, trainable: [embed, blocks], train: {steps: 60}}
+  - {name: second, trainable: [embed, blocks, final], train: {steps: 60}}
 train: {global_batch: 8, micro_batch: 4, steps: 40}
 optim: {lr: 1.0e-3}
 checkpoint: {every_steps: 10, keep: 2}

@@ -8,6 +8,7 @@ import pytest
 
 from plait import cli, files
 from plait.commands.actions.runs import prune
+from plait.config import signed
 from plait.engine.checkpoints import checkpoint, integrity, rundir
 from plait.engine.parallel.distributed import full_tensor
 from plait.errors import PlaitError
@@ -168,3 +169,40 @@ def test_a_run_of_which_nothing_is_known_is_a_warning(run, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "broken: what it starts from is not known: " in said
     assert "lineage.json cannot be read (JSONDecodeError): what " in said
+
+
+@pytest.mark.parametrize("version", ["now", "older", "older, without identities"])
+def test_what_another_run_starts_from_by_a_path_relative_to_elsewhere_stays(version, run, made, tmp_path, capsys, monkeypatch):
+    other = tmp_path / "sub" / "out" / "two"
+    other.parent.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "sub")
+    toy.train(made[0], other, "from=../runs/one@2", only="projection")
+    lineage = json.loads((other / "lineage.json").read_text())
+    told = {"from": f"{run}@2", "folder": str(run / "stage-1-projection/step-00000002")}
+    assert {name: lineage[name] for name in told} == told
+    assert f"from: {run}@2\n" in (other / "config.yaml").read_text()
+    if version != "now":
+        text = (other / "config.yaml").read_text().replace(f"from: {run}@2", "from: ../runs/one@2")
+        (other / "config.yaml").write_text(signed.sign("".join(text.splitlines(keepends=True)[:-1])))
+        lineage |= {"from": "../runs/one@2", "folder": "../runs/one/stage-1-projection/step-00000002"}
+        lineage |= {"parent": None} if "without" in version else {}
+        (other / "lineage.json").write_text(json.dumps(lineage))
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert cli.main(["ckpt", "prune", str(run), "--yes", "--also=sub/out"]) == 0
+    assert 2 in steps(run)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "step-00000002" in line]
+    unsure = " ../runs/one@2, relative to where it was started, and this may be it" if "without" in version else " it"
+    assert line.endswith(f"sub/out/two starts from{unsure}")
+
+
+def test_a_run_that_starts_from_a_relative_path_begins_when_it_is_continued_elsewhere(run, made, tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    other = toy.train(made[0], tmp_path / "two", "from=../runs/one@2", only="projection")
+    monkeypatch.chdir("/")
+    for folder in checkpoint.published(other):
+        shutil.rmtree(folder)
+    (other / "lineage.json").unlink()
+    toy.train(other / "config.yaml", other)
+    assert json.loads((other / "lineage.json").read_text())["step"] == 2

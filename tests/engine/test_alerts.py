@@ -5,6 +5,8 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -150,12 +152,12 @@ def test_alerts_without_apprise_are_refused_with_the_cure(monkeypatch):
 def test_a_hook_that_fails_or_hangs_is_told(tmp_path, monkeypatch):
     said = []
     inbox = SimpleNamespace(say=lambda text, warning: said.append(text))
-    sender = alert_process.Sender({"command": "exit 3", "urls": [], "run": "r", "name": "r"}, inbox)
+    sender = alert_process.Sender({"command": "echo no such thing >&2; exit 3", "urls": [], "run": "r", "name": "r"}, inbox)
     sender.deliver("finish", "done", 1)
     monkeypatch.setattr(alert_process, "_COMMAND_S", 0.2)
     alert_process.Sender({"command": "sleep 1000", "urls": [], "run": "r", "name": "r"}, inbox).deliver("finish", "done", 1)
     assert said == [
-        "alert of finish: alert.command ended with exit code 3",
+        "alert of finish: alert.command ended with exit code 3: no such thing",
         "alert of finish: alert.command did not end within 0.2 s and was killed",
     ]
 
@@ -200,6 +202,50 @@ def test_a_disk_that_is_low_is_told_by_the_process_beside_the_run(recipe, tmp_pa
     assert [event for event, *_ in told(tmp_path)] == ["disk_low"]
 
 
+LATE = "not all alerts could be sent within 1 s; the others are given up, and alert.command has a minute from its start"
+
+
+def test_a_hook_that_hangs_is_ended_in_time_when_the_run_is_over_and_holds_none_of_its_outputs(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM.format(command=f"echo $$ > {tmp_path}/pid; sleep 1000", run=str(tmp_path)))
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=120, check=True)
+    assert LATE in done.stderr  # and all of its pipes are closed, for which `run` has waited
+    pid = (tmp_path / "pid").read_text().strip()
+    deadline = time.monotonic() + 60
+    while processes.is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes.is_alive(pid)
+
+
+PROGRAM = """
+import logging, sys
+from plait.config.sections.alert import Alert
+from plait.engine.monitoring import alerts
+from plait.engine.monitoring.beside import alert_process, process
+logging.basicConfig()
+process.CLOSE_TIMEOUT_S = 1.0
+start = process.SideProcess._start
+process.SideProcess._start = lambda side: (side._command.__setitem__(slice(1, None), ["-c", SHORT]), start(side))[1]
+SHORT = "from plait.engine.monitoring.beside import alert_process; alert_process._COMMAND_S = 4.0; alert_process.main()"
+with alerts.Alerts(__import__("pathlib").Path({run!r}), Alert(command={command!r})):
+    pass
+"""
+
+
+def test_what_is_left_beside_a_run_lets_go_of_its_standard_error(tmp_path):
+    script = "import time; from plait.engine.monitoring.beside.process import Inbox; Inbox(None); time.sleep(600)"
+    starter = f"""
+from plait.engine.monitoring.beside import process
+side = process.SideProcess("plait", {{}}, process.Words("", "", "", ""), {{}})
+side.kill()
+side._command[1:] = ["-c", {script!r}]
+side.process = side._start()
+print(side.leave().pid, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", starter], capture_output=True, text=True, timeout=120, check=True)
+    assert processes.is_alive(done.stdout.strip())
+    os.kill(int(done.stdout), signal.SIGKILL)
+
+
 def test_alerts_that_cannot_be_sent_hold_the_run_up_for_seconds_at_its_end_alone(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(process, "CLOSE_TIMEOUT_S", 1.0)
     with (
@@ -208,7 +254,7 @@ def test_alerts_that_cannot_be_sent_hold_the_run_up_for_seconds_at_its_end_alone
         alerts.Alerts(tmp_path, Alert(urls=[f"json://127.0.0.1:{port}/x"])),
     ):
         pass
-    assert caplog.messages == ["not all alerts could be sent within 1 s; the run goes on"]
+    assert caplog.messages == [LATE]
 
 
 def test_a_process_that_takes_no_lines_costs_a_warning_each_and_no_wait(tmp_path, monkeypatch, caplog):

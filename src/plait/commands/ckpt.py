@@ -35,7 +35,10 @@ def run_inspect(arguments: Arguments) -> None:
 
 
 def run_verify(arguments: Arguments) -> None:
-    """Check every file of the checkpoints that the argument `path` names against its stored hash. Raises PlaitError if any is damaged."""
+    """Check every file of the checkpoints that the argument `path` names against its stored hash.
+
+    Raises Damaged, a PlaitError with exit code 1, if any is damaged.
+    """
     from plait.commands.actions import checkpoints
 
     checkpoints.verify(arguments.path, as_json=arguments.json)

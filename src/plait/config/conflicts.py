@@ -4,7 +4,7 @@ A run is trained in stages, each with settings of its own. A source is one data 
 rules.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from plait.config.nodes import KeyPath
@@ -247,3 +247,18 @@ def source_conflicts(source: SourceEntry, kinds: Mapping[str, SourceRules]) -> l
     elif rules.check is not None and (wrong := rules.check(source.options)):
         result.append((("options", wrong[0]), wrong[1]))
     return result
+
+
+def frozen_as_drawn(stages: Sequence[RunConfig], drawn: Collection[str], *, staged: bool) -> Iterator[str]:
+    """Yield a warning for each of the components `drawn` at random that no stage trains, with the override that trains it in the last.
+
+    None where the run starts from other weights, which may hold them. `staged`: whether the configuration has stages.
+    """
+    trained = {component_of(name) for config in stages for name in (*config.trainable, *config.adapters)}
+    if stages[-1].from_ is not None or "*" in trained:
+        return
+    for component in drawn:
+        if component not in trained:
+            key = f"stages.{len(stages) - 1}.trainable" if staged else "trainable"
+            cure = f"--{key}=[{', '.join([*stages[-1].trainable, component])}]"
+            yield f"{component} is drawn at random and nothing trains it, so that it stays noise: {cure}, or weights that have it (from)"

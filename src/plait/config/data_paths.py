@@ -1,7 +1,8 @@
 """Make the paths in a configuration absolute. Those of data are relative to the file that each is written in; a leading ~ is the home.
 
-On the command line, in a configuration of another trainer and in a run's own saved one they are relative to the working directory. A tree
-consists of nodes, values that know their file and line; `kinds` are the rules of every kind of data source, by name.
+On the command line, in a configuration of another trainer and in a run's own saved one they are relative to the working directory, as
+`from` is everywhere. A tree consists of nodes, values that know their file and line; `kinds` are the rules of every kind of data source,
+by name.
 """
 
 import os
@@ -49,6 +50,25 @@ def expand(tree: Node) -> Node:
         for keys, change in ((("run",), anywhere), (("from",), anywhere), (("model",), filled)):
             tree = _change(tree, (*above, *keys), change)
     return tree
+
+
+def resolve_start(tree: Node) -> Node:
+    """Return a configuration's tree with its `from` absolute where that names something on this disk; its @MARK stays.
+
+    It is relative to the working directory, which is another one when the run is started again or read by another command. A name of the
+    Hub, and what is not there, stay as they are.
+    """
+    return _change(tree, ("from",), _absolute_start)
+
+
+def _absolute_start(node: Node) -> Node:
+    text = node.value
+    if not isinstance(text, str) or not text or text.startswith(("/", "~")) or "://" in text:
+        return node
+    named = [Path(text), *([Path(text.rpartition("@")[0])] if "@" in text else [])]
+    is_path = text.startswith(".") or text.count("/") > 1
+    known = any(path.exists() or (path.parent / "config.yaml").is_file() or (is_path and path.parent.is_dir()) for path in named)
+    return replace(node, value=_join(Path.cwd(), text)) if known else node
 
 
 def _filled_in(node: Node) -> Node:

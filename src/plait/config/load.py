@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from plait.config import data_paths, reading, secrets
 from plait.config.absent import without_absent
-from plait.config.conflicts import conflicts, stage_conflicts
+from plait.config.conflicts import conflicts, frozen_as_drawn, stage_conflicts
 from plait.config.messages import Problem, problem_at, problems_in, raise_first, types_at
 from plait.config.nodes import COMMAND_LINE, Node, deepest_node, dotted, from_plain, leaves, merge, nest, node_at, sets, to_plain
 from plait.config.reading import Override
@@ -68,15 +68,16 @@ def load_config(
     tree = _trial(tree, run_folder) if run_folder else tree
     secrets.refuse(tree)
     reading.refuse_unwritable(tree)
-    tree = data_paths.expand(tree)
+    tree = data_paths.resolve_start(data_paths.expand(tree))
     tree = data_paths.resolve(tree, sources, Path.cwd() if translation.dialect else data_base)
     config, views = _validated(tree, section, sources)
     absent = section.model_validate(config.model).absent() if section is not None else {}
     tree, left_out = without_absent(tree, views, absent)
     if left_out:
         config, views = _validated(tree, section, sources)
+    drawn = section.model_validate(config.model).drawn() if section is not None else ()
     origins = {dotted(leaf): _origin(tree, leaf) for leaf, _ in leaves(dump(config))}
-    warnings = [*translation.warnings, *left_out]
+    warnings = [*translation.warnings, *left_out, *frozen_as_drawn([view.config for view in views], drawn, staged=bool(config.stages))]
     return Resolved(
         config=config,
         stages=views,

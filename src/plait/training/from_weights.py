@@ -82,7 +82,7 @@ def _lineage(spec: str, folder: Path, manifest: Mapping[str, Any] | None) -> dic
     return {
         "kind": "from",
         "from": spec,
-        "folder": str(folder),
+        "folder": str(folder.resolve()),
         "parent": identity.read_text(encoding="utf-8").strip() if identity.is_file() else None,
         "step": manifest["state"]["step"] if manifest else None,
         "manifest_xxh3": manifest["xxh3"] if manifest else None,

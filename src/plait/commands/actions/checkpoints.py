@@ -108,7 +108,8 @@ def _look(folder: Path) -> str:
 def verify(spec: str | Path, *, as_json: bool = False) -> None:
     """Hash every file of the checkpoints that `spec` names, and print "intact" or "DAMAGED", with what is wrong, for each checkpoint.
 
-    `as_json`: as one JSON object, too. Raises PlaitError if any is damaged or incomplete; its message says what to do.
+    `as_json`: as one JSON object, too. Raises Damaged, a PlaitError with exit code 1, if any is damaged or
+    incomplete; its message says what to do. Raises PlaitError if there is none.
     """
     named = folders(spec)
     damaged: dict[Path, str] = {}
@@ -122,12 +123,12 @@ def verify(spec: str | Path, *, as_json: bool = False) -> None:
         return
     run, newest_first = checkpoint.run_of(named[0]), sorted(damaged, key=named.index, reverse=True)
     if len(damaged) == len(checkpoint.published(run)):
-        raise PlaitError(integrity.none_intact(run, newest_first, damaged[newest_first[0]]))
+        raise Damaged(integrity.none_intact(run, newest_first, damaged[newest_first[0]]))
     intact = [folder for folder in named if folder not in damaged]
     whole = intact and len(named) == len(checkpoint.published(run))
     goes_on, look = command("train", run), command("ckpt", "verify", run)
     advice = f"`{goes_on}` goes on from {intact[-1]}" if whole else f"`{look}` says what is intact"
-    raise PlaitError(f"{len(damaged)} of {len(named)} damaged: {damaged[newest_first[0]]}; {advice}")
+    raise Damaged(f"{len(damaged)} of {len(named)} damaged: {damaged[newest_first[0]]}; {advice}")
 
 
 def _lacks(folder: Path) -> list[str]:
@@ -189,6 +190,12 @@ def diff(a: str, b: str, *, as_json: bool = False) -> None:
         log.info(f"  {component:<16} {'':>14} {'frozen in both':>16}")
     for line in differences or ["config and data: the same"]:
         log.info(f"  {line}")
+
+
+class Damaged(PlaitError):
+    """Raised, after all is printed, when checkpoints that were to be verified are damaged. Exit code 1."""
+
+    exit_code = 1
 
 
 class Moved(NamedTuple):

@@ -75,7 +75,7 @@ def _lineage(spec: str, saved: Checkpoint, parent: Path, differences: Sequence[t
     return {
         "kind": "fork",
         "from": spec,
-        "folder": str(saved.folder),
+        "folder": str(saved.folder.resolve()),
         "parent": rundir.identity(parent),
         "step": saved.step,
         "manifest_xxh3": saved.manifest["xxh3"],

@@ -81,7 +81,8 @@ def planned(
     """Yield each stage of the run that is asked for, forecast and judged. `bundle`: the model on the meta device; `probed`: paces."""
     for stage in forecast(resolved, bundle, hardware, only=asked.only):
         judging = Judge(resolved, stage.view, bundle.section)
-        said = [*judge.judge(stage, judging), *judge.fits(stage, hardware, judging), *_looked(stage, bundle, judging)]
+        said = [*judge.judge(stage, judging), *judge.ranks(stage, hardware, judging), *judge.fits(stage, hardware, judging)]
+        said += _looked(stage, bundle, judging)
         if asked.search:
             said += search.advise(stage, bundle, hardware, judging)
         known = probed.get(stage.view.name) or pace(stage, hardware, Path(str(resolved.config.run)))

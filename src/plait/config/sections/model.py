@@ -1,6 +1,6 @@
 """The base of each family's `model:` section, which is validated by the family's own class."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -26,6 +26,10 @@ class ModelSection(BaseModel):
     def absent(self) -> Mapping[str, str]:
         """Return the components that these settings leave out of the model: {name: why, as "model.world is off"}."""
         return {}
+
+    def drawn(self) -> Collection[str]:
+        """Return the components without which nothing right is put out, such as a language model, that are drawn at random."""
+        return ()
 
     def variant(self, name: str) -> tuple[Self, int]:
         """Return (this section with the settings of the variant `name`, one of `variants`; the longest sequence it needs, in tokens).

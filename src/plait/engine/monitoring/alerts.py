@@ -57,7 +57,13 @@ class Alerts:
         self.step: int | None = None
         self.figures: dict[str, float] = {}
         """The newest loss and held-out figures, for the text of the run's end."""
-        words = Words("sends alerts", "the run goes on", "not all alerts could be sent", "an alert may not have been sent")
+        words = Words(
+            does="sends alerts",
+            keeps="the run goes on",
+            late="not all alerts could be sent",
+            lost="an alert may not have been sent",
+            end="the others are given up, and alert.command has a minute from its start",
+        )
         start = settings.model_dump(mode="json") | {"run": str(run.absolute()), "name": str(run)}
         self.process = SideProcess("plait.engine.monitoring.beside.alert_process", start, words, {})
 

@@ -88,6 +88,10 @@ class Config(ModelSection):
     response_residual_dropout: Probability = Field(default=0.0, description="the same at positions that predict the answer")
     z_loss: Annotated[float, Field(ge=0.0)] = Field(default=1e-4, description="coefficient of the squared log-normaliser")
 
+    def drawn(self) -> tuple[str, ...]:
+        """Return the language model where it is that for tests."""
+        return ("language",) if self.language == DEBUG else ()
+
     def within(self, folder: Path) -> "Config":
         """Return this section with an export in place of the language model's source, where it has its configuration and tokenizer."""
         if self.language == DEBUG or held.language(folder) is None:

@@ -170,6 +170,10 @@ class Config(ModelSection):
             raise ValueError(f"text_dim is {self.text_dim}: words need an even number")
         return self
 
+    def drawn(self) -> tuple[str, ...]:
+        """Return the blocks and the head, which are zeros and noise at first."""
+        return ("blocks", "final")
+
     @property
     def mlp(self) -> int:
         """Return the width of the feed-forward layer, `hidden` times `mlp_ratio` rounded."""

@@ -118,6 +118,10 @@ class Config(ModelSection):
             return dict.fromkeys(("projector", "world", "world_decoder", "world_time"), "model.world is off")
         return {"world_time": "model.world.steps is not 0, and it is a part of world"} if self.world.steps else {}
 
+    def drawn(self) -> tuple[str, ...]:
+        """Return the language model where it is tiny."""
+        return ("language",) if self.base == TINY else ()
+
     def within(self, folder: Path) -> "Config":
         """Return this section with the parts that the folder of an export holds, Gemma and the world encoder, named by it."""
         return Config.model_validate(held.within(self.model_dump(), folder))

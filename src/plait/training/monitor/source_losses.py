@@ -21,7 +21,7 @@ from plait.engine.parallel.rank_failures import on_every_rank
 from plait.engine.source_shares import PREFIX as DRAWN
 from plait.engine.state import State
 from plait.errors import BadSample, sample_errors
-from plait.training.monitor import source_rule, stage_look
+from plait.training.monitor import answer_rule, source_rule, stage_look
 from plait.training.monitor.stage_look import Context, StageLook
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ class SourceLosses(StageLook):
         """Make one. `keep_failure(step, what, error)`: keeps why a look failed, and returns it in one line."""
         super().__init__(plan, bundle, state, context, keep_failure)
         self.names = _unlike([safe(name) for name in plan.data.names()])
+        self.nats: dict[Place, float] = {}
+        """Of the answers of each sample, at the newest look."""
         self.groups: dict[str, list[Place]] | None = None
         """The samples of each group, the same on all ranks; {}: there is nothing to compare; None: not chosen yet."""
 
@@ -111,7 +113,9 @@ class SourceLosses(StageLook):
             return None
         of_groups = {group: [losses.get(place) for place in places] for group, places in self.groups.items()}
         figures = {source_rule.PREFIX + group: source_rule.mean(values) for group, values in of_groups.items()}
-        return {**{name: value for name, value in figures.items() if value is not None}, source_rule.SAMPLES: of_groups}
+        nats = {group: [self.nats.get(place) for place in places] for group, places in self.groups.items()}
+        known_figures = {name: value for name, value in figures.items() if value is not None}
+        return {**known_figures, source_rule.SAMPLES: of_groups, source_rule.NATS: nats}
 
     def _chosen(self) -> dict[str, list[Place]]:
         """Choose the samples of each source and task, on rank 0; {} where there is but one of both together."""
@@ -179,14 +183,18 @@ class SourceLosses(StageLook):
             number, index = place
             return place, sample_losses.encoded(read(sources[number], index), inputs)
 
-        def forward(encoded: tuple[Place, Batch]) -> tuple[Place, float] | None:
+        def forward(encoded: tuple[Place, Batch]) -> tuple[Place, float, float] | None:
             place, batch = encoded
             row = sample_losses.row(loss, model, batch)
             value = bench.summarise([row])["loss"] if has_targets(loss, row["weights"]) else math.nan
-            return (place, value) if math.isfinite(value) else None
+            nats = sum(loss.coefficients[term] * total for term, total in row["sums"].items() if term in loss.coefficients)
+            return (place, value, nats) if math.isfinite(value) else None
 
         losses = self.forward_passes(places, encode, forward)
-        return None if losses is None else dict(losses)
+        if losses is None:
+            return None
+        self.nats = {place: nats for place, _, nats in losses}
+        return {place: value for place, value, _ in losses}
 
     def tell(self, row: dict[str, Any], known: Sequence[dict[str, Any]]) -> None:
         """Warn of each group that does not learn and was not told of in this stage. The warnings are in the row too."""
@@ -200,9 +208,29 @@ class SourceLosses(StageLook):
             if self._trained_on(group) and not any(f"source {group}: its loss" in line for line in told):
                 sentence = source_rule.sentence(group, change, usual, self.state.stage_step)
                 lines.append(f"step {row['step']}: {sentence} {_LOOK}; {self._advice(group)}")
+        for group, found in self._unlearned(row, known):
+            if self._trained_on(group) and not any(f"source {group}: " in line for line in (*told, *lines)):
+                sentence = answer_rule.sentence(group, found, self.state.stage_step)
+                lines.append(f"step {row['step']}: {sentence} {_LOOK}; {self._advice(group)}")
         for line in lines:
             log.warning(line)
         row |= {"warnings": lines} if lines else {}
+
+    def _unlearned(self, row: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> list[tuple[str, answer_rule.Unlearned]]:
+        """Return the groups that know no more than how often their answers come; [] before the second look after the stage's start."""
+        if len(known) < 2 or source_rule.NATS not in known[-1]:
+            return []
+        now = {group: row[source_rule.NATS][group] for group in _leaves(row[source_rule.NATS])}
+        answers = {group: [self._answer(place) for place in (self.groups or {}).get(group, ())] for group in now}
+        return list(answer_rule.unlearned(known[-1][source_rule.NATS], now, answers))
+
+    def _answer(self, place: Place) -> str | None:
+        number, index = place
+        try:
+            with sample_errors:
+                return answer_rule.answer_of(read(self.plan.data.sources[number], index))
+        except BadSample:
+            return None
 
     def _number(self, group: str) -> int:
         return self.names.index(group.partition("/")[0])

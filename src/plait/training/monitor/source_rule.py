@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from plait.training.figures import paired
 
-PREFIX, SAMPLES = "loss_by/", "loss_by_samples"
-"""The beginning of the names of figures in a row, and the row's losses of single samples by group."""
+PREFIX, SAMPLES, NATS = "loss_by/", "loss_by_samples", "loss_by_nats"
+"""The beginning of the names of figures in a row, the row's losses of single samples by group, and the nats of their answers."""
 FEWEST = 8
 """Samples of a group of which something is said."""
 _CLEAR, _NOT_FALLEN = 0.2, 0.05

@@ -183,6 +183,12 @@ def measure(bundle: ModelBundle, loss: Loss, batch: Batch, precision: str, setti
     return StepMemory(activations, logits.most, gradients, live.peak, live.transient, sum(value.nbytes for value in given))
 
 
+def between(small: StepMemory, large: StepMemory, share: float) -> StepMemory:
+    """Return the memory of a micro-batch on the line through a small one (`share` 0) and a large one (1); above 1 it is larger."""
+    values = {name: round(value + share * (getattr(large, name) - value)) for name, value in vars(small).items()}
+    return StepMemory(**values)
+
+
 def flops(bundle: ModelBundle, loss: Loss, batch: Batch, precision: str) -> float:
     """Return the FLOPs of forward and backward of a micro-batch, as the run counts them.
 

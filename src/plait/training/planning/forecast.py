@@ -79,7 +79,7 @@ class StageForecast:
     counts: ParameterCounts
     storage: Storage
     faults: Mapping[str, str]
-    """{what could not be had: why}: `data`, `batch`, `checkpoints`."""
+    """{what could not be had: why}: `data`, `samples`, `batch`, `checkpoints`."""
 
     @property
     def samples(self) -> int | None:
@@ -187,12 +187,14 @@ class _Stage:
         trains = self.trained.get(component, set())
         return Size(*(sum(parameters[name].numel() for name in some) for some in (names, trains)))
 
-    def batch(self, plan: StagePlan | None, micro: int, faults: Mapping[str, str]) -> StageBatch:
+    def batch(self, plan: StagePlan | None, micro: int, faults: dict[str, str]) -> StageBatch:
         """Return a micro-batch of the data, or an assumed one where there is none or it cannot be encoded here."""
         reason = faults.get("data", "")
         if plan is not None:
             try:
                 return stage_batch.of_data(plan, self.bundle, self.hardware.ranks)
+            except stage_batch.Unusable as error:
+                reason = faults["samples"] = str(error)
             except PlaitError as error:
                 reason = str(error)
         return stage_batch.assumed(self.view.config, self.bundle, self.bundle.loss(), micro, reason)
@@ -229,7 +231,20 @@ class _Stage:
     def step(self, batch: StageBatch | None, settings: Distributed) -> StepMemory | None:
         if batch is None:
             return None
-        return fake_step.measure(self.bundle, self.bundle.loss(), batch.largest, self.view.config.train.precision, settings)
+        return measured(self.bundle, batch, self.view.config.train.precision, settings)
+
+
+def measured(bundle: ModelBundle, batch: StageBatch, precision: str, settings: Distributed) -> StepMemory:
+    """Return what forward and backward of the run's largest micro-batch hold, on the fake weights of `bundle`.
+
+    Of one that is larger than is made, that follows from a smaller one and from half of that, as memory is linear in samples. Raises
+    PlaitError for a model whose operators depend on values that it computes.
+    """
+    large = fake_step.measure(bundle, bundle.loss(), batch.largest, precision, settings)
+    if batch.part is None:
+        return large
+    half, share = batch.part
+    return fake_step.between(fake_step.measure(bundle, bundle.loss(), half, precision, settings), large, share)
 
 
 def layouts_of(ranks: int, group: int) -> list[Layout]:

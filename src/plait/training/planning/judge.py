@@ -8,7 +8,7 @@ import torch
 
 from plait.assembly import passes
 from plait.config.resolved import StageView
-from plait.config.schema import Component, Optim
+from plait.config.schema import Component, Optim, Train
 from plait.engine import averages, schedule
 from plait.families.planning import planner
 from plait.training.planning.findings import Finding, Judge, Level
@@ -18,6 +18,8 @@ from plait.training.stage_plan import steps_of
 
 _LONG_WARMUP, _USUAL_WARMUP = 0.5, 0.05
 """A warm-up of more than this share of a stage is told; and the share that is proposed."""
+_MANY_PASSES = 100
+"""Passes over a source in a stage above which it is told."""
 _RATE_FACTOR = 10.0 * (1 + 1e-9)
 """A learning rate that is so many times another one is told."""
 
@@ -25,6 +27,7 @@ _RATE_FACTOR = 10.0 * (1 + 1e-9)
 def judge(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
     """Yield what is to be said of a stage's settings. `findings` makes each."""
     yield from _data(stage, findings)
+    yield from _passes(stage, findings)
     yield from _schedule(stage, findings)
     yield from _rates(stage, findings)
     yield from _average(stage, findings)
@@ -42,10 +45,42 @@ def _data(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
         else:
             yield findings.find("advice" if ": not opened, " in reason else "error", "data", reason)
         return
+    if "samples" in stage.faults:
+        yield findings.find("error", "data", stage.faults["samples"])
     batch, samples = train.global_batch, sum(stage.plan.order.sizes)
     for text in passes.warnings(stage.plan.data.names(), stage.plan.order, stage.plan.steps, train.epochs):
         fitting = samples - samples % (train.micro_batch or 1) if batch > samples else 0
         yield findings.find("warning", "data", text, "train.global_batch" if fitting else "", fitting)
+
+
+def _passes(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
+    """Say where a source is gone through so often that it is learned by heart, in a stage whose length is not told in passes over it."""
+    train = stage.view.config.train
+    if stage.plan is None or train.epochs is not None:
+        return
+    drawn = passes.samples_drawn(stage.plan.order, stage.plan.steps)
+    rows = list(zip(stage.plan.data.names(), stage.plan.order.sizes, drawn, strict=True))
+    most = max((samples / size for _, size, samples in rows), default=0.0)
+    fitting = max(1, math.floor(stage.plan.steps * _MANY_PASSES / most)) if most else 0
+    for name, size, samples in rows:
+        if samples / size > _MANY_PASSES:
+            text = f"{name} is gone through {samples / size:,.0f} times, {samples:,} samples drawn of {size:,}: it will be known by heart"
+            text += "; fewer steps, more samples, or less of it in the mixture"
+            yield findings.find("warning", "data", text, "train.samples" if train.samples else "train.steps", _length(train, fitting))
+
+
+def _length(train: Train, steps: int) -> int:
+    return steps * train.global_batch if train.samples else steps
+
+
+def ranks(stage: StageForecast, hardware: Hardware, findings: Judge) -> Iterator[Finding]:
+    """Say where a step has fewer samples than there are ranks, of which some would compute what counts for nothing."""
+    train = stage.view.config.train
+    if hardware.ranks > train.global_batch:
+        size = train.micro_batch or 1
+        text = f"a step has {train.global_batch:,} samples and there are {hardware.ranks:,} ranks: "
+        text += f"{hardware.ranks - train.global_batch:,} of them have none"
+        yield findings.find("error", "ranks", text, "train.global_batch", math.ceil(hardware.ranks / size) * size)
 
 
 def _schedule(stage: StageForecast, findings: Judge) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from plait.errors import PlaitError
 from plait.training.planning import fake_step, stage_batch
 from plait.training.planning.fake_step import StepMemory
 from plait.training.planning.findings import Finding, Judge
-from plait.training.planning.forecast import StageForecast, StrategyMemory, layouts_of
+from plait.training.planning.forecast import StageForecast, StrategyMemory, layouts_of, measured
 from plait.training.planning.hardware import SPARE, Hardware
 
 COMPUTED = {"none": 1.0, "selective": 1.05, "full": 4 / 3}
@@ -84,7 +84,7 @@ def _options(stage: StageForecast, bundle: ModelBundle, hardware: Hardware) -> I
         small, large = (_step(stage, bundle, hardware, size, kind) for size in (sizes[0], sizes[-1]))
         for size in sizes:
             share = (size - sizes[0]) / max(1, sizes[-1] - sizes[0])
-            step = _between(small, large, share)
+            step = fake_step.between(small, large, share)
             count = -(-config.train.global_batch // (size * hardware.ranks))
             for layout in layouts_of(hardware.ranks, hardware.place(config.distributed).group):
                 state = memory_estimate.memory(stage.counts, layout, stage.storage, accumulating=count > 1)
@@ -105,9 +105,4 @@ def _step(stage: StageForecast, bundle: ModelBundle, hardware: Hardware, size: i
     else:
         batch = stage_batch.assumed(config, bundle, bundle.loss(), size, "")
     settings = config.distributed.model_copy(update={"activation_checkpointing": kind})
-    return fake_step.measure(bundle, bundle.loss(), batch.largest, config.train.precision, settings)
-
-
-def _between(small: StepMemory, large: StepMemory, share: float) -> StepMemory:
-    values = {name: round(value + share * (getattr(large, name) - value)) for name, value in vars(small).items()}
-    return StepMemory(**values)
+    return measured(bundle, batch, config.train.precision, settings)

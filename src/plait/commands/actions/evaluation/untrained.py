@@ -1,5 +1,6 @@
 """Find the untrained base of a run: the model from which the first run of its chain began, through each run's `from:`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,5 +33,15 @@ def _origin(run: Path, spec: str) -> Path | None:
     lineage: dict[str, Any] | None = read_object(run / LINEAGE)
     while lineage is not None and lineage.get("kind") != "from":
         lineage = lineage.get("before")  # a fork's parent
-    folder = Path(str(lineage["folder"])) if lineage is not None and "folder" in lineage else checkpoint_specs.split(spec)[0]
-    return folder if folder.is_dir() else None
+    told = str(lineage["folder"]) if lineage is not None and "folder" in lineage else spec
+    for base in (Path.cwd(), *run.resolve().parents):  # records of older versions may be relative to where the run was started
+        folder = checkpoint_specs.split(str(base / told))[0]
+        if folder.is_dir() and _is_parent(folder, lineage):
+            return folder
+    return None
+
+
+def _is_parent(folder: Path, lineage: Mapping[str, Any] | None) -> bool:
+    """Return whether a folder may be what a run began from: its run has the identity that the record names, or the record names none."""
+    path, named = checkpoint.run_of(folder) / "identity", None if lineage is None else lineage.get("parent")
+    return named is None or not path.is_file() or path.read_bytes().strip() == str(named).encode()

@@ -90,7 +90,7 @@ def judge(run: Path, keep: int, others: Sequence[Path]) -> list[Verdict]:
         raise PlaitError(integrity.none_intact(run, folders, damaged[folders[0]]))
     stays |= {folder: f"damaged, left alone: {fault}" for folder, fault in damaged.items()}
     for folder, users in find.started_from(run, others).items():
-        stays.setdefault(folder, f"{users[0]} starts from it" + (f", and {len(users) - 1} more" if len(users) > 1 else ""))
+        stays.setdefault(folder, users[0] + (f", and {len(users) - 1} more" if len(users) > 1 else ""))
     return [Verdict(folder, size_of(folder), size_of(folder, averages.KEPT), stays.get(folder)) for folder in folders]
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,18 @@ from typing import Any
 from plait.engine.monitoring.beside.process import Inbox
 
 _COMMAND_S = 60.0  # for the hook, before it is killed
+_LATE = 124  # exit code of a hook that was killed
+_BOUNDED = f"""
+import os, subprocess, sys
+hook = subprocess.Popen(sys.argv[2], shell=True, start_new_session=True)
+try:
+    code = hook.wait(float(sys.argv[1]))
+except subprocess.TimeoutExpired:
+    os.killpg(hook.pid, 9)
+    code = {_LATE}
+sys.exit(code if code >= 0 else 128 - code)
+"""
+"""A program that runs the hook and ends it in time: one in a session of its own, as the run may be over and this process killed."""
 _LOOK_EVERY_S = 60.0  # at the disk
 _QUIET_S = 600.0  # between two alerts of an event that comes in bursts
 _BURSTS = ("spike", "warning")
@@ -54,19 +67,27 @@ class Sender:
             self._notify(self.settings["urls"], message)
 
     def _call(self, command: str, message: Mapping[str, Any]) -> None:
-        """Run the command hook by the shell, for a minute at most; its standard error is the run's."""
+        """Run the command hook by the shell, for a minute at most, even if this process ends before; where it fails, say its last line."""
         told = {f"PLAIT_{name.upper()}": str(message[name]) for name in ("event", "run", "step", "text")}
-        with subprocess.Popen(
-            command, shell=True, stdin=subprocess.PIPE, env={**os.environ, **told}, text=True, start_new_session=True
-        ) as hook:
-            try:
-                hook.communicate(json.dumps(message) + "\n", timeout=_COMMAND_S)
-                fault = f"ended with exit code {hook.returncode}" if hook.returncode else ""
-            except subprocess.TimeoutExpired:
-                os.killpg(hook.pid, 9)
-                fault = f"did not end within {_COMMAND_S:g} s and was killed"
+        began_s = time.monotonic()
+        with tempfile.TemporaryFile() as output:
+            words = [sys.executable, "-I", "-S", "-c", _BOUNDED, str(_COMMAND_S), command]
+            done = subprocess.run(
+                words,
+                input=json.dumps(message).encode() + b"\n",
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **told},
+                start_new_session=True,
+                check=False,
+            )
+            output.seek(0)
+            last = output.read().decode(errors="replace").strip().rpartition("\n")[2][:_REASON]
+        code, late = done.returncode, done.returncode == _LATE and time.monotonic() - began_s >= _COMMAND_S
+        fault = f"did not end within {_COMMAND_S:g} s and was killed" if late else f"ended with exit code {code}" if code else ""
         if fault:
-            self.inbox.say(f"alert of {message['event']}: alert.command {fault}", warning=True)
+            reason = f": {last}" if last else ""
+            self.inbox.say(f"alert of {message['event']}: alert.command {fault}{reason}", warning=True)
 
     def _notify(self, urls: Sequence[str], message: Mapping[str, Any]) -> None:
         """Send a message to each address, with apprise's own limits of time; one that cannot be reached is told by its variable."""

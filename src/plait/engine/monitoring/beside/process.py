@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
@@ -36,12 +37,14 @@ class Words:
     """How messages name a side process. `does`: "sends metrics to W&B". `keeps`: what is safe, "metrics.jsonl has every row".
 
     `late`: what it has not done at its end, "W&B has not taken the last rows"; `lost`: what may be missing then, "W&B may lack rows".
+    `end`: what holds when it is late, None: what `keeps` says.
     """
 
     does: str
     keeps: str
     late: str
     lost: str
+    end: str | None = None
 
 
 class SideProcess:
@@ -109,7 +112,7 @@ class SideProcess:
             self._end_group()
             self.process.wait()
             self._log_said()
-            log.warning(f"{self.words.late} within {CLOSE_TIMEOUT_S:g} s; {self.words.keeps}")
+            log.warning(f"{self.words.late} within {CLOSE_TIMEOUT_S:g} s; {self.words.end or self.words.keeps}")
         elif code < 0:
             self._end_group()
             log.warning(f"the process that {self.words.does} was killed by signal {-code}: {self.words.lost}")
@@ -184,6 +187,16 @@ class Inbox:
         self._orphan_s = orphan_s
         self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._let_go, daemon=True).start()
+
+    def _let_go(self) -> None:
+        """Wait until the run no longer listens, and write standard error to nowhere then: what reads the run's would wait for its end."""
+        listening = select.poll()
+        listening.register(self._out.fileno(), 0)
+        if any(flags & (select.POLLERR | select.POLLHUP) for _, flags in listening.poll()):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
 
     def _read(self) -> None:
         for line in sys.stdin:
