@@ -250,8 +250,9 @@ def source_conflicts(source: SourceEntry, kinds: Mapping[str, SourceRules]) -> l
 
 
 def frozen_as_drawn(stages: Sequence[RunConfig], drawn: Collection[str], *, staged: bool) -> Iterator[str]:
-    """Yield a warning for each of the components `drawn` at random that no stage trains, with the override that trains it in the last.
+    """Yield a warning for each component drawn at random that no stage trains, with the override that does.
 
+    `drawn`: those components. The override is of the last stage.
     None where the run starts from other weights, which may hold them. `staged`: whether the configuration has stages.
     """
     trained = {component_of(name) for config in stages for name in (*config.trainable, *config.adapters)}
@@ -260,5 +261,5 @@ def frozen_as_drawn(stages: Sequence[RunConfig], drawn: Collection[str], *, stag
     for component in drawn:
         if component not in trained:
             key = f"stages.{len(stages) - 1}.trainable" if staged else "trainable"
-            cure = f"--{key}=[{', '.join([*stages[-1].trainable, component])}]"
+            cure = f"--{key}=[{','.join([*stages[-1].trainable, component])}]"
             yield f"{component} is drawn at random and nothing trains it, so that it stays noise: {cure}, or weights that have it (from)"

@@ -48,7 +48,10 @@ def answer_of(sample: Sample) -> str | None:
 
 
 def entropy(answers: Sequence[str | None]) -> float | None:
-    """Return the entropy of answers in nats; None where they are too few, all alike, or free text: more than half of them differ."""
+    """Return the entropy of answers in nats.
+
+    None where they are too few, all alike, or free text: more than half of them differ.
+    """
     counts = Counter(answer for answer in answers if answer is not None)
     total = counts.total()
     if total < FEWEST or len(counts) < 2 or 2 * len(counts) > total:
@@ -57,7 +60,7 @@ def entropy(answers: Sequence[str | None]) -> float | None:
 
 
 def unlearned(before: Nats, now: Nats, answers: Mapping[str, Sequence[str | None]]) -> Iterator[tuple[str, Unlearned]]:
-    """Yield each group that knew no more at two looks than how often its answers come, while one with the same answers knew them.
+    """Yield each group that learned no more than how often its answers come, unlike one with the same answers.
 
     `before`, `now`: of an earlier look after training began, and of this one.
     """

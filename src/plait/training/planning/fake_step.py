@@ -184,7 +184,10 @@ def measure(bundle: ModelBundle, loss: Loss, batch: Batch, precision: str, setti
 
 
 def between(small: StepMemory, large: StepMemory, share: float) -> StepMemory:
-    """Return the memory of a micro-batch on the line through a small one (`share` 0) and a large one (1); above 1 it is larger."""
+    """Return the memory of a micro-batch on the line through those of two others.
+
+    `share`: where it is, 0 for `small`, 1 for `large`, above 1 for one that is larger than both.
+    """
     values = {name: round(value + share * (getattr(large, name) - value)) for name, value in vars(small).items()}
     return StepMemory(**values)
 

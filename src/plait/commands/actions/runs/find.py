@@ -57,7 +57,9 @@ def runs_below(folder: Path) -> list[Path]:
 
 
 def started_from(run: Path, others: Sequence[Path]) -> dict[Path, list[str]]:
-    """Return {a checkpoint's folder in `run`: a text for each run of `others` whose `from:` names it, or may, or which began from it}.
+    """Return which checkpoints of `run` others start from: {folder: a text for each such run}.
+
+    Those are runs among `others` whose `from:` names it, or may, or which began from it.
 
     A run whose configuration cannot be read is a warning: what it names is not known.
     """
