@@ -1,5 +1,6 @@
 """`plait data inspect` of data alone: a table, JSON and a page of any source, and of lists of links."""
 
+import base64
 import json
 import re
 import shutil
@@ -11,7 +12,9 @@ from plait import cli
 from plait.commands.actions.packing.configuration_or_data import is_configuration
 from plait.commands.pages.charts import HEIGHT, WIDTH
 from plait.config import reading
+from plait.config.schema import SourceEntry
 from plait.data.figures import languages, measure
+from plait.data.sources.open import open_source
 from plait.nn.tokenizer import train_tokenizer
 from tests.data.faulty_server import serving
 from tests.data.packing import labelled, pack, picture
@@ -232,3 +235,14 @@ def test_shards_at_an_address_are_inspected_and_packed_and_nothing_shows_their_s
     assert bodies[0] == bodies[1] == bodies[2], "also the members that no sample is made of"
     files = [file for folder in ("out", "far") for file in (tmp_path / folder).iterdir()]
     assert "secret" not in said and not any(b"secret" in file.read_bytes() for file in files)
+
+
+def test_records_at_an_address_are_measured_and_packed(tmp_path, capsys):
+    pytest.importorskip("httpx")
+    address = "data:image/png;base64," + base64.b64encode(picture()).decode()
+    body = "".join(json.dumps({"image": address, "caption": f"a {number}"}) + "\n" for number in range(3)).encode()
+    with serving({"x.jsonl": body}) as server:
+        assert "3, all measured" in inspected(capsys, f"{server.url}/x.jsonl", tmp_path / "out")
+        assert cli.main(["data", "shard", f"{server.url}/x.jsonl", str(tmp_path / "packed"), "--plain"]) == 0
+    source = open_source(SourceEntry(source="shards", path=str(tmp_path / "packed")), seed=0)
+    assert [source.peek(number)["messages"][-1]["content"] for number in range(3)] == ["a 0", "a 1", "a 2"]

@@ -14,7 +14,7 @@ from plait.config.schema import SourceEntry
 from plait.data.formats import clips
 from plait.data.images import decode
 from plait.data.sources.open import open_source
-from plait.errors import PlaitError
+from plait.errors import BadSample, PlaitError
 from tests.data.packing import pack
 
 
@@ -81,6 +81,24 @@ def test_a_video_gives_its_first_frames_in_order(tmp_path):
     seen = [float(decode(frame).float().mean()) for frame in record(tmp_path, "a.mp4")["frames"]]
     assert len(seen) == clips.MOST_FRAMES == 65
     np.testing.assert_allclose(seen, levels[:65], atol=8)  # a lossy codec, of which a level of 255 is a colour's step
+
+
+def test_a_video_is_read_from_a_shard_and_from_a_record_where_there_is_no_picture(tmp_path, monkeypatch):
+    write_video(tmp_path / "a.mp4", [20, 40, 60])
+    body = (tmp_path / "a.mp4").read_bytes()
+    pack(tmp_path / "a.tar", [("x.mp4", body), ("x.txt", b"a"), ("y.mp4", body), ("y.png", picture(1)), ("y.txt", b"b")])
+    (tmp_path / "a.jsonl").write_text('{"video": "a.mp4", "caption": "a"}\n{"video": "https://a.example/b.mp4", "caption": "b"}\n')
+    shards = open_source(SourceEntry(source="shards", path=str(tmp_path / "a.tar")), seed=0)
+    listed = open_source(SourceEntry(source="jsonl", path=str(tmp_path / "a.jsonl")), seed=0)
+    assert len(shards[0]["frames"]) == 3 and shards[0]["frames"] == listed[0]["frames"] and not shards[0]["images"]
+    assert shards[1]["images"] == [picture(1)] and not shards[1].get("frames")
+    assert shards.left_out == {"kinds of videos, such as 'mp4', which are read only where a sample has no picture": 1}
+    assert shards.peek(0)["messages"][-1]["content"] == "a"
+    with pytest.raises(BadSample, match=r"b\.mp4 is on the network; download it first"):
+        listed[1]
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(PlaitError, match=r"x\.mp4 is a video, which PyAV decodes .*pip install 'plait\[video\]'"):
+        shards[0]
 
 
 def test_a_file_of_sound_alone_is_told_as_one_without_pictures(tmp_path):

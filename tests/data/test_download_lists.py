@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import random
 import tarfile
 
 import fsspec
@@ -268,3 +269,19 @@ def test_columns_of_one_name_are_refused(tmp_path):
     parquet.write_table(pyarrow.table([["u"], ["a"], ["b"]], names=["url", "text", "text"]), tmp_path / "list.parquet")
     with pytest.raises(PlaitError, match=r"list\.parquet has several columns 'text': give each a name of its own"):
         Listing(str(tmp_path / "list.parquet"), {})
+
+
+def test_of_parquet_at_an_address_only_the_files_of_the_rows_are_copied(web, tmp_path):
+    pytest.importorskip("pyarrow"), pytest.importorskip("httpx")
+    rows = [{**web.server.row("ok", number), "filler": random.Random(number).randbytes(3000).hex()} for number in range(200)]
+    names = [f"{number}.parquet" for number in range(5)]
+    files = {name: write(tmp_path / name, rows[40 * number : 40 * (number + 1)]).read_bytes() for number, name in enumerate(names)}
+    with serving(files) as server:
+        path = server.url + "/{0..4}.parquet"
+        for more in (["--limit=10"], ["--limit=30"], ["--per-shard=40", "--part=2/5"]):
+            out, cache = tmp_path / f"out{more[-1].replace('/', '-')}", tmp_path / f"cache{len(list(tmp_path.iterdir()))}"
+            assert download(path, out, *more, f"--cache={cache}") == 0
+            copied = sorted(copy.name for copy in cache.rglob("*.parquet"))
+            assert copied == (["1.parquet"] if "--part=2/5" in more else ["0.parquet"])
+    whole, far = Listing(str(tmp_path / "{0..4}.parquet"), {}), json.loads((tmp_path / "out--limit=10" / "download.json").read_bytes())
+    assert far["list"]["digest"] == whole.digest

@@ -1,11 +1,13 @@
 """A record: one sample's fields and encoded images as they were read. Every reader (shards, folder, jsonl, datasets) returns these."""
 
 import functools
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from plait.data.formats import clips
 from plait.data.formats.encodings import not_utf8, wide_encoding
 from plait.errors import BadSample
 
@@ -36,7 +38,8 @@ class Record(NamedTuple):
 def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
     """Build record `name` from files of one stem (a.jpg, a.json). `members`: (extension, bytes). Raises BadSample if one is broken.
 
-    An image extension (`png`, `left.png`) adds an image; one named `frame...` adds a frame of a clip. `json` adds its keys to the fields,
+    An image extension (`png`, `left.png`) adds an image; one named `frame...` adds a frame of a clip, and of a sample without pictures a
+    video (`mp4`) gives the frames. `json` adds its keys to the fields,
     `meta.json` the field `meta`; `txt` and `caption` set `caption`, `cls` sets `label`, `prompt.txt` sets `prompt`. Others are ignored.
     Two values for one field (of a.txt and a.caption, of a.json and a.txt) are refused, unless they are equal or one of them is null; so is
     a record whose only picture has a format that is not read.
@@ -46,11 +49,14 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
     frames: list[bytes] = []
     told: dict[str, tuple[str, Any]] = {}  # field -> the member that gave it, and its value
     unread: list[str] = []
+    videos: list[tuple[str, bytes]] = []
     for kind, body in members:
         first, last = _parts(kind)
         if last in IMAGE_KINDS:
             (frames if first.startswith("frame") else images).append(body)
             continue
+        if last in clips.VIDEO_KINDS:
+            videos.append((kind, body))
         values: dict[str, Any] = {}
         if last in UNREAD_KINDS:
             unread.append(kind)
@@ -69,7 +75,20 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
                 fields[field], told[field] = value, (kind, value)
     if unread and not images and not frames:
         raise BadSample(f"{name}.{unread[0]} is a picture of a format that is not read: convert it, to JPEG or PNG")
+    if videos and not images and not frames:
+        frames = _video_frames(name, videos)
     return Record(name, fields, images, frames)
+
+
+def _video_frames(name: str, videos: list[tuple[str, bytes]]) -> list[bytes]:
+    """Return the frames of a sample's only video; for an empty one, which is not read, an empty frame.
+
+    Raises BadSample for several videos.
+    """
+    if len(videos) > 1:
+        raise BadSample(f"{name} has {len(videos)} videos, .{videos[0][0]} and .{videos[1][0]}: keep one")
+    kind, body = videos[0]
+    return clips.decode_video(io.BytesIO(body), f"{name}.{kind}") if body else [b""]
 
 
 @functools.lru_cache

@@ -55,7 +55,7 @@ def download(path: str, out: Path, options: DownloadOptions) -> None:
         )
     listing = Listing(path, options.columns, limit=options.limit, cache=options.cache)
     if options.pictures.check_hash:
-        listing.check_hashes()
+        listing.check_hashes((options.part[0] - 1) * options.per_shard)
     request = {
         "list": {"name": listing.title, "rows": listing.rows, "digest": listing.digest},
         "columns": asdict(listing.columns),

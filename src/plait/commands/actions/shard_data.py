@@ -182,7 +182,7 @@ def entry(what: str, settings: Sequence[str]) -> SourceEntry:
 def _kind(what: str) -> str:
     ending = PurePosixPath(addresses.shown(what)).suffix.lower()
     if ending in _KINDS:
-        return _KINDS[ending]
+        return "datasets" if _KINDS[ending] == "jsonl" and addresses.is_remote(what) else _KINDS[ending]
     path = paths.local(what)
     beside = {file.suffix.lower() for file in path.iterdir() if not file.name.startswith(".")} if path.is_dir() else set[str]()
     if addresses.is_remote(what) or ".tar" in beside:

@@ -1,7 +1,7 @@
 """Read a list of links by row number, from parquet, CSV, TSV or JSONL files, also remote ones.
 
-Files at an address are copied into the cache first. Text files have an index of their records (formats/index.py); parquet is read in
-order, batch by batch, so that a list may be larger than memory.
+Files at an address are copied into the cache: text before all, parquet when a row of it is read. Text files have an index of their records
+(formats/index.py); parquet is read in order, batch by batch, so that a list may be larger than memory.
 """
 
 import base64
@@ -10,8 +10,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from pathlib import Path
+from itertools import accumulate, islice
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from plait.data import addresses, paths
 from plait.data.download import hashes
 from plait.data.formats import plain_lines, tables
 from plait.data.link_lists.columns import Columns, find_columns
+from plait.data.parquet.footer import read_footer
 from plait.data.remote_files import fetched
 from plait.data.sources.indexed import LAYOUTS, IndexedRecords
 from plait.errors import BadSample, PlaitError
@@ -87,22 +88,31 @@ class _Text:
 
 
 class _Parquet:
-    """A parquet file, read from where the last read ended, or from the beginning of a row group."""
+    """A parquet file, read from where the last read ended, or from the beginning of a row group.
 
-    def __init__(self, path: Path) -> None:
+    Of one at an address only the footer is read before a row is asked for; then the file is copied into the cache.
+    """
+
+    def __init__(self, name: str, cache: str | None) -> None:
         pyarrow, self._parquet = _pyarrow()
-        self.path, self._broken = path, pyarrow.ArrowException
-        try:
-            meta = self._parquet.read_metadata(path)
-            schema = self._parquet.read_schema(path)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise PlaitError(tables.fault([str(path)]) or f"{path} cannot be read: {error}") from error
+        self.name, self.cache, self._broken = name, cache, pyarrow.ArrowException
+        shown = addresses.shown(name)
+        if addresses.is_remote(name):
+            footer = read_footer(name, cache)
+            meta, size, own_name = footer.metadata(), footer.head.stamp["size"], addresses.name_of(name)
+            schema = meta.schema.to_arrow_schema()
+        else:
+            try:
+                meta, schema = self._parquet.read_metadata(name), self._parquet.read_schema(name)
+            except (OSError, pyarrow.ArrowException) as error:
+                raise PlaitError(tables.fault([name]) or f"{name} cannot be read: {error}") from error
+            size, own_name = Path(name).stat().st_size, Path(name).name
         self.columns = list(schema.names)
         if (twice := next((name for name in self.columns if self.columns.count(name) > 1), None)) is not None:
-            raise PlaitError(f"{path} has several columns {twice!r}: give each a name of its own")
+            raise PlaitError(f"{shown} has several columns {twice!r}: give each a name of its own")
         self._kinds = {name: _SHORT[str(kind)] for name, kind in zip(schema.names, schema.types, strict=True) if str(kind) in _SHORT}
         self._ends = list(accumulate(meta.row_group(number).num_rows for number in range(meta.num_row_groups)))
-        content = [path.name, path.stat().st_size, len(self), str(schema)]
+        content = [own_name, size, len(self), str(schema)]
         self.digest = xxhash.xxh3_64(json.dumps(content).encode()).hexdigest()
         self._at = -1  # nothing is read yet
         self._rows: Iterator[dict[str, Any] | str] = iter(())
@@ -155,11 +165,12 @@ class _Parquet:
 
     def _batches(self, **chosen: Any) -> Iterator[Any]:
         """Yield batches of the file. Raises PlaitError where it is damaged, or another than before."""
+        path = _local(self.name, self.cache)
         try:
-            with self._parquet.ParquetFile(self.path) as file:
+            with self._parquet.ParquetFile(path) as file:
                 yield from file.iter_batches(**chosen)
         except (OSError, self._broken) as error:
-            raise PlaitError(tables.fault([str(self.path)]) or f"{self.path} cannot be read any more: {error}") from error
+            raise PlaitError(tables.fault([str(path)]) or f"{path} cannot be read any more: {error}") from error
 
 
 class Listing:
@@ -190,9 +201,8 @@ class Listing:
 
     def urls(self) -> Iterator[str | None]:
         """Yield the address of every row, None without one; of parquet nothing else is read."""
-        for file in self.files:
-            for value in file.column(self.columns.url):
-                yield _text(value)
+        cells = (value for file in self.files for value in file.column(self.columns.url))
+        yield from map(_text, islice(cells, self.rows))
 
     def _read(self, start: int, stop: int) -> Iterator[dict[str, Any] | str]:
         while start < stop:
@@ -214,9 +224,10 @@ class Listing:
         digest = hashes.announced(row.get(columns.hash)) if columns.hash else None
         return Link(number, _text(row.get(columns.url)), caption, digest, others, odd_caption=odd)
 
-    def check_hashes(self) -> None:
-        """Look at the first hashes. Raises PlaitError if the column holds none."""
-        rows = [row for row in self._read(0, min(_TRIED, self.rows)) if isinstance(row, dict)] if self.columns.hash else []
+    def check_hashes(self, start: int) -> None:
+        """Look at the hashes of a few rows from `start` on. Raises PlaitError if the column holds none there."""
+        read = self._read(start, min(start + _TRIED, self.rows)) if self.columns.hash else ()
+        rows = [row for row in read if isinstance(row, dict)]
         cells = [cell for row in rows if (cell := hashes.announced(row.get(str(self.columns.hash)))) is not None]
         if cells and not any(map(hashes.parsed, cells)):
             what = f"column {self.columns.hash!r} holds no SHA-256, SHA-1 or MD5 hashes (the first is {cells[0][:80]!r})"
@@ -266,10 +277,18 @@ def _with_files(path: str) -> str:
 
 def _opened(name: str, cache: str | None) -> _File:
     """Return a file of a list, copied from its address. Raises PlaitError for a format that is no list, and one that cannot be read."""
-    path = fetched(name, cache) if addresses.is_remote(name) else Path(name)
+    ending = PurePosixPath(addresses.name_of(name) if addresses.is_remote(name) else name).suffix.lower()
+    if ending == ".parquet":
+        return _Parquet(name, cache)
+    path = _local(name, cache)
     if not path.name.lower().endswith(_ENDINGS):
         raise PlaitError(f"{addresses.shown(name)} is no list of links: it ends in none of {', '.join(_ENDINGS)}")
-    return _Parquet(path) if path.suffix.lower() == ".parquet" else _Text(path, cache)
+    return _Parquet(str(path), cache) if path.suffix.lower() == ".parquet" else _Text(path, cache)
+
+
+def _local(name: str, cache: str | None) -> Path:
+    """Return the path of a file of a list, copied from its address into the cache unless it is there."""
+    return fetched(name, cache) if addresses.is_remote(name) else Path(name)
 
 
 def _pyarrow() -> tuple[Any, Any]:

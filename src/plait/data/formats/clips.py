@@ -3,6 +3,7 @@
 import io
 from collections.abc import Collection
 from pathlib import Path
+from typing import BinaryIO, TypeGuard
 
 from PIL import Image
 
@@ -13,6 +14,11 @@ VIDEO_KINDS = frozenset(["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg
 """Endings, in small letters, of files that are read as videos."""
 MOST_FRAMES = 65
 """Frames that are read of a clip, its first ones: 1 + 4 x 16, what a model of 16 world steps sees."""
+
+
+def is_video(value: object) -> TypeGuard[str]:
+    """Return whether a value is text that is named as a video."""
+    return isinstance(value, str) and value.rpartition(".")[2].lower() in VIDEO_KINDS
 
 
 def is_clip(path: Path) -> bool:
@@ -31,17 +37,21 @@ def read_clip(path: Path, image_kinds: Collection[str]) -> list[bytes]:
         if not pictures:
             raise BadSample(f"the folder {path} of a clip has no pictures")
         return [file.read_bytes() for file in sorted(pictures, key=lambda file: natural(file.name))[:MOST_FRAMES]]
-    return _decode(path)
+    return decode_video(str(path), str(path))
 
 
-def _decode(path: Path) -> list[bytes]:
+def decode_video(source: str | BinaryIO, path: str) -> list[bytes]:
+    """Return the first 65 frames of a video, as PNG. `source`: its path, or the file; `path`: its name for messages.
+
+    Raises BadSample where it cannot be read, PlaitError where PyAV is not installed.
+    """
     try:
         import av
     except ImportError as error:
         raise PlaitError(f"{path} is a video, which PyAV decodes ({error}): pip install 'plait[video]'") from error
     frames: list[bytes] = []
     try:
-        with av.open(str(path)) as video:
+        with av.open(source, "r") as video:
             if not video.streams.video:
                 raise BadSample(f"the video {path} has no pictures: it is cut off, or sound alone")
             for frame in video.decode(video=0):

@@ -113,6 +113,8 @@ class IndexedRecords:
         fields = self.fields(i)
         images = [self._image(value, fields) for value in self.image_values(fields)]
         frames = self._frames(fields.get("frames"))
+        if not images and not frames and clips.is_video(video := fields.get("video")):
+            frames = self._frames(video)
         name = fields.get("id")
         return Record(self._name(i) if name is None else str(name), fields, images, frames)
 

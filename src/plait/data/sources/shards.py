@@ -23,6 +23,7 @@ import xxhash
 from plait.config.schema import SourceEntry
 from plait.data import addresses, paths
 from plait.data.formats import index
+from plait.data.formats.clips import VIDEO_KINDS
 from plait.data.records import IMAGE_KINDS, TEXT_FIELDS, UNREAD_KINDS, Record
 from plait.data.sources.contract import Sample, Source
 from plait.data.sources.conversations import Conversations, open_conversations
@@ -112,7 +113,9 @@ def _left_out(shards: Sequence[Shard]) -> dict[str, int]:
     unread = sorted(e for e in extensions if e.rpartition(".")[2].lower() in UNREAD_KINDS)
     named = f"kinds of members such as {dotted[0]!r}: in a tar a name ends at its first dot, so captions may be lost" if dotted else ""
     pictures = f"kinds of pictures that are not read, such as {unread[0]!r}" if unread else ""
-    counts = {"members whose names begin with a dot": hidden, named: len(dotted), pictures: len(unread)}
+    videos = sorted(e for e in extensions if e.rpartition(".")[2].lower() in VIDEO_KINDS) if extensions & IMAGE_KINDS else []
+    passed = f"kinds of videos, such as {videos[0]!r}, which are read only where a sample has no picture" if videos else ""
+    counts = {"members whose names begin with a dot": hidden, named: len(dotted), pictures: len(unread), passed: len(videos)}
     return {reason: count for reason, count in counts.items() if count}
 
 

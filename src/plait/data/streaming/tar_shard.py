@@ -14,6 +14,7 @@ import numpy as np
 
 from plait.data import addresses
 from plait.data.formats import index, tar
+from plait.data.formats.clips import VIDEO_KINDS
 from plait.data.formats.open_file import OpenFile
 from plait.data.records import IMAGE_KINDS, Record, from_members
 from plait.data.remote import RemoteFile, Unavailable
@@ -148,10 +149,10 @@ class MappedShard:
         return self._stem(i), [(self.extensions[self.kind[first + place]], body) for place, body in enumerate(bodies)]
 
     def texts(self, i: int) -> tuple[str, list[tuple[str, bytes]]]:
-        """Return what `members` does, with empty bytes in place of images, which are not read."""
+        """Return what `members` does, with empty bytes in place of images and videos, which are not read."""
         first, last = self.first[i], self.first[i + 1]
         kinds = [self.extensions[k] for k in self.kind[first:last]]
-        wanted = [place for place, kind in enumerate(kinds) if kind.rpartition(".")[2].lower() not in IMAGE_KINDS]
+        wanted = [place for place, kind in enumerate(kinds) if kind.rpartition(".")[2].lower() not in IMAGE_KINDS | VIDEO_KINDS]
         bodies = [b""] * len(kinds)
         if wanted:
             offsets, sizes = ([array[first + place] for place in wanted] for array in (self.offset, self.size))
