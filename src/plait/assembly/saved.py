@@ -96,11 +96,11 @@ def write_model_settings(folder: Path, told: Mapping[str, Any]) -> None:
     files.write_json(folder / MODEL_SETTINGS, told)
 
 
-def run_settings(folder: Path) -> dict[str, Any] | None:
-    """Return `settings` of the run of a checkpoint's folder; None without its configuration. Raises PlaitError if it cannot be read."""
+def run_settings(folder: Path) -> Resolved | None:
+    """Return the settings of the run of a checkpoint's folder; None without its configuration. Raises PlaitError if it cannot be read."""
     run = checkpoint.run_of(folder)
     told = (run / signed.NAME).is_file() or (folder / signed.COPY).is_file()
-    return settings(open_of_checkpoint(run, folder).config) if told else None
+    return open_of_checkpoint(run, folder) if told else None
 
 
 def model_settings(folder: Path) -> tuple[str, Mapping[str, Any]] | None:
@@ -110,7 +110,8 @@ def model_settings(folder: Path) -> tuple[str, Mapping[str, Any]] | None:
     """
     path = folder / MODEL_SETTINGS
     try:
-        told = run_settings(folder) or (json.loads(path.read_bytes()) if path.is_file() else None)
+        run = run_settings(folder)
+        told = settings(run.config) if run is not None else json.loads(path.read_bytes()) if path.is_file() else None
         return None if told is None else (str(told["family"]), dict(told["model"]))
     except (ValueError, KeyError, TypeError) as error:
         raise PlaitError(f"{path} is damaged: {error}") from error

@@ -156,9 +156,9 @@ def consolidate(spec: str, out: Path, averaged: bool) -> None:
         listed = {path.name: {"size": path.stat().st_size, "xxh3": files.xxh3(path)} for path in sorted(folder.iterdir())}
         metadata = {"kind": "weights", "of": str(saved.folder), "step": saved.step, "averaged": bool(averages), "files": listed}
         files.write_json(folder / "weights.json", metadata | {name: saved.manifest[name] for name in ("base", "frozen_xxh3", "versions")})
-        if (settings := saved_models.run_settings(saved.folder)) is not None:
-            saved_models.write_model_settings(folder, settings)
-            whose = SavedModel(saved, open_of_checkpoint(checkpoint.run_of(saved.folder), saved.folder))
+        if (resolved := saved_models.run_settings(saved.folder)) is not None:
+            saved_models.write_model_settings(folder, saved_models.settings(resolved.config))
+            whose = SavedModel(saved, resolved)
             write.of_folder(whose, folder, kind="weights", layout=None, weights=f"{'averaged' if averages else 'last'} weights")
     log.info(f"{saved.folder}: {len(weights)} {'averaged' if averages else 'last'} weights, whole, in {out}")
 
