@@ -68,7 +68,7 @@ def open_data(config: RunConfig, entries: Sequence[SourceEntry], split: str) -> 
 def open_training(config: RunConfig) -> TrainingData:
     """Open the sources of `data.train` or `data.mixture`, without the samples that are held out of them.
 
-    Raises PlaitError if one cannot be opened; of a mixture, it names all whose files are missing.
+    Raises PlaitError if one cannot be opened; it names all named datasets whose files are missing.
     """
     return _open_training(config, held_out=False)
 
@@ -87,26 +87,33 @@ def _open_training(config: RunConfig, *, held_out: bool) -> TrainingData:
             return [] if held_out else open_data(config, [entry], "train")
         return [Part(source, share, config.seed, held_out=held_out) for source in open_data(config, [entry], "train")]
 
-    if config.data.mixture is None:
-        entries = config.data.train
-        return TrainingData([source for entry in entries for source in opened_of(entry)], [entry.weight for entry in entries])
-    mixed = mixture.read(offers.mixture(config.family, config.data.mixture), config.data.without, KINDS)
+    named = config.data.mixture
+    mixed = None if named is None else mixture.read(offers.mixture(config.family, named), config.data.without, KINDS)
+    entries = config.data.train if mixed is None else mixed.entries
     opened, absent = [], []
-    for entry in mixed.entries:
+    for entry in entries:
         try:
             opened += opened_of(entry)
         except Absent as error:
             absent.append((str(entry.name), error))
     if absent:
-        names, first = [name for name, _ in absent], absent[0][1]
-        fetch = list(dict.fromkeys(command for _, error in absent for command in error.commands))
-        notes = ", ".join(dict.fromkeys(error.estimate for _, error in absent if error.estimate))
-        fetched = f"these commands fetch what can be fetched so ({notes}): {'; '.join(fetch)}; " if fetch else ""
-        raise PlaitError(
-            f"mixture {mixed.title}: {len(names)} of its {len(mixed.entries)} datasets are not there ({', '.join(names)}); "
-            f"the first: {first}; {fetched}to train without them, say so: --data.without='[{', '.join(names)}]'"
-        )
-    return TrainingData(opened, mixed.sampling_weights([len(source) for source in opened]))
+        raise _absent(absent, len(entries), None if mixed is None else mixed.title)
+    weights = [entry.weight for entry in entries] if mixed is None else mixed.sampling_weights([len(source) for source in opened])
+    return TrainingData(opened, weights)
+
+
+def _absent(absent: Sequence[tuple[str, Absent]], of: int, title: str | None) -> PlaitError:
+    """Return the error for named datasets that are not there, of `of` in a mixture `title` or in `data.train`, with what fetches them."""
+    names, first = list(dict.fromkeys(name for name, _ in absent)), absent[0][1]
+    if title is None and len(names) == 1:
+        return first
+    fetch = list(dict.fromkeys(command for _, error in absent for command in error.commands))
+    notes = ", ".join(dict.fromkeys(error.estimate for _, error in absent if error.estimate))
+    fetched = f"; these commands fetch what can be fetched so ({notes}): {'; '.join(fetch)}" if fetch else ""
+    listed = f"{len(absent)} of its {of} datasets are not there ({', '.join(names)}); the first: {first}{fetched}"
+    if title is None:
+        return PlaitError(f"data.train: {listed}")
+    return PlaitError(f"mixture {title}: {listed}; to train without them, say so: --data.without='[{', '.join(names)}]'")
 
 
 def check_data(views: Sequence[StageView]) -> None:

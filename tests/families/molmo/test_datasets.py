@@ -326,6 +326,21 @@ def test_missing_pixmo_sets_are_told_with_the_commands_that_fetch_files_and_pict
     assert f"{files}; {pictures} (estimates assume 0.3 MB a picture, 77 % of the links alive," in str(absent.value)
 
 
+def test_training_sources_that_are_not_there_are_told_together(tmp_path):
+    config = tmp_path / "listed.yaml"
+    entries = ", ".join(f"{{source: dataset, name: {name}}}" for name in ("pixmo_cap", "pixmo_points", "pixmo_points_counting"))
+    config.write_text(
+        f"family: molmo\npreset: debug\nrun: run\ndata: {{train: [{entries}], root: .}}\ntrain: {{steps: 1}}\n", encoding="utf-8"
+    )
+    with pytest.raises(
+        PlaitError, match=r"^data\.train: 3 of its 3 datasets are not there \(pixmo_cap, pixmo_points, .*; the first:"
+    ) as refused:
+        open_training(open_config(config, []).config)
+    fetch = str(refused.value).partition("these commands fetch what can be fetched so (")[2]
+    assert re.findall(r"plait data download hf://datasets/allenai/pixmo-(\S+) ", fetch) == ["cap", "points"]
+    assert "without" not in fetch
+
+
 def test_a_mixture_tells_the_commands_of_all_its_sets_once(tmp_path):
     config = tmp_path / "mixed.yaml"
     text = "family: molmo\npreset: debug\nrun: run\ndata: {mixture: 3.2-synthetic, root: .}\ntrain: {steps: 1}\n"
