@@ -88,7 +88,7 @@ TYPED = {
 
 # Found wrong with torch at hand: the same entry point, in this process.
 BEGUN = {
-    "train good.yaml --run=new --trainable=[projectr]": (
+    "train good.yaml --run=new --trainable=[projectr,language]": (
         f"trainable names 'projectr', which is no component of this model; components: {COMPONENTS}"
     ),
     "train good.yaml --run=new --evaluate=[{bench:\u00a0acuracy}]": f"evaluate names bench 'acuracy', which is unknown; known: {BENCHES}",
