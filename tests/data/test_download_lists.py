@@ -11,6 +11,8 @@ import pytest
 
 from plait import cli
 from plait.config.schema import SourceEntry
+from plait.data.download.fetch import Fetcher
+from plait.data.download.limits import NetworkLimits
 from plait.data.download.listing import Link, Listing
 from plait.data.link_lists.columns import find_columns
 from plait.data.sources.open import open_source
@@ -285,3 +287,21 @@ def test_of_parquet_at_an_address_only_the_files_of_the_rows_are_copied(web, tmp
             assert copied == (["1.parquet"] if "--part=2/5" in more else ["0.parquet"])
     whole, far = Listing(str(tmp_path / "{0..4}.parquet"), {}), json.loads((tmp_path / "out--limit=10" / "download.json").read_bytes())
     assert far["list"]["digest"] == whole.digest
+
+
+def test_a_list_may_be_named_in_another_way_by_the_next_command(web, tmp_path, monkeypatch):
+    path, out = write(tmp_path / "list.jsonl", [web.server.row("ok", 1), web.server.row("ok", 2)]), tmp_path / "out"
+    assert download(path, out, "--limit=1") == 0
+    monkeypatch.chdir(tmp_path)
+    web.server.asked.clear()
+    assert download("./list.jsonl", out) == 0 and download("list.jsonl", out) == 0
+    assert web.server.asked == ["/ok/2"]
+
+
+def test_the_target_of_a_redirect_is_asked_for_as_it_was_sent(monkeypatch):
+    yarl = pytest.importorskip("yarl")
+    fetcher = Fetcher(NetworkLimits(), 100, answered=lambda *what: None, calm=lambda: None)
+    url = yarl.URL("http://a.example/x/y", encoded=True)
+    for location in ("http://b.example/%7eme/a%2Fb%41.jpg?q=%2b+c", "/%7eme/%41", "z%7e.jpg"):
+        assert str(fetcher._target(url, location)).endswith(location)
+    assert str(fetcher._target(url, "/ä b")) == "http://a.example/%C3%A4%20b"

@@ -146,7 +146,7 @@ class Fetcher:
     def _parsed(self, address: str) -> "yarl.URL":
         """Return an address as a URL, whose escapes stay as they are. Raises Refused for none of http(s), or one in a private network."""
         text = address.strip()
-        plain = text.isascii() and not any(letter <= " " or letter in '"<>\\^`{|}' for letter in text)
+        plain = _is_plain(text)
         try:
             url = self._yarl.URL(text, encoded=plain)
             host = url.host
@@ -190,7 +190,8 @@ class Fetcher:
     def _target(self, url: "yarl.URL", location: str) -> "yarl.URL":
         """Return where a redirect leads. Raises Refused as `_parsed` does."""
         try:
-            joined = str(url.join(self._yarl.URL(location)))
+            location = location.strip()
+            joined = str(url.join(self._yarl.URL(location, encoded=_is_plain(location))))
         except ValueError:
             raise Refused("bad_url", "of a redirect") from None
         return self._parsed(joined)
@@ -295,6 +296,11 @@ def _decompressed(body: bytearray, most: int) -> bytes:
             raise Refused("truncated", "its compression does not end")
         return content
     raise Refused("encoding", "damaged")
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether an address has only letters that one may have, so that it is asked for as it is."""
+    return text.isascii() and not any(letter <= " " or letter in '"<>\\^`{|}' for letter in text)
 
 
 def _allow_files(needed: int) -> None:

@@ -129,6 +129,8 @@ def begin(out: Path, request: Mapping[str, Any]) -> None:
         files.write_json(path, wanted)
         return
     before = _begun(path)
+    if before["list"].get("digest") == wanted["list"]["digest"]:  # one list may have several names, as ./a.csv and a.csv
+        wanted["list"]["name"] = before["list"].get("name")
     (out / WORK).mkdir(exist_ok=True)
     if before == wanted:
         return
