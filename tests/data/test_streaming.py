@@ -533,6 +533,14 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize(("text", "why"), [('{"version": 2, "shards": []}', "of another format"), ("[", "not JSON")])
+def test_a_list_of_counts_that_is_none_is_passed_over_in_words(tmp_path, caplog, text, why):
+    packed(tmp_path / "data", [3, 4])
+    (tmp_path / "data" / counts.NAME).write_text(text, encoding="utf-8")
+    assert len(opened(tmp_path / "data", tmp_path / "cache")) == 7
+    assert f"{tmp_path / 'data' / counts.NAME} is no list of counts ({why}), and is passed over" in caplog.text
+
+
 @pytest.mark.parametrize("text", WRONG)
 def test_a_wrong_list_of_counts_is_one_line(tmp_path, text):
     packed(tmp_path / "data", [3, 4])

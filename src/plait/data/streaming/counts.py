@@ -7,6 +7,7 @@ is made by reading the shard through once.
 """
 
 import json
+import logging
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from plait.data.paths import local
 from plait.data.remote import RemoteFile, Unavailable
 from plait.errors import PlaitError
 from plait.files import write_json
+
+log = logging.getLogger(__name__)
 
 NAME = "index.json"
 """The file of counts that is looked for beside the shards."""
@@ -88,6 +91,8 @@ def _parsed(body: bytes, where: str, *, strict: bool) -> dict[str, ShardCount] |
     if not isinstance(rows, list) or not all(isinstance(row, dict) and isinstance(row.get("url"), str) for row in rows):
         if strict:
             raise PlaitError(f'options.counts: {where} is no list of counts, {{"shardlist": [{{"url": "a.tar", "nsamples": 1000}}]}}')
+        why = "not JSON" if value is None else "of another format"
+        log.warning(f"{where} is no list of counts ({why}), and is passed over: `plait data index FOLDER --counts` writes one")
         return None
     counts = {}
     for row in rows:
