@@ -154,9 +154,11 @@ def test_untrained_is_the_model_that_the_chain_of_runs_began_with(runs, monkeypa
         others = json.loads((runs / f"of-{name}/against.json").read_text())["others"]
         assert others["untrained"]["figures"] == untrained != others["base"]["figures"]
         out = capsys.readouterr().out
-        assert f"  base is theworld of {name}, which began from chain-0\n" in out and "  untrained is theworld of run\n" in out
+        assert f"  base is theworld of {name}, which began from {runs}/chain-0\n" in out
+        assert f"  untrained is theworld of {runs}/run\n" in out
     (runs / "run").rename(runs / "away")
     assert cli.main(["eval", "chain-1", *measured, "--against=untrained", "--out=none"]) == 2
-    told = "--against untrained: chain-0 began from run, no run on disk, so that what it was before is not known; --against base needs none"
+    before = "no run on disk, so that what it was before is not known; --against base needs none"
+    told = f"--against untrained: {runs}/chain-0 began from {runs}/run, {before}"
     assert told in capsys.readouterr().err
     (runs / "away").rename(runs / "run")
