@@ -4,6 +4,7 @@ A run is trained in stages, each with settings of its own. A source is one data 
 rules.
 """
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from plait.config.nodes import KeyPath
 from plait.config.schema import LENGTH, Data, Distributed, Optim, RunConfig, SourceEntry
 from plait.config.sections.adapters import SUFFIX, component_of
 from plait.config.source_rules import SourceRules, unknown_kind
+from plait.files import expanded
 
 Conflict = tuple[KeyPath, str]
 """The path of the setting to change, and what is wrong with it and what to do, as the end of a sentence that begins with its key."""
@@ -55,8 +57,21 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
         if name != component and name not in config.adapters:
             cure = f"for example --adapters.{name}.rank=16"
             result.append((("trainable",), f"names {component!r}, the adapters of {name}, and there are none: {cure}"))
-    result += _quantised_conflicts(config)
+    result += _mirror_conflicts(config) + _quantised_conflicts(config)
     return result + _device_conflicts(config.distributed) + _data_conflicts(config, kinds)
+
+
+def _mirror_conflicts(config: RunConfig) -> list[Conflict]:
+    """Return that a mirror is on this disk in the run's own directory, which is no copy."""
+    address = config.checkpoint.mirror or ""
+    if config.run is None or not address.startswith("file://"):
+        return []
+    run = expanded(config.run).resolve()
+    folder = expanded(os.path.expandvars(address.removeprefix("file://"))).resolve()
+    if folder != run and run not in folder.parents:
+        return []
+    inside = "the run's own directory" if folder == run else f"inside the run's own directory {config.run}"
+    return [(("checkpoint", "mirror"), f"is {address}, {inside}, and is no copy there: give a folder elsewhere, best on another disk")]
 
 
 def stage_conflicts(stages: Mapping[str, RunConfig]) -> list[Conflict]:

@@ -52,6 +52,17 @@ def below(folder):
 ALONE = ("stages=[]", "trainable=[projector]")
 
 
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory):
+    """(recipe, the mirror of a finished run of it, with a checkpoint of steps 2, 4 and 6)."""
+    folder = tmp_path_factory.mktemp("mirrored")
+    with pytest.MonkeyPatch.context() as patch:
+        recipe = toy.install(patch, folder)
+        for length in (2, 4, 6):
+            train(recipe, folder / "run", folder / "mirror", f"train.steps={length}", *ALONE)
+    return recipe, folder / "mirror"
+
+
 def test_another_machine_goes_on_from_the_mirror_to_the_bit(toys, tmp_path, capsys):
     whole = train(toys, tmp_path / "whole", tmp_path / "other")
     train(toys, tmp_path / "here", tmp_path / "mirror", only="projection")
@@ -87,6 +98,51 @@ def test_a_damaged_copy_is_passed_over_and_one_without_its_manifest_is_none(toys
     assert "passed over: " in (said := capsys.readouterr().err) and "weights.safetensors is damaged: xxh3" in said
     followed(resolved, folder)
     assert steps(folder) == [2, 6] and not list(folder.glob("*/step-00000004"))  # what was left of a kill is swept
+
+
+@pytest.mark.parametrize("hashed", [True, False], ids=["with its hash", "of an older plait"])
+def test_one_flipped_bit_of_the_packed_records_is_never_brought(mirrored, toys, tmp_path, capsys, hashed):
+    recipe, source = mirrored
+    folder = shutil.copytree(source, tmp_path / "mirror")
+    newest = folder / "stage-1-train/step-00000006"
+    resolved = open_config(recipe, [f"run={tmp_path / 'run'}", f"checkpoint.mirror=file://{folder}", *ALONE])
+    before = shutil.copytree(source, tmp_path / "before")
+    shutil.rmtree(before / "stage-1-train/step-00000006")
+    there = open_config(recipe, [f"run={tmp_path / 'good'}", f"checkpoint.mirror=file://{before}", *ALONE])
+    restore.from_mirror(there, restart=False, fresh=False)
+    if not hashed:
+        (newest / mirror.RECORDS_HASH).unlink()
+    body = (newest / mirror.RECORDS).read_bytes()
+    for place in range(12, len(body), len(body) // 20):
+        damaged = bytearray(body)
+        damaged[place] ^= 1 << place % 8
+        (newest / mirror.RECORDS).write_bytes(damaged)
+        restore.from_mirror(resolved, restart=False, fresh=False)
+        assert below(tmp_path / "run") == below(tmp_path / "good"), place
+        assert "step-00000006: records.tar.gz is damaged: " in capsys.readouterr().err
+        shutil.rmtree(tmp_path / "run")
+
+
+def test_records_that_are_damaged_everywhere_leave_no_run_and_no_new_identity(mirrored, toys, tmp_path):
+    recipe, source = mirrored
+    folder = shutil.copytree(source, tmp_path / "mirror")
+    for packed in folder.glob("stage-*/*/records.tar.gz"):
+        packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(PlaitError, match=r"has no intact checkpoint: records\.tar\.gz is damaged: \d+ bytes, records\.json says \d+; give"):
+        train(recipe, tmp_path / "run", folder, *ALONE)
+    assert set(below(tmp_path / "run")) == {"lock"} and below(folder)["identity"] == below(source)["identity"]
+
+
+def test_averages_that_come_back_damaged_are_left_out_and_told(toys, tmp_path, capsys):
+    options = ("checkpoint.keep=1", "checkpoint.best=null", "optim.ema={decay: 0.5, post_hoc: true}", *ALONE)
+    folder, run = tmp_path / "mirror", train(toys, tmp_path / "run", tmp_path / "mirror", *options)
+    kept = sorted(path.parent.name for path in folder.glob("averages/*/manifest.json"))
+    damaged = next(folder.glob(f"averages/{kept[0]}/*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    shutil.rmtree(run)
+    restore.from_mirror(open_config(toys, [f"run={run}", f"checkpoint.mirror=file://{folder}", *options]), restart=False, fresh=False)
+    assert sorted(path.name for path in (run / "averages").iterdir()) == kept[1:]
+    assert f"left out: file://{folder}/averages/{kept[0]}: " in capsys.readouterr().err
 
 
 def test_a_file_that_arrives_damaged_is_not_a_checkpoint_and_is_sent_again(toys, tmp_path, monkeypatch):
@@ -130,10 +186,15 @@ def test_another_run_is_never_overwritten_or_taken_for_this_one(toys, tmp_path):
         ("/data/x", "/data/x is no address of a folder: write it as s3://bucket/folder"),
         ("https://h/x", "https://h/x is an address that plait only reads: give one of s3://, gs:// or file://"),
         ("s3://", "s3:// is no address of a folder"),
+        ("memory://x", "memory://x is gone when the process ends: give one of s3://, gs:// or file://"),
+        ("ftp://127.0.0.1:1/x", "checkpoint.mirror ftp://127.0.0.1:1/x cannot be read: [Errno 111] Connection refused; mend that"),
+        ("file://$RUN", "run, the run's own directory, and is no copy there: give a folder elsewhere, best on another disk"),
+        ("file://$RUN/x/y", "/run/x/y, inside the run's own directory"),
         ("nowhere://x/y", "cannot open nowhere://x/y: Protocol not known: nowhere"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_one_line_before_a_step(toys, tmp_path, monkeypatch, capsys, value, line):
+    value = value.replace("$RUN", str(tmp_path / "run"))
     assert cli.main(["train", str(toys), f"--run={tmp_path / 'run'}", f"--checkpoint.mirror={value}"]) == 2
     said = capsys.readouterr().err
     assert line in said and said.count("\n") == 1 and not (tmp_path / "run").exists()
@@ -234,3 +295,13 @@ def test_what_would_be_refused_again_is_told_at_once_and_other_failures_are_trie
             way.send()
         assert way.pause_s == 2 ** (failures - 1)
     assert said == ["the mirror file:///x is behind: timed out; it is tried again"] and "plait train" in way.left()
+
+
+def test_a_store_that_does_not_answer_at_first_is_tried_again_by_the_process_beside_the_run(tmp_path):
+    said = []
+    inbox = SimpleNamespace(settings={"mirror": "ftp://127.0.0.1:1/x", "keep": {}}, say=lambda text, warning: said.append(text))
+    way = mirror_way.Way(tmp_path, inbox)
+    for _ in range(2):
+        with pytest.raises(Later, match="Connection refused"):
+            way.send()
+    assert said == ["the mirror ftp://127.0.0.1:1/x is behind: [Errno 111] Connection refused; it is tried again"]

@@ -30,6 +30,8 @@ def _address(text: str) -> str:
         raise ValueError(f"{text} is no address of a folder: write it as s3://bucket/folder, gs://bucket/folder or file:///disk/folder")
     if scheme in ("http", "https", "hf"):
         raise ValueError(f"{text} is an address that plait only reads: give one of s3://, gs:// or file://")
+    if scheme == "memory":
+        raise ValueError(f"{text} is gone when the process ends: give one of s3://, gs:// or file://")
     return text
 
 

@@ -1,9 +1,11 @@
 """A copy of a run's checkpoints at an address (s3://, gs://, file://), from which another machine continues it.
 
-    ADDRESS/identity   ADDRESS/stage-1-one/step-00000500/{weights.safetensors, ..., records.tar.gz, manifest.json}   ADDRESS/averages/...
+    ADDRESS/identity   ADDRESS/averages/...
+    ADDRESS/stage-1-one/step-00000500/{weights.safetensors, ..., records.tar.gz, records.json, manifest.json}
 
 The manifest is written last, when all other files were read back and have the right hash: without it there is no checkpoint. records.tar.gz
-is what else a start needs of the run's directory, as it was then. Sent by the process beside a run (uploader.py).
+is what else a start needs of the run's directory, as it was then, and records.json its size and hash. Sent by the process beside a run
+(uploader.py).
 """
 
 import io
@@ -22,6 +24,8 @@ from plait.data import addresses, remote
 from plait.errors import PlaitError
 
 MANIFEST, RECORDS, IDENTITY, AVERAGES = "manifest.json", "records.tar.gz", "identity", "averages"
+RECORDS_HASH = "records.json"
+"""Beside RECORDS: {"size", "xxh3"} of it."""
 _LEFT_OUT = ("outbox", "heartbeat", "lock", "events", "eval", "spikes", "averages", "report.html", "wandb", "generated")
 """What a start needs nothing of, and what is copied by itself."""
 _CHUNK_BYTES = 1 << 22
@@ -152,7 +156,7 @@ class Mirror:
             try:
                 self.store.write(IDENTITY, own)
             except FileNotFoundError as error:  # the bucket
-                raise PlaitError(unwritable(self.store, error)) from error
+                raise PlaitError(unwritable(self.store.shown(), error)) from error
             return
         if there.strip() != own.strip():
             theirs = there.decode(errors="replace").strip()
@@ -180,9 +184,11 @@ class Mirror:
             for path in sorted((self.run / folder).rglob("*")):
                 if path.is_file():
                     outbox.link(path, work / path.relative_to(self.run / folder))  # the run may prune it while it is sent
-            (work / RECORDS).write_bytes(records(self.run))
+            packed = records(self.run)
+            (work / RECORDS).write_bytes(packed)
+            files.write_json(work / RECORDS_HASH, {"size": len(packed), "xxh3": xxhash.xxh3_64_hexdigest(packed)})
             for path in sorted(work.rglob("*")):
-                if path.is_file() and path.name != MANIFEST:
+                if path.is_file() and path != work / MANIFEST:
                     self.store.put(f"{folder}/{path.relative_to(work)}", path)
             self._copy_averages(listed)
             self.store.put(f"{folder}/{MANIFEST}", work / MANIFEST)
@@ -258,7 +264,7 @@ def reason(error: BaseException) -> str:
     return secrets.shown((str(error).splitlines() or [""])[0] or type(error).__name__)
 
 
-def unwritable(store: Store, error: BaseException) -> str:
-    """Return a line on a store that cannot be written, and would not be if it were tried again."""
+def unwritable(shown: str, error: BaseException) -> str:
+    """Return a line on the store at an address, as `shown`, that cannot be written, also if it is tried again."""
     cure = "mend its rights" if isinstance(error, PermissionError) else "mend checkpoint.mirror, or the store's keys and settings"
-    return f"the mirror {store.shown()} cannot be written: {reason(error)}; {cure}"
+    return f"the mirror {shown} cannot be written: {reason(error)}; {cure}"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from plait.commands.actions.publishing import mirror, retries
-from plait.commands.actions.publishing.mirror import Mirror
+from plait.commands.actions.publishing.mirror import Mirror, Store
 from plait.commands.actions.publishing.retries import Later
 from plait.data import remote
 from plait.engine.monitoring.beside.process import Inbox
@@ -15,7 +15,8 @@ class Way:
 
     def __init__(self, run: Path, inbox: Inbox) -> None:
         self.run, self.inbox, self.failures = run, inbox, 0
-        self.mirror = Mirror(run, inbox.settings["mirror"], inbox.settings["keep"])
+        self._mirror: Mirror | None = None
+        """None until its store has answered once."""
         self._behind = True
 
     @property
@@ -30,16 +31,17 @@ class Way:
         """
         self._behind = True
         try:
-            line = self.mirror.update()
+            if self._mirror is None:
+                self._mirror = Mirror(self.run, self.inbox.settings["mirror"], self.inbox.settings["keep"])
+            line = self._mirror.update()
         except PlaitError:
             raise
         except Exception as error:  # of any library below fsspec
             if not remote.may_pass(error):
-                raise PlaitError(mirror.unwritable(self.mirror.store, error)) from error
+                raise PlaitError(mirror.unwritable(self._shown, error)) from error
             self.failures += 1
             if self.failures == 2:  # the first may be of a checkpoint that was pruned
-                where = self.mirror.store.shown()
-                self.inbox.say(f"the mirror {where} is behind: {mirror.reason(error)}; it is tried again", warning=True)
+                self.inbox.say(f"the mirror {self._shown} is behind: {mirror.reason(error)}; it is tried again", warning=True)
             raise Later(mirror.reason(error)) from error
         self.failures = 0
         self._behind = line is not None
@@ -47,7 +49,12 @@ class Way:
             self.inbox.say(line, warning=False)
         return line is not None
 
+    @property
+    def _shown(self) -> str:
+        """The address, for people."""
+        return Store.shown_of(self.inbox.settings["mirror"])
+
     def left(self) -> str | None:
         """Return that checkpoints are not there."""
         again = command("train", self.run)
-        return f"{self.mirror.store.shown()} does not have all checkpoints: `{again}` copies what is not there" if self._behind else None
+        return f"{self._shown} does not have all checkpoints: `{again}` copies what is not there" if self._behind else None

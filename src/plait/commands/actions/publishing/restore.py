@@ -1,14 +1,18 @@
 """Bring the newest checkpoint of a run from its mirror, where this machine has none or an older one."""
 
 import contextlib
+import gzip
 import io
+import json
 import logging
 import os
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+import xxhash
 
 from plait.commands.actions.publishing import mirror
 from plait.commands.actions.publishing.mirror import Store
@@ -28,8 +32,9 @@ def from_mirror(resolved: Resolved, *, restart: bool, fresh: bool) -> None:
     address = resolved.config.checkpoint.mirror
     if address is None or restart or os.environ.get("RANK", "0") != "0":
         return
-    run, store = Path(str(resolved.config.run)), Store(address)
-    with _told(store):
+    run = Path(str(resolved.config.run))
+    with _told(address):
+        store = Store(address)
         listed = store.list()
         folders = mirror.complete(listed)
         theirs = store.read(mirror.IDENTITY).decode(errors="replace").strip() if folders else ""
@@ -43,8 +48,8 @@ def from_mirror(resolved: Resolved, *, restart: bool, fresh: bool) -> None:
     newest = next((str(folder.relative_to(run)) for folder in checkpoint.published(run) if not integrity.verify(folder)), None)
     newer = folders[: folders.index(newest)] if newest in folders else [one for one in folders if newest is None or _is_newer(one, newest)]
     if newer:
-        with contextlib.closing(rundir.lock(run)), _told(store):
-            _bring(store, run, newer, listed)
+        with contextlib.closing(rundir.lock(run)), _told(address):
+            _bring(store, run, newer, listed, theirs)
 
 
 def _is_newer(folder: str, than: str) -> bool:
@@ -52,53 +57,122 @@ def _is_newer(folder: str, than: str) -> bool:
 
 
 @contextlib.contextmanager
-def _told(store: Store) -> Iterator[None]:
-    """Tell in one line what a store raises. Raises PlaitError."""
+def _told(address: str) -> Iterator[None]:
+    """Tell in one line what the store at an address raises. Raises PlaitError."""
     try:
         yield
     except PlaitError:
         raise
     except Exception as error:
         cure = "mend that, or start with --checkpoint.mirror=null"
-        raise PlaitError(f"checkpoint.mirror {store.shown()} cannot be read: {mirror.reason(error)}; {cure}") from error
+        raise PlaitError(f"checkpoint.mirror {Store.shown_of(address)} cannot be read: {mirror.reason(error)}; {cure}") from error
 
 
-def _bring(store: Store, run: Path, folders: list[str], listed: list[str]) -> None:
+def _bring(store: Store, run: Path, folders: list[str], listed: list[str], identity: str) -> None:
     """Bring the first of the checkpoints that is intact, with the records beside it. Raises PlaitError without one."""
     faults = []
     for folder in folders:
-        fault = _bring_one(store, run, folder, listed)
-        if fault is None:
-            log.info(f"brought from {store.shown(folder)}")
-            return
+        with _work_folders(run, folder) as (work, records):
+            fault = _fetch(store, work, folder, listed) or _unpack(work, records, identity)
+            if fault is None:
+                _bring_averages(store, run, listed)
+                _place(records, run)
+                shutil.rmtree(run / folder, ignore_errors=True)
+                work.rename(run / folder)
+                log.info(f"brought from {store.shown(folder)}")
+                return
         log.warning(f"passed over: {store.shown(folder)}: {fault}")
         faults.append(fault)
     if not checkpoint.published(run):
         raise PlaitError(f"{store.shown()} has no intact checkpoint: {faults[0]}; give another checkpoint.mirror, or null to begin anew")
 
 
-def _bring_one(store: Store, run: Path, folder: str, listed: list[str]) -> str | None:
-    """Bring a checkpoint; return what is wrong with it, None where it is in place."""
+@contextlib.contextmanager
+def _work_folders(run: Path, folder: str) -> Iterator[tuple[Path, Path]]:
+    """Yield temporary folders of a run for a checkpoint and its records; nothing else of the run changes before both are verified."""
     target = run / folder
-    work = target.with_name(f"{checkpoint.UNFINISHED}{target.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    manifest: Any = mirror.manifest_of(store, folder)
+    folders = target.with_name(f"{checkpoint.UNFINISHED}{target.name}"), run / ".records.tmp"
+    made = not target.parent.exists()
+    try:
+        for one in folders:
+            shutil.rmtree(one, ignore_errors=True)
+            one.mkdir(parents=True)
+        yield folders
+    finally:
+        for one in folders:
+            shutil.rmtree(one, ignore_errors=True)
+        if made:
+            with contextlib.suppress(OSError):
+                target.parent.rmdir()
+
+
+def _fetch(store: Store, work: Path, folder: str, listed: list[str]) -> str | None:
+    """Copy a checkpoint with its packed records to `work`; return what is wrong with it, None where it is whole."""
     names = [path.removeprefix(f"{folder}/") for path in listed if path.startswith(f"{folder}/")]
-    if not isinstance(manifest, dict) or mirror.RECORDS not in names:
+    if not isinstance(mirror.manifest_of(store, folder), dict) or mirror.RECORDS not in names:
         return "its manifest is damaged, or its records are missing"
     for name in names:
         store.get(f"{folder}/{name}", work / name)
-    records = (work / mirror.RECORDS).read_bytes()
-    (work / mirror.RECORDS).unlink()
-    faults = integrity.verify(work)
-    if faults:
+    return next(iter(integrity.verify(work)), None)
+
+
+def _unpack(work: Path, target: Path, identity: str) -> str | None:
+    """Unpack the records among the files of a checkpoint to `target`, and remove what is packed; return what is wrong with them.
+
+    Those of an older plait have no hash beside them: they are held to the checksum at the end of the archive.
+    """
+    packed, hashed = work / mirror.RECORDS, work / mirror.RECORDS_HASH
+    body = packed.read_bytes()
+    packed.unlink()
+    if hashed.is_file():
+        fault = _hash_fault(body, hashed.read_bytes())
+        hashed.unlink()
+        if fault is not None:
+            return fault
+    try:
+        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(body)), mode="r:") as archive:
+            archive.extractall(target, filter="data")
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        return f"{mirror.RECORDS} is damaged: {error}"
+    named = target / mirror.IDENTITY
+    theirs = named.read_text(encoding="utf-8", errors="replace").strip() if named.is_file() else None
+    return None if theirs == identity else f"{mirror.RECORDS} is of run {theirs}, and {mirror.IDENTITY} beside it says {identity}"
+
+
+def _hash_fault(body: bytes, told: bytes) -> str | None:
+    """Return how packed records differ from the size and hash beside them."""
+    try:
+        entry = json.loads(told)
+        size, xxh3 = entry["size"], entry["xxh3"]
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{mirror.RECORDS_HASH} is damaged: {type(error).__name__}"
+    if len(body) != size:
+        return f"{mirror.RECORDS} is damaged: {len(body)} bytes, {mirror.RECORDS_HASH} says {size}"
+    now = xxhash.xxh3_64_hexdigest(body)
+    return None if now == xxh3 else f"{mirror.RECORDS} is damaged: xxh3 {now}, {mirror.RECORDS_HASH} says {xxh3}"
+
+
+def _bring_averages(store: Store, run: Path, listed: list[str]) -> None:
+    """Bring the averages that were kept of pruned checkpoints, of each all files or none: one that is damaged is left out, and told."""
+    suffix = f"/{mirror.MANIFEST}"
+    for folder in [path.removesuffix(suffix) for path in listed if path.startswith(f"{mirror.AVERAGES}/") and path.endswith(suffix)]:
+        target = run / folder
+        if target.exists():
+            continue
+        work = target.with_name(f"{checkpoint.UNFINISHED}{target.name}")
         shutil.rmtree(work, ignore_errors=True)
-        return faults[0]
-    for path in [path for path in listed if path.startswith(f"{mirror.AVERAGES}/")]:
-        if not (run / path).exists():
-            store.get(path, run / path)
-    with tarfile.open(fileobj=io.BytesIO(records), mode="r:gz") as archive:
-        archive.extractall(run, filter="data")
-    shutil.rmtree(target, ignore_errors=True)
-    work.rename(target)
-    return None
+        for path in [path for path in listed if path.startswith(f"{folder}/")]:
+            store.get(path, work / path.removeprefix(f"{folder}/"))
+        if faults := integrity.verify(work):
+            log.warning(f"left out: {store.shown(folder)}: {faults[0]}; averages of any length are made of fewer steps")
+            shutil.rmtree(work, ignore_errors=True)
+        else:
+            work.rename(target)
+
+
+def _place(records: Path, run: Path) -> None:
+    """Move the files of unpacked records to their places in the run."""
+    for path in sorted(path for path in records.rglob("*") if path.is_file()):
+        target = run / path.relative_to(records)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
