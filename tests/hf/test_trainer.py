@@ -83,7 +83,12 @@ def test_a_saved_model_is_the_export_of_the_run(both, tmp_path):
         both.trainer.save_model(str(tmp_path / "saved"))
     assert cli.main(["export", str(both.run), str(tmp_path / "exported"), "--to", section.whole or next(iter(section.layouts))]) == 0
     exported, saved = (sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")) for name in ("exported", "saved"))
-    assert [path for path in exported if path.name != "passport.json"] == saved  # of a run
+    assert exported == saved
+    theirs, ours = (json.loads((tmp_path / name / "passport.json").read_text())["claims"] for name in ("exported", "saved"))
+    for claims in (theirs, ours):
+        claims["stages"] = [{**stage, "folder": None, "manifest_xxh3": None} for stage in claims["stages"]]
+        claims["checkpoint"] = {name: claims["checkpoint"][name] for name in ("step", "stage", "ended", "parameters", "frozen_xxh3")}
+    assert all(theirs[name] == ours[name] for name in theirs if name not in ("run", "files"))
     weights = [path for path in exported if path.suffix == ".safetensors"]
     assert weights and all(equal(tmp_path / "exported" / path, tmp_path / "saved" / path) for path in weights)
     if both.family == "theworld":

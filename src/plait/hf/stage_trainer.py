@@ -28,7 +28,7 @@ from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.rank_failures import attempt, raise_on_all
 from plait.engine.precision import autocast
 from plait.errors import PlaitError, Recurring
-from plait.hf import trainer_checkpoint
+from plait.hf import model_folder, trainer_checkpoint
 from plait.hf.batches import Part, StepBatches
 from plait.hf.schedule import StageSchedule
 from plait.hf.trained_stage import Stage, Wrapped
@@ -256,7 +256,7 @@ class StageTrainer(Trainer):
         entry = Evaluate(bench="loss", batch=self.args.per_device_eval_batch_size)
         batches = open_held_out(self.stage.bundle, config, self.ranks).batches(entry)
         self.stage.bundle.model.eval()
-        with trainer_checkpoint.averaged(self.stage):
+        with model_folder.averaged(self.stage):
             figures = held_out_loss(self.stage.bundle.model, self.stage.plan.loss, batches, self.ranks, config.train.precision)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
@@ -303,15 +303,15 @@ class StageTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Export the model into `output_dir`, in the layout that holds all of it; as `plait export` does. None: `args.output_dir`/model.
 
-        Averaged (EMA) weights are taken where there are any. An earlier export there is replaced. Raises PlaitError for another folder that
-        is not empty, and under ZeRO 3.
+        Averaged (EMA) weights are taken where there are any. An earlier export there is replaced. Raises PlaitError for a folder that holds
+        anything else, and under ZeRO 3.
         """
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
         elif self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise PlaitError("save_model: under ZeRO 3 no process has the whole model; begin a trainer without it from a checkpoint: from")
         else:
-            trainer_checkpoint.export(self.stage, Path(output_dir) if output_dir else self.stage.out / "model")
+            model_folder.export(self.stage, output_dir or self.stage.out / "model")
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Write the weights that train into a checkpoint's folder, their averages, and what it is a checkpoint of."""

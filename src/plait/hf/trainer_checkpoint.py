@@ -1,16 +1,12 @@
-"""What a trainer's checkpoint-STEP folder holds of plait, how one is continued, and how a trained model is exported.
+"""What a trainer's checkpoint-STEP folder holds of plait, and how one is continued.
 
 The weights that train are in model.safetensors, by plait's names, so that the folder is also one that `from:` takes; averages lie in a
 folder beside it; plait-trainer.json tells which stage, data and order it is of. Optimizer, schedule and random numbers are transformers'.
 """
 
-import contextlib
-import copy
 import json
 import logging
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plait import files
-from plait.assembly import exported, saved
-from plait.assembly.model import ModelBundle
-from plait.commands.actions import export as exporting
 from plait.config.resolved import difference, dump
 from plait.config.schema import RunConfig
-from plait.config.sections.adapters import LAYOUT
 from plait.engine.averages import Ema
 from plait.engine.checkpoints import rundir
 from plait.engine.precision import set_precision
 from plait.engine.state import load_weights
 from plait.errors import PlaitError
-from plait.families import offers
 from plait.hf.trained_stage import Stage
 
 log = logging.getLogger(__name__)
@@ -129,64 +120,3 @@ def restore(folder: Path, stage: Stage) -> None:
     state.totals = totals
     if stage.ranks.first:
         log.info(f"continuing from {folder}")
-
-
-@contextlib.contextmanager
-def averaged(stage: Stage) -> Iterator[None]:
-    """Put the averaged weights, if there are any, in place of those that train, while the `with` lasts."""
-    ema, parameters = stage.state.ema, dict(stage.bundle.model.named_parameters())
-    if ema is None:
-        yield
-        return
-    ema.swap(parameters)
-    try:
-        yield
-    finally:
-        ema.swap(parameters)
-
-
-def export(stage: Stage, out: Path) -> None:
-    """Write the model into the folder `out`, on rank 0, in the layout that holds all of it.
-
-    Where adapters alone were trained these are written, else they are merged, in a copy. An earlier export in `out` is replaced once the
-    new one is whole. All ranks call this. Raises PlaitError for a family without layouts, and where `out` is neither free nor an export.
-    """
-    error = None
-    if stage.ranks.first:
-        try:
-            _export(stage, out)
-        except PlaitError as raised:
-            error = str(raised)
-    if (error := stage.ranks.agree(error)) is not None:
-        raise PlaitError(error)
-
-
-def _export(stage: Stage, out: Path) -> None:
-    bundle, config, trained = stage.bundle, stage.config, stage.state.ever_trained | stage.plan.trained_names
-    publisher, alone = offers.publisher(config.family), bundle.adapters is not None and trained <= bundle.adapters.names
-    layout = LAYOUT if alone else bundle.section.whole or next(iter(publisher.exports if publisher else ()), None)
-    if layout is None:
-        raise PlaitError(f"save_model: family {config.family!r} has no layout that other software reads; a checkpoint has its weights")
-    fresh = out.with_name(f"{out.name}.new")
-    if fresh.exists():
-        shutil.rmtree(fresh)
-    replaced = (out / saved.MODEL_SETTINGS).is_file() or (alone and (out / "adapter_config.json").is_file())
-    if out.exists() and not replaced and not (out.is_dir() and not any(out.iterdir())):
-        raise PlaitError(f"save_model: {out} holds something else than an export: give another folder")
-    with averaged(stage):
-        if not alone:
-            bundle, config, trained = exported.merged(_copied(bundle), config, trained)
-        exporting.write_model(bundle, config, trained, layout, fresh)
-    if out.exists():
-        shutil.rmtree(out)
-    fresh.rename(out)
-    log.info(f"the model, as {layout}: written to {out}")
-
-
-def _copied(bundle: ModelBundle) -> ModelBundle:
-    """Return a copy of a model with adapters, which merging changes and training needs as it is; any other model itself."""
-    if bundle.adapters is None:
-        return bundle
-    model = copy.deepcopy(bundle.model)
-    layers = {component: {name: model.get_submodule(name) for name in names} for component, names in bundle.adapters.layers.items()}
-    return replace(bundle, model=model, adapters=replace(bundle.adapters, model=model, layers=layers))

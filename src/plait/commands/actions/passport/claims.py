@@ -51,15 +51,16 @@ class Stored(_Claim):
 class Origin(_Claim):
     """The checkpoint that it was made of. `folder`: below the run; `settings_xxh3`: of the file with the run's settings.
 
-    `files`: its weights and averages, whose hashes the manifest has.
+    `files`: its weights and averages, whose hashes the manifest has. Of a model in training, by `plait.hf.trainer`, which has no run,
+    folder and hashes of manifest and settings are None.
     """
 
-    folder: str
+    folder: str | None
     step: int
     stage: str
     ended: str | None
     parameters: int
-    manifest_xxh3: str
+    manifest_xxh3: str | None
     frozen_xxh3: str
     settings_xxh3: str | None
     files: dict[str, Stored]
@@ -143,13 +144,18 @@ def of_checkpoint(found: Checkpoint, folder: str, run: Path, resolved: Resolved,
         "seed": config.seed,
         "checkpoint": _origin(found, folder, run),
         "stages": _stages(found, folder, run, resolved),
-        "base": [{name: _text(value) for name, value in part.items()} for part in manifest["base"]],
-        "began_from": None if lineage is None else _start(lineage),
+        "base": base_of(manifest),
+        "began_from": None if lineage is None else of_lineage(lineage),
         "continued_at": _continued(found, run, lineage),
         "proof": proofs.newest(run),
         "versions": {name: str(version) for name, version in manifest.get("versions", {}).items()},
     }
     return Claims.model_validate(finite(told))
+
+
+def base_of(manifest: Mapping[str, Any]) -> list[dict[str, str | None]]:
+    """Return the pretrained parts that a manifest names, without folders of this machine."""
+    return [{name: without_folders(value) for name, value in part.items()} for part in manifest["base"]]
 
 
 def _identity(run: Path) -> str | None:
@@ -158,7 +164,7 @@ def _identity(run: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
 
 
-def _text(value: Any) -> str | None:
+def without_folders(value: Any) -> str | None:
     """Return a value as text, in which a path on this machine is its last part alone; None as it is."""
     return None if value is None else _FOLDERS.sub(r"\1", str(value))
 
@@ -202,12 +208,13 @@ def _stages(found: Checkpoint, folder: str, run: Path, resolved: Resolved) -> li
         one: dict[str, Any] = {"number": view.index, "name": view.name}
         if view.index in newest:
             place, manifest = newest[view.index]
-            one |= _stage(manifest) | {"folder": place}
+            one |= of_stage(manifest) | {"folder": place}
         told.append(one)
     return told
 
 
-def _stage(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def of_stage(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest tells of its stage, fields of `Stage` but for its number, name and folder."""
     state = manifest["state"]
     return {
         "trained": {name: one["trains"] for name, one in manifest.get("components", {}).items() if one["trains"]},
@@ -216,7 +223,7 @@ def _stage(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "samples": _samples(state.get("batches"), state["step"] - state["stage_start"]),
         "ended": state["stage_done"],
         "data": short_names(manifest["data"]),
-        "manifest_xxh3": manifest["xxh3"],
+        "manifest_xxh3": manifest.get("xxh3"),
     }
 
 
@@ -224,7 +231,7 @@ def short_names(fingerprints: Mapping[str, str]) -> dict[str, str]:
     """Return fingerprints by the names of sources without folders of this machine; equal ones are numbered."""
     told = dict[str, str]()
     for name, content in fingerprints.items():
-        short = str(_text(name))
+        short = str(without_folders(name))
         number = sum(key == short or key.startswith(f"{short} (") for key in told)
         told[f"{short} ({number + 1})" if number else short] = str(content)
     return told
@@ -238,16 +245,17 @@ def _samples(batches: Sequence[Sequence[int]] | None, steps: int) -> int | None:
     return sum(size * (end - begin) for (begin, size), end in zip(batches, ends, strict=True))
 
 
-def _start(lineage: Mapping[str, Any]) -> dict[str, Any]:
+def of_lineage(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `Start` that the record of a start, lineage.json, tells."""
     before = lineage.get("before")
     return {
         "kind": str(lineage.get("kind")),
-        "origin": _text(lineage.get("from")) or "",
-        "run": _text(lineage.get("parent")),
+        "origin": without_folders(lineage.get("from")) or "",
+        "run": without_folders(lineage.get("parent")),
         "step": lineage.get("step") if type(lineage.get("step")) is int else None,
-        "manifest_xxh3": _text(lineage.get("manifest_xxh3")),
-        "passport": _text(lineage.get("passport")),
-        "before": _start(before) if isinstance(before, dict) else None,
+        "manifest_xxh3": without_folders(lineage.get("manifest_xxh3")),
+        "passport": without_folders(lineage.get("passport")),
+        "before": of_lineage(before) if isinstance(before, dict) else None,
     }
 
 

@@ -12,6 +12,7 @@ from plait.errors import PlaitError
 
 def faults(claims: Claims, run: Path) -> Iterator[str]:
     """Yield a line for each source of a stage that is another now, or is not there. `run`: whose settings say where the data is."""
+    assert claims.checkpoint.folder is not None, "looked at before"
     resolved = open_of_checkpoint(run, run / claims.checkpoint.folder)
     opened: list[tuple[object, dict[str, str] | PlaitError]] = []
     for stage in claims.stages:

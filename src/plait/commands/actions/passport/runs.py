@@ -111,6 +111,7 @@ def _claims(found: Checkpoint, run: Path) -> Claims:
 
 def against(told: Claims, run: Path) -> list[str]:
     """Return a line for each claim that is not what the directory `run` says. Raises PlaitError where that is no run."""
+    assert told.checkpoint.folder is not None, "looked at before"
     folder = run / told.checkpoint.folder
     if not (folder / "manifest.json").is_file():
         return [f"checkpoint {told.checkpoint.folder} is not in {run}"]

@@ -16,7 +16,8 @@ def lines(what: str, claims: Claims | None, digest: str | None, checked: int, no
         return
     origin = claims.checkpoint
     form = f"an export as {claims.layout}" if claims.layout else "weights" if claims.kind == "weights" else "a checkpoint"
-    yield f"{what}: {form} of step {origin.step:,} of stage {origin.stage}, run {claims.run}, family {claims.family}, {claims.weights}"
+    by = f"run {claims.run}" if origin.folder is not None else "by a trainer of transformers"
+    yield f"{what}: {form} of step {origin.step:,} of stage {origin.stage}, {by}, family {claims.family}, {claims.weights}"
     rows = [_HEAD, *map(_row, claims.stages)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD) - 1)]
     for row in rows:
@@ -31,7 +32,7 @@ def _row(stage: Stage) -> tuple[str, ...]:
     samples = "" if stage.samples is None else f"{stage.samples:,}"
     what = ", ".join(f"{name} {count:,}" for name, count in trained.items())
     content = ", ".join(f"{name} {print_}" for name, print_ in data.items())
-    return str(stage.number), stage.name, steps, samples, what, content, stage.ended or "not yet" if stage.folder else ""
+    return str(stage.number), stage.name, steps, samples, what, content, stage.ended or "not yet" if last is not None else ""
 
 
 def _facts(claims: Claims, digest: str | None, checked: int, not_covered: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -42,9 +43,12 @@ def _facts(claims: Claims, digest: str | None, checked: int, not_covered: Sequen
     count = len(claims.continued_at)
     at = ", ".join(f"{step:,}" for step in claims.continued_at)
     stops = "stop or kill" if count == 1 else "stops or kills"
-    yield "survived", f"{count} {stops}, going on from step {at}" if at else "no stop: it ran through"
-    yield "proof", "the run keeps no verdict of plait prove" if claims.proof is None else _proof(claims.proof)
-    yield "checkpoint", f"{origin.folder}, manifest xxh3 {origin.manifest_xxh3}, frozen weights xxh3 {origin.frozen_xxh3}"
+    if origin.folder is None:
+        yield "checkpoint", f"none: saved while it trained; frozen weights xxh3 {origin.frozen_xxh3}"
+    else:
+        yield "survived", f"{count} {stops}, going on from step {at}" if at else "no stop: it ran through"
+        yield "proof", "the run keeps no verdict of plait prove" if claims.proof is None else _proof(claims.proof)
+        yield "checkpoint", f"{origin.folder}, manifest xxh3 {origin.manifest_xxh3}, frozen weights xxh3 {origin.frozen_xxh3}"
     yield "parameters", f"{origin.parameters:,}; seed {claims.seed}"
     yield "versions", ", ".join(f"{name} {claims.versions[name]}" for name in _VERSIONS if name in claims.versions)
     beyond = f"; not covered: {', '.join(not_covered)}" if not_covered else ""

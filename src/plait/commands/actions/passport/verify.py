@@ -32,6 +32,10 @@ def verify(spec: str, *, digest: str | None = None, run: Path | None = None, wit
     found = _look(spec)
     if digest is not None and found.digest != (digest if digest.startswith("sha256:") else f"sha256:{digest}"):
         found.faults.append(f"digest was to be {digest}, is {found.digest or 'not there'}")
+    if found.claims is not None and found.claims.checkpoint.folder is None and (run is not None or with_data):
+        raise PlaitError(
+            f"{spec} was saved by a trainer of transformers, which keeps no run to compare it with: leave --run and --data out"
+        )
     if run is not None and found.claims is not None:
         found.faults += runs.against(found.claims, run)
     if with_data:
