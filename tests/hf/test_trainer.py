@@ -188,7 +188,7 @@ def test_training_continues_from_the_newest_whole_checkpoint_to_the_bit(small, t
     (tmp_path / "out/checkpoint-20").mkdir()
     again = recipes.trainer_of(small.file, tmp_path / "out")
     again.train(resume_from_checkpoint=True)
-    assert "checkpoint-20 lacks plait-trainer.json, model.safetensors, trainer_state.json: it is no whole checkpoint" in caplog.text
+    assert "checkpoint-20 lacks plait-files.json, which is written last: it is no whole checkpoint of a trainer of plait" in caplog.text
     assert recipes.of_trainer(again) == recipes.of_trainer(first)
     for name in ("model.safetensors", "averages/ema.safetensors"):
         assert equal(whole / name, tmp_path / "out/checkpoint-20" / name, bits=True)

@@ -25,10 +25,10 @@ from plait.engine.loop import own_loss_weights, seed, sum_over_ranks
 from plait.engine.loss import has_targets, sums_of
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.parallel.rank_failures import attempt, raise_on_all
+from plait.engine.parallel.rank_failures import attempt, on_every_rank, raise_on_all
 from plait.engine.precision import autocast
 from plait.errors import PlaitError, Recurring
-from plait.hf import model_folder, trainer_checkpoint
+from plait.hf import checkpoint_files, model_folder, trainer_checkpoint
 from plait.hf.batches import Part, StepBatches
 from plait.hf.schedule import StageSchedule
 from plait.hf.trained_stage import Stage, Wrapped
@@ -278,25 +278,30 @@ class StageTrainer(Trainer):
 
         Raises PlaitError where that is of another stage, of other data or order, or not whole.
         """
-        folder = trainer_checkpoint.chosen(resume_from_checkpoint, self.stage.out)
-        if folder is not None:
-            trainer_checkpoint.restore(folder, self.stage)
+        needed = () if self.is_deepspeed_enabled else trainer_checkpoint.MOMENTS
+        folder = self._restore(resume_from_checkpoint, needed)
         return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
+
+    def _restore(self, named: object, needed: tuple[str, ...] = ()) -> Path | None:
+        """Load the weights of the checkpoint that is `named`, and return it. `needed`: files that it must have beside them."""
+        folder = trainer_checkpoint.chosen(named, self.stage.out, self.ranks, needed)
+        if folder is not None:
+            on_every_rank(self.ranks, lambda: trainer_checkpoint.restore(folder, self.stage))
+        return folder
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing: `train` has restored the weights."""
 
     def _load_best_model(self) -> None:
         """Load the weights of the best checkpoint, where `load_best_model_at_end` asks for it."""
-        if self.state.best_model_checkpoint is not None:
-            trainer_checkpoint.restore(Path(self.state.best_model_checkpoint), self.stage)
+        self._restore(self.state.best_model_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the moments and the schedule of a checkpoint, on the host: transformers 5.17 asks for a device that torch has not."""
         if checkpoint is None or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        for name, target in (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler)):
+        for name, target in zip(trainer_checkpoint.MOMENTS, (self.optimizer, self.lr_scheduler), strict=True):
             assert target is not None
             target.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
 
@@ -313,11 +318,27 @@ class StageTrainer(Trainer):
         else:
             model_folder.export(self.stage, output_dir or self.stage.out / "model")
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, last of all the hashes of its files, and only then remove older ones. Raises PlaitError where it cannot."""
+        limit = self.args.save_total_limit
+        self.args.save_total_limit = None  # older ones go when this one is whole
+        try:
+            on_every_rank(self.ranks, lambda: super(StageTrainer, self)._save_checkpoint(model, trial))
+        finally:
+            self.args.save_total_limit = limit
+        on_every_rank(self.ranks, self._finish_checkpoint)
+
+    def _finish_checkpoint(self) -> None:
+        if self.args.should_save:
+            folder, best = self.stage.out / f"checkpoint-{self.state.global_step}", self.state.best_model_checkpoint
+            torch.save(self.args, folder / "training_args.bin")
+            checkpoint_files.seal(folder)
+            checkpoint_files.remove_older(self.stage.out, self.args.save_total_limit, {folder, *([Path(best)] if best else [])})
+
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Write the weights that train into a checkpoint's folder, their averages, and what it is a checkpoint of."""
         if self.args.should_save and output_dir is not None:
             trainer_checkpoint.save(self.stage, Path(output_dir), state_dict)
-            torch.save(self.args, Path(output_dir) / "training_args.bin")
 
 
 class _Steps(TrainerCallback):

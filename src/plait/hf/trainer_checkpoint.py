@@ -16,45 +16,69 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plait import files
+from plait.config.messages import with_type
 from plait.config.resolved import difference, dump
 from plait.config.schema import RunConfig
 from plait.engine.averages import Ema
 from plait.engine.checkpoints import rundir
+from plait.engine.parallel.distributed import Ranks
+from plait.engine.parallel.rank_failures import on_every_rank
 from plait.engine.precision import set_precision
 from plait.engine.state import load_weights
 from plait.errors import PlaitError
+from plait.hf import checkpoint_files
+from plait.hf.checkpoint_files import TOLD
 from plait.hf.trained_stage import Stage
 
 log = logging.getLogger(__name__)
 
-_TOLD, _WEIGHTS, _LAST = "plait-trainer.json", "model.safetensors", "trainer_state.json"
-"""Files of a checkpoint: what it is of, its weights, and the one that is written last."""
+_WEIGHTS, _LAST = "model.safetensors", "trainer_state.json"
+"""Files of a checkpoint: its weights, and what transformers keeps of the training."""
+MOMENTS = ("optimizer.pt", "scheduler.pt")
+"""Files from which training continues without DeepSpeed."""
 _AVERAGES = "averages"
 _LENGTH = ("train.steps", "train.epochs", "train.samples")
 
 
-def chosen(resume: str | bool | None, out: Path) -> Path | None:
-    """Return the checkpoint to continue from: the folder `resume`, or with True the newest whole one in `out`.
+def chosen(resume: object, out: Path, ranks: Ranks, needed: tuple[str, ...] = ()) -> Path | None:
+    """Return the checkpoint to continue from: the folder `resume`, or with True the newest whole one in `out`; rank 0 looks.
 
-    None where none is asked for. Raises PlaitError where there is none, or it is not whole.
+    None where none is asked for. `needed`: files that it must have beside its weights. Raises PlaitError, on all ranks, where there is
+    none, or where it is not whole: a file of its list is missing, torn or changed.
     """
     if resume is None or resume is False:
         return None
-    found = [Path(resume)] if resume is not True else sorted(out.glob("checkpoint-*"), key=_step, reverse=True)
-    for folder in found:
-        lacking = [name for name in (_TOLD, _WEIGHTS, _LAST) if not (folder / name).is_file()]
-        if not lacking:
-            return folder
-        fault = f"{folder} lacks {', '.join(lacking)}: it is no whole checkpoint of a trainer of plait"
-        if resume is not True:
-            raise PlaitError(fault)
+    if not isinstance(resume, str | Path | bool):
+        raise PlaitError(f"resume_from_checkpoint is to be a checkpoint-STEP folder or True, and is {with_type(resume)}")
+    looked = on_every_rank(ranks, lambda: _look(resume, out, needed) if ranks.first else (None, []))
+    folder, faults = looked[0]
+    if resume is not True and faults:
+        raise PlaitError(faults[0])
+    for fault in faults if ranks.first else ():
         log.warning(f"passed over: {fault}")
-    raise PlaitError(f"resume_from_checkpoint: {out} holds no whole checkpoint; leave it out to begin at step 0")
+    if folder is None:
+        raise PlaitError(f"resume_from_checkpoint: {out} holds no whole checkpoint; leave it out to begin at step 0")
+    return folder
 
 
-def _step(folder: Path) -> int:
-    number = folder.name.removeprefix("checkpoint-")
-    return int(number) if number.isdecimal() else -1
+def _look(resume: str | Path | bool, out: Path, needed: tuple[str, ...]) -> tuple[Path | None, list[str]]:
+    """Return the first whole checkpoint of those that are meant, and why those before it are not."""
+    if isinstance(resume, bool):
+        found = sorted(
+            (folder for folder in out.glob("checkpoint-*") if checkpoint_files.step_of(folder) >= 0),
+            key=checkpoint_files.step_of,
+            reverse=True,
+        )
+    else:
+        found = [files.expanded(resume)]
+        if not found[0].is_dir():
+            return None, [f"resume_from_checkpoint: {resume} is no folder: give a checkpoint-STEP folder, or True for the newest whole one"]
+    faults: list[str] = []
+    for folder in found:
+        if (fault := checkpoint_files.fault(folder, (TOLD, _WEIGHTS, _LAST, *needed))) is None:
+            return folder, faults
+        faults.append(fault)
+    return None, faults
 
 
 def save(stage: Stage, folder: Path, gathered: Mapping[str, Tensor] | None) -> None:
@@ -71,7 +95,7 @@ def save(stage: Stage, folder: Path, gathered: Mapping[str, Tensor] | None) -> N
     if state.ema is not None:
         folder_of_averages.mkdir(exist_ok=True)
         _write(folder_of_averages / "ema.safetensors", state.ema.average)
-    files.write_json(folder / _TOLD, {**_identity(stage), "totals": state.totals, "settings": dump(stage.config)})
+    files.write_json(folder / TOLD, {**_identity(stage), "totals": state.totals, "settings": dump(stage.config)})
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -93,7 +117,7 @@ def restore(folder: Path, stage: Stage) -> None:
     """Load the weights, averages and counters of a checkpoint. Raises PlaitError where it is damaged, or of another stage or data."""
     state = stage.state
     try:
-        told = json.loads((folder / _TOLD).read_bytes())
+        told = json.loads((folder / TOLD).read_bytes())
         before = RunConfig.model_validate(told["settings"])
         totals = {str(name): float(value) for name, value in told["totals"].items()}
         weights = load_file(folder / _WEIGHTS)
@@ -101,6 +125,10 @@ def restore(folder: Path, stage: Stage) -> None:
         average = load_file(averages) if averages.is_file() else {}
     except (OSError, SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PlaitError(f"{folder} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    if before.optim.ema is not None and not average:
+        raise PlaitError(
+            f"{folder} has no averages, {averages.relative_to(folder)}, and was trained with optim.ema: begin from its weights"
+        )
     constant = stage.config.optim.schedule.name == "constant"
     changed = rundir.binding(difference(before, stage.config))
     if changed := [item for item in changed if not (constant and item[0] in _LENGTH)]:
