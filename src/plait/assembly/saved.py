@@ -13,7 +13,7 @@ from plait.assembly.run_configuration import open_of_checkpoint
 from plait.config import signed
 from plait.config.resolved import Resolved
 from plait.config.schema import RunConfig
-from plait.engine.checkpoints import checkpoint, post_hoc_ema, renames
+from plait.engine.checkpoints import chain, checkpoint, post_hoc_ema, renames
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import load_weights
@@ -52,10 +52,12 @@ def open_checkpoint(saved: SavedModel, ranks: Ranks, *, averaged: bool = True, l
     """Return the trained model of a checkpoint, in evaluation mode on the rank's device.
 
     `averaged`: load its EMA weights, of parameters that have them. `length`: load instead the post-hoc EMA (`post_hoc_ema.py`) that reaches
-    back this fraction of the run, such as 0.05. Raises PlaitError if the run kept nothing to make that average from, and if the frozen
-    weights are not those that the checkpoint was trained with.
+    back this fraction of the run, such as 0.05. Raises PlaitError if the run kept nothing to make that average from, and if its tokenizer
+    or the frozen weights are not those that the checkpoint was trained with.
     """
     located, run = saved.checkpoint, checkpoint.run_of(saved.checkpoint.folder)
+    if changed := chain.changed_asset(located):
+        raise PlaitError(changed)
     bundle = build_model(saved.resolved.config, run, ranks, lambda: overwritten.shapes_of(located))
     former = renames.of_checkpoint(bundle.section.renames, located.manifest, bundle.base_hashes)
     check_frozen(located, bundle, saved.resolved.config.seed, former)

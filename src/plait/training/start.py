@@ -20,7 +20,7 @@ from plait.config import signed
 from plait.config.resolved import Resolved, StageView, difference
 from plait.config.schema import RunConfig
 from plait.engine import averages, optim
-from plait.engine.checkpoints import checkpoint, integrity, migrate, post_hoc_ema, renames, rundir
+from plait.engine.checkpoints import chain, checkpoint, integrity, migrate, post_hoc_ema, renames, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks, StoredTensor
 from plait.engine.precision import TYPES
@@ -165,6 +165,8 @@ def _find_newest(run: Path, unread: Mapping[Path, str]) -> tuple[Checkpoint | No
             return None, integrity.none_intact(run, damaged, faults[0])
         log.info(f"{run} has no checkpoint yet: it starts at step 0")
         return None, None
+    if changed := chain.changed_asset(newest):
+        return None, changed
     for folder in integrity.set_aside_damaged(run, newest):
         log.info(f"set aside as {folder}")
     log.info(f"continuing from {newest.folder}")

@@ -13,9 +13,9 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pushed")
     with pytest.MonkeyPatch.context() as patch:
         recipe = toy.install(patch, folder)
+        (folder / "run" / "assets" / "tokenizer").mkdir(parents=True)
+        (folder / "run" / "assets" / "tokenizer" / "words").write_text("the run's own")
         run = toy.train(recipe, folder / "run")
-        (run / "assets" / "tokenizer").mkdir()
-        (run / "assets" / "tokenizer" / "words").write_text("the run's own")
         yield recipe, run
 
 

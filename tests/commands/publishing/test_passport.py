@@ -98,21 +98,56 @@ def test_each_file_that_is_changed_cut_missing_or_a_link_is_named(name, folder, 
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "sub/pytorch_model.bin", "modeling.py", "generation_config.json", "chat.jinja", "merges.txt"]
+    "name",
+    [
+        "model.safetensors",
+        "sub/pytorch_model.bin",
+        "modeling.py",
+        "generation_config.json",
+        "chat.jinja",
+        "merges.txt",
+        ".git/hooks/evil.py",
+        ".cache/huggingface/model.SAFETENSORS",
+    ],
 )
 def test_a_file_that_a_program_may_load_is_a_fault_where_it_was_added(name, folder, repo, capsys):
-    (folder / "sub").mkdir()
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(b"x")
     repo.commit("main", repo.files() | {name: b"x"}, "added")
     for what in (folder, "someone/toy"):
         assert verify(what) == 1 and told(capsys).endswith(f"is not what its passport says: {name} is not in the passport: it was added")
 
 
+def test_a_claim_cannot_draw_lines_or_colours_of_its_own(folder, capsys):
+    claims = json.loads((folder / "passport.json").read_text())["claims"]
+    claims["versions"] = {"plait": "0\n  WRONG \x1b[31m\u2028x\u202e is"}
+    files.write_json(folder / "passport.json", seal.sealed(claims))
+    assert verify(folder) == 1
+    said = capsys.readouterr()
+    assert "  versions    plait 0\\n  WRONG \\x1b[31m\\u2028x\\u202e is\n" in said.out and said.err.count("\n") == 1
+    assert not any(char in said.out + said.err for char in "\x1b\u2028\u202e")
+
+
+def test_a_digest_in_capitals_is_the_same_and_a_run_that_is_none_cannot_be_compared(folder, tmp_path, capsys):
+    digest = weight_files.passport_digest(folder)
+    for text in (digest.upper(), digest.removeprefix("sha256:").upper()):
+        assert verify(folder, "--digest", text) == 0
+    (tmp_path / "empty").mkdir()
+    for name, reason in {"nope": "there is no such folder", "empty": "it has no checkpoint"}.items():
+        assert verify(folder, "--run", tmp_path / name) == 2
+        assert told(capsys) == f"--run {tmp_path / name}: {reason}: name the run"
+
+
 def test_a_licence_a_picture_and_what_a_download_keeps_are_no_fault_and_are_told(folder, repo, capsys):
     for name in ("LICENSE", "shot.png", ".cache/huggingface/download/x.metadata"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
-    assert verify(folder) == 0 and "not covered: .gitattributes, LICENSE, README.md, shot.png\n" in capsys.readouterr().out
+    (folder / ".git/objects").mkdir(parents=True)
+    for name in ("HEAD", "objects/ab"):
+        (folder / ".git" / name).write_bytes(b"x")
+    assert verify(folder) == 0
+    told = "not covered: .gitattributes, LICENSE, README.md, shot.png, .cache/huggingface/ (1 file), .git/ (2 files)\n"
+    assert told in capsys.readouterr().out
 
 
 def test_a_folder_that_is_a_link_is_named(folder, tmp_path, capsys):
@@ -398,6 +433,50 @@ def test_the_records_of_a_run_are_held_to_the_hashes_in_its_manifests(made, run,
     assert verify(f"{new}@6") == 1 and f"{new / 'lineage.json'} is changed: its xxh3 was " in told(capsys)
     (new / "lineage.json").unlink()
     assert verify(f"{new}@6") == 1 and f"{new / 'lineage.json'} is missing: the manifest of step 6 lists it" in told(capsys)
+
+
+def test_the_tokenizer_and_the_identity_of_a_run_are_held_to_its_manifests(run, capsys):
+    words, own = run / "assets/tokenizer/words", run / "identity"
+    for path in (words, own):
+        body = path.read_bytes()
+        path.write_bytes(bytes([body[0] ^ 1]) + body[1:])
+        assert verify(run) == 1
+        assert (line := told(capsys)).startswith(f"{run} is not what its manifests say: {path} is changed: its xxh3 was ")
+        assert "faults" not in line  # not one for each manifest
+        path.unlink()
+        assert verify(run) == 1 and f"{path} is missing: the manifest of step " in told(capsys)
+        path.write_bytes(body)
+    (words.parent / "added_tokens.json").write_text("{}")
+    assert verify(run) == 1 and told(capsys).endswith("added_tokens.json is not in the newest manifest: it was added")
+    (words.parent / "added_tokens.json").unlink()
+    assert verify(run) == 0
+    assert "; not covered: heartbeat/, learning/, ledger/, metrics.jsonl\n" in capsys.readouterr().out
+    (run / "config.yaml").unlink()
+    assert verify(f"{run}@18") == 1 and "config.yaml is missing: every run has its settings there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["export", "RUN", "out", "--to", "hf"], ["eval", "RUN", "--bench", "loss"], ["train", "RUN"]])
+def test_weights_are_not_used_with_a_tokenizer_that_was_changed_since(words, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = run / "assets/tokenizer/words"
+    path.write_text("the run's owm")
+    assert cli.main([str(run) if word == "RUN" else word for word in words]) == 2
+    assert f"{path} is changed: its xxh3 was " in (line := told(capsys)) and line.endswith("put that back, as from a copy of the run")
+    assert not (tmp_path / "out").exists() and len(checkpoint.published(run)) == 9
+
+
+def test_manifests_of_an_older_plait_do_not_cover_the_tokenizer_and_that_is_told(run, capsys):
+    for folder in checkpoint.published(run):
+        rewritten(folder, chain={**checkpoint.read(folder).manifest["chain"], "before": None, "stages": {}, "records": {}})
+    (run / "assets/tokenizer/words").write_text("another")
+    assert verify(run) == 0
+    assert "; not covered: assets/, heartbeat/, identity, learning/" in capsys.readouterr().out
+
+
+def test_a_line_of_the_verdicts_that_is_none_is_told(run, capsys):
+    for junk in ("junk", "[1]\n", "{}\n"):
+        (run / "proofs.jsonl").write_text(junk)
+        assert verify(run) == 1 and f"its manifests say: {run}/proofs.jsonl: line 1 is no verdict\n" in capsys.readouterr().err
 
 
 def test_a_fork_goes_on_with_the_chain_of_its_parent(run, tmp_path, capsys):

@@ -16,7 +16,25 @@ _OF_REPOSITORIES = (".gitattributes", ".gitignore", "LICENSE", "LICENSE.txt", "N
 _MEASURED = re.compile(r"eval/.+\.(json|jsonl|html)")
 """What `plait eval` writes into the folder of an export."""
 _CLIENTS = (".cache/huggingface/", ".git/")
-"""What a download or a clone keeps beside the files."""
+"""What a download or a clone keeps beside the files. Of files in them those are faults that are loaded by their name: _LOADED."""
+_CODE = (".py", ".pyc", ".pth", ".so", ".sh", ".jinja")
+_LOADED = (
+    *_CODE,
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".ckpt",
+    ".gguf",
+    ".ggml",
+    ".onnx",
+    ".h5",
+    ".npz",
+    ".npy",
+    ".pkl",
+    ".pickle",
+    ".joblib",
+    ".msgpack",
+)
 
 
 def files_of(folder: Path) -> dict[str, File]:
@@ -43,7 +61,9 @@ def sha256(path: Path) -> str:
 def is_covered(name: str) -> bool:
     """Return whether a file that no passport lists is a fault: what a program may load, rather than prose, pictures, licences, figures."""
     base = name.rpartition("/")[2]
-    prose = base.lower().endswith(_PROSE) or base in _OF_REPOSITORIES or name.startswith(_CLIENTS)
+    if name.startswith(_CLIENTS):
+        return base.lower().endswith(_LOADED)
+    prose = base.lower().endswith(_PROSE) or base in _OF_REPOSITORIES
     return not (prose or _MEASURED.fullmatch(name))
 
 
@@ -72,9 +92,11 @@ def unlisted(there: list[str], listed: Mapping[str, File]) -> Iterator[str]:
 
 
 def not_covered(there: list[str], listed: Mapping[str, File]) -> list[str]:
-    """Return the files that the passport says nothing of, and no program loads."""
-    prose = [name for name in there if not is_covered(name) and not name.startswith(_CLIENTS)]
-    return [name for name in prose if name not in listed]
+    """Return the files that the passport says nothing of, and no program loads; those that a client keeps, by its folder."""
+    others = [name for name in there if not is_covered(name) and name not in listed]
+    told = [name for name in others if not name.startswith(_CLIENTS)]
+    kept = {client: sum(name.startswith(client) for name in others) for client in _CLIENTS}
+    return told + [f"{client} ({count} file{'' if count == 1 else 's'})" for client, count in kept.items() if count]
 
 
 def _path_fault(folder: Path, name: str) -> str | None:

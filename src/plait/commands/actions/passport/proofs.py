@@ -57,9 +57,19 @@ def newest(run: Path) -> dict[str, Any] | None:
 
 
 def faults(run: Path) -> list[str]:
-    """Return a line for each verdict that was changed since it was written."""
+    """Return a line for each verdict that was changed since it was written, and for each line that is none."""
     changed = [row for row in _rows(run) if not _is_as_written(row)]
-    return [f"{run / NAME}: the verdict {str(row['verdict'])[:60]!r} is changed: it is not what its xxh3 is of" for row in changed]
+    told = [f"{run / NAME}: the verdict {str(row['verdict'])[:60]!r} is changed: it is not what its xxh3 is of" for row in changed]
+    lines = (run / NAME).read_bytes().splitlines() if (run / NAME).is_file() else []
+    return told + [f"{run / NAME}: line {number} is no verdict" for number, line in enumerate(lines, 1) if not _is_verdict(line)]
+
+
+def _is_verdict(line: bytes) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and isinstance(row.get("verdict"), str)
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ A run has no passport of its own: its manifests, each with a hash, are what a pa
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from plait.assembly import checkpoint_specs
@@ -36,14 +36,20 @@ def look(spec: str) -> Verdict:
         except PlaitError:  # which is a fault of the folder
             continue
         newest, found.checked = one, found.checked + len(one.manifest["files"])
-    if (run / signed.NAME).exists() and not signed.is_as_written(run / signed.NAME):
+    if not (run / signed.NAME).is_file():
+        found.faults.append(f"{run / signed.NAME} is missing: every run has its settings there")
+    elif not signed.is_as_written(run / signed.NAME):
         found.faults.append(f"{run / signed.NAME} is changed: it is not what the hash in its last line is of")
     found.faults += proofs.faults(run)
     if newest is not None:
+        recorded = {signed.NAME, proofs.NAME, *newest.manifest.get(chain.KEY, {}).get(chain.RECORDS, {})}
+        found.faults += _added(run, recorded)
+        found.not_covered = _not_covered(run, recorded)
         try:
             found.claims = _claims(newest, run)
         except PlaitError as error:
             found.faults.append(str(error))
+    found.faults = list(dict.fromkeys(found.faults))  # each manifest has the records of the run
     return found
 
 
@@ -102,6 +108,21 @@ def _faults(folder: Path, others: Mapping[str, str]) -> Iterator[str]:
         yield f"{folder / signed.COPY} is changed: it is not what the hash in its last line is of"
 
 
+def _added(run: Path, recorded: Collection[str]) -> list[str]:
+    """Return a line for each file of assets/ that the newest manifest does not have, if it has any record of that folder."""
+    if chain.IDENTITY not in recorded:  # of an older plait
+        return []
+    names = [name for name in chain.record_names(run) if name not in recorded and name.startswith(f"{chain.ASSETS}/")]
+    return [f"{run / name} is not in the newest manifest: it was added" for name in names]
+
+
+def _not_covered(run: Path, recorded: Collection[str]) -> list[str]:
+    """Return the files and folders at the top of a run that no manifest has a hash of."""
+    tops = {name.partition("/")[0] for name in recorded} | ({chain.ASSETS} if chain.IDENTITY in recorded else set())
+    others = [path for path in sorted(run.iterdir()) if path.name not in tops and not path.name.startswith((".", "stage-"))]
+    return [f"{path.name}/" if path.is_dir() else path.name for path in others if path.name != "lock"]
+
+
 def _claims(found: Checkpoint, run: Path) -> Claims:
     """Return what a passport of the newest checkpoint would claim."""
     place = str(found.folder.relative_to(run))
@@ -112,6 +133,8 @@ def _claims(found: Checkpoint, run: Path) -> Claims:
 def against(told: Claims, run: Path) -> list[str]:
     """Return a line for each claim that is not what the directory `run` says. Raises PlaitError where that is no run."""
     assert told.checkpoint.folder is not None, "looked at before"
+    if not checkpoint.published(run):
+        raise PlaitError(f"--run {run}: {'it has no checkpoint' if run.is_dir() else 'there is no such folder'}: name the run")
     folder = run / told.checkpoint.folder
     if not (folder / "manifest.json").is_file():
         return [f"checkpoint {told.checkpoint.folder} is not in {run}"]

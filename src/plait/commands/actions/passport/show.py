@@ -11,9 +11,19 @@ _UNKNOWN = "not in the run"
 
 
 def lines(what: str, claims: Claims | None, digest: str | None, checked: int, not_covered: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of the table. `checked`: how many files were compared; `not_covered`: files that no claim is made of."""
-    if claims is None:
-        return
+    """Yield the lines of the table. `checked`: how many files were compared; `not_covered`: files that no claim is made of.
+
+    Newlines and control characters of claims are escaped, so that none makes a line of its own.
+    """
+    return map(one_line, () if claims is None else _table(what, claims, digest, checked, not_covered))
+
+
+def one_line(text: str) -> str:
+    """Return a text with its control characters and newlines as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def _table(what: str, claims: Claims, digest: str | None, checked: int, not_covered: Sequence[str]) -> Iterator[str]:
     origin = claims.checkpoint
     form = f"an export as {claims.layout}" if claims.layout else "weights" if claims.kind == "weights" else "a checkpoint"
     by = f"run {claims.run}" if origin.folder is not None else "by a trainer of transformers"

@@ -30,7 +30,7 @@ def verify(spec: str, *, digest: str | None = None, run: Path | None = None, wit
     it has no passport, or cannot be read.
     """
     found = _look(spec)
-    if digest is not None and found.digest != (digest if digest.startswith("sha256:") else f"sha256:{digest}"):
+    if digest is not None and found.digest != f"sha256:{digest.lower().removeprefix('sha256:')}":
         found.faults.append(f"digest was to be {digest}, is {found.digest or 'not there'}")
     if found.claims is not None and found.claims.checkpoint.folder is None and (run is not None or with_data):
         raise PlaitError(
@@ -50,11 +50,11 @@ def verify(spec: str, *, digest: str | None = None, run: Path | None = None, wit
         for line in show.lines(found.what, found.claims, found.digest, found.checked, found.not_covered):
             log.info(line)
         for fault in found.faults:
-            log.info(f"  WRONG {fault}")
+            log.info(f"  WRONG {show.one_line(fault)}")
     if found.faults:
         count = len(found.faults)
         more = f", the first of {count} faults" if count > 1 else ""
-        raise Unlike(f"{found.what} is not what {found.by}: {found.faults[0]}{more}")
+        raise Unlike(f"{found.what} is not what {found.by}: {show.one_line(found.faults[0])}{more}")
     log.info(f"{found.what} is what {found.by}")
 
 
