@@ -179,6 +179,8 @@ def test_two_processes_of_accelerate_give_the_engines_losses_and_continue(small)
     for folder in ("launched", "launched-again"):
         assert equal(small.out / "checkpoint-20/model.safetensors", small.folder / folder / "checkpoint-20/model.safetensors")
     assert (small.folder / "launched-model/model_index.json").is_file()
+    refused = "save_model: /proc/no/folder cannot be written (No such file or directory): give another folder"
+    assert [(small.folder / f"refused-{rank}.txt").read_text() for rank in range(2)] == [refused] * 2
 
 
 def test_training_continues_from_the_newest_whole_checkpoint_to_the_bit(small, tmp_path, caplog):

@@ -136,6 +136,11 @@ def test_the_opened_model_is_the_trained_one_in_every_stage(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
+        (
+            ["adapters={language: {rank: 1000000}}"],
+            "adapters.language.rank is 1,000,000, above both sides of all its layers, at most 4: no weight there has a rank above 1",
+        ),
+        (["adapters={language: {rank: 5}}"], "adapters.language.rank is 5, above both sides of all its layers, at most 4"),
         (["adapters={decoder: {}}", "trainable=['*']", "stages=[]"], "adapters names 'decoder', which is no component of this model; "),
         (
             ["adapters={language: {targets: [languge]}}"],

@@ -21,6 +21,7 @@ from plait.config.messages import with_type
 from plait.config.schema import RunConfig
 from plait.engine.schedule import warmup_of
 from plait.errors import PlaitError
+from plait.hf import passed_arguments
 
 SETTINGS = {
     "learning_rate": "optim.lr",
@@ -116,6 +117,7 @@ def settings_of(args: Mapping[str, Any], ranks: int) -> dict[str, Any]:
             raise PlaitError(f"args: {name} is not taken: {_CURES.get(name, 'model, data and optimizer are those of the configuration')}")
         if name.endswith("_strategy") and str(getattr(value, "value", value)) == "epoch":
             raise PlaitError(f'args: {name} "epoch" is not taken: an epoch of the data need not end with a step; say "steps"')
+    passed_arguments.check({name: value for name, value in args.items() if name in _PASSED})
     if "adam_beta1" in args:
         settings["optim.betas"] = [args["adam_beta1"], args["adam_beta2"]]
     if "gradient_accumulation_steps" in args:
@@ -151,7 +153,7 @@ def training_arguments(config: RunConfig, args: Mapping[str, Any], ranks: int) -
     """
     train, settings, every = config.train, config.optim, config.checkpoint.every_steps
     micro_batch = min(train.micro_batch or train.global_batch, math.ceil(train.global_batch / ranks))
-    given = {name: value for name, value in args.items() if name in _PASSED}
+    given = {name: value for name, value in args.items() if name in _PASSED and not (name == "output_dir" and not value)}
     values = {
         "output_dir": f"{config.run}-trainer",
         "max_steps": train.steps or 1,

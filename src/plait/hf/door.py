@@ -20,11 +20,11 @@ from plait.config.schema import RunConfig, Track
 from plait.config.sections.guard import Guard
 from plait.engine import blocks
 from plait.engine.parallel.distributed import Ranks
+from plait.engine.parallel.rank_failures import on_every_rank
 from plait.engine.precision import caution, set_precision
 from plait.engine.state import State
 from plait.errors import PlaitError
-from plait.files import expanded
-from plait.hf import arguments
+from plait.hf import arguments, passed_arguments
 from plait.hf.batches import HostRanks
 from plait.hf.stage_trainer import StageTrainer
 from plait.hf.trained_stage import Stage
@@ -55,6 +55,7 @@ def trainer(
         stage=(stage, optional(TEXT)),
         callbacks=(callbacks, LIST),
     )
+    passed_arguments.check_callbacks(callbacks)
     given = dict(args or {})
     arguments.check_packages(given)
     size = arguments.processes()
@@ -68,7 +69,7 @@ def trainer(
     ranks = HostRanks.of(made.process_index, made.world_size, made.device)
     for line in [*resolved.warnings, *_left_out(view.config)] if ranks.first else ():
         log.warning(line)
-    out = expanded(str(made.output_dir))
+    out = on_every_rank(ranks, lambda: passed_arguments.output_folder(made.output_dir))[0]
     with arguments.whole_models(made):
         opened = _open(view, out, ranks)
     made.output_dir, made.max_steps = str(out), opened.plan.steps

@@ -318,6 +318,14 @@ class StageTrainer(Trainer):
         else:
             model_folder.export(self.stage, output_dir or self.stage.out / "model")
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Return whether a new best value of `metric_for_best_model` was measured. Raises PlaitError for a metric that there is not."""
+        try:
+            return super()._determine_best_metric(metrics, trial)
+        except KeyError as error:
+            known = ", ".join(name for name in metrics if name.startswith("eval_"))
+            raise PlaitError(f"args: metric_for_best_model {self.args.metric_for_best_model!r} is not measured: known: {known}") from error
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint, last of all the hashes of its files, and only then remove older ones. Raises PlaitError where it cannot."""
         limit = self.args.save_total_limit

@@ -98,7 +98,7 @@ class Adapters:
 def add(family: Family, model: nn.Module, settings: Mapping[str, Adapter], seed: int) -> Adapters:
     """Add adapters to the model, in place, by `settings`, the section `adapters:`; return them. Their A is drawn from `seed`, their B is 0.
 
-    Raises PlaitError for an unknown component, targets that hit nothing, and without peft.
+    Raises PlaitError for an unknown component, targets that hit nothing, a rank above all their sizes, and without peft.
     """
     components, never = {component: tuple(part) for component, part in family.components(model).items()}, family.never_trained
     blocks = family.blocks(model)
@@ -109,6 +109,7 @@ def add(family: Family, model: nn.Module, settings: Mapping[str, Adapter], seed:
             raise PlaitError(f"adapters names {component!r}, {why}; components: {usable}")
     chosen = {component: targets(model, component, components[component], blocks, adapter) for component, adapter in settings.items()}
     for component, adapter in settings.items():
+        _check_rank(model, component, adapter.rank, chosen[component])
         seeded(0, lambda adapter=adapter, names=chosen[component]: _inject(model, adapter, names))  # type: ignore[misc]
     layers: dict[str, dict[str, Any]] = {
         component: {name: model.get_submodule(name) for name in names} for component, names in chosen.items()
@@ -125,6 +126,16 @@ def add(family: Family, model: nn.Module, settings: Mapping[str, Adapter], seed:
     }
     assert sum(map(len, owned.values())) == len(added), "a parameter of the model has another name with adapters"
     return Adapters(model, settings, {**components, **owned}, layers)
+
+
+def _check_rank(model: nn.Module, component: str, rank: int, names: Sequence[str]) -> None:
+    """Raise PlaitError for a rank above both sides of every layer: no product of matrices has one above the smaller side."""
+    sides = [(layer.in_features, layer.out_features) for layer in map(model.get_submodule, names) if isinstance(layer, nn.Linear)]
+    if rank > max(map(max, sides)):
+        raise PlaitError(
+            f"adapters.{component}.rank is {rank:,}, above both sides of all its layers, at most {max(map(max, sides)):,}: "
+            f"no weight there has a rank above {max(map(min, sides)):,}"
+        )
 
 
 def described(adapter: Adapter, layers: Collection[str]) -> str:
