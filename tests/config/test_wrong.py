@@ -42,6 +42,12 @@ YAML = {
     "optim: {schedule: {name: cosin}}": (
         "x.yaml:5: optim.schedule.name must be 'constant', 'linear', 'cosine' or 'inverse_sqrt', got 'cosin': did you mean 'cosine'?"
     ),
+    "adapters: {language: {targets: []}}": (
+        "x.yaml:5: adapters.language.targets: an empty list gives adapters to no layer: name linear layers, as q_proj, or auto"
+    ),
+    "hub: {repo: someone/a--b}": (
+        "x.yaml:5: hub.repo: is 'someone/a--b', which is no repository of the Hub: no name has -- or .. in it, or .git at its end"
+    ),
     "seed: 1\nseed: 2": "x.yaml:6: seed is set twice, first on line 5: keep one",
     "optim:\n\tlr: 1": ("x.yaml:6: invalid YAML: found character '\\t' that cannot start any token; indent with spaces, not tabs"),
     "seed: [1": "x.yaml:6: invalid YAML: expected ',' or ']', but got '<stream end>'",

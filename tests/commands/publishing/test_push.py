@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import save_file
 
 from plait import cli, files
@@ -17,6 +19,7 @@ from plait.commands.actions.checkpoints import consolidate
 from plait.commands.actions.publishing import hub as sent_to
 from plait.commands.actions.publishing import outbox, retries, sending
 from plait.commands.actions.publishing import push as command
+from plait.config.sections.hub import repository
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.checkpoints.sharded_files import OFFSETS
 from tests import hub_store
@@ -190,9 +193,13 @@ def test_a_push_that_was_overtaken_on_all_its_branches_gets_one_of_its_own(made,
 def test_a_repository_that_takes_nothing_is_told_once_and_others_get_theirs(run, hub, three, capsys):
     hub.repos["someone/toy"].private = False
     capsys.readouterr()
-    assert push(f"{run}@18", "someone/else") == 2
+    assert push(f"{run}@18", "someone/else") == 0, "what was asked for is there"
     said = capsys.readouterr().err
-    assert "someone/toy is public, and is to be private" in said and said.count("\n") == 1
+    assert "someone/toy is public, and is to be private" in said and said.count("\n") == 2
+    wait = (
+        f"warning: 3 other pushes still wait in {run / 'outbox'}: `plait push {run}` tries again, and `plait push {run} --drop` takes them"
+    )
+    assert f"{wait} out\n" in said
     assert steps(three) == [] and steps(hub.repos["someone/else"]) == [18]
     assert [item.job.step for item in outbox.waiting(run)] == [2, 8, 10]
 
@@ -303,6 +310,7 @@ def test_without_a_repository_the_line_says_how_to_name_one(run, hub, capsys):
     assert f"no repository is named: `plait push {run} OWNER/NAME`, or set hub.repo in the configuration" in capsys.readouterr().err
     assert push(run, "one/two/three") == 2
     assert "REPO is 'one/two/three', which is no repository of the Hub: write owner/name" in capsys.readouterr().err
+    assert push(run, "one/.two") == 2 and "is no repository of the Hub" in capsys.readouterr().err
     assert not (run / "outbox").exists() and not hub.asked
 
 
@@ -403,3 +411,59 @@ def test_a_pushed_checkpoint_of_several_ranks_is_opened_and_a_start(made, run, h
     assert toy.same(opened.tensors("weights"), groups["weights"])
     new = toy.train(made[0], tmp_path / "new", "from=someone/toy", *ONE)
     assert json.loads((new / "lineage.json").read_text())["step"] == 18
+
+
+def test_a_name_that_the_client_of_the_hub_would_not_take_is_refused_before_it_is_in_a_queue():
+    names = [
+        "a",
+        "a/b",
+        "A-1/b_2.c",
+        "a/b/c",
+        "a.b/c",
+        "../x",
+        "x/",
+        "/x",
+        "x/y@main",
+        "http://x/y",
+        "-a/b",
+        "a-/b",
+        "a/.b",
+        "a/b.",
+        "a--b",
+        "a/b..c",
+        "a/b.git",
+        "someone/ü",
+    ]
+    for name in [*names, "a b", "", "a" * 96, "a" * 97, f"a/{'b' * 96}", f"a/{'b' * 97}", "a/b\n"]:
+        try:
+            validate_repo_id(name)
+        except HFValidationError:
+            with pytest.raises(ValueError, match="which is no repository of the Hub: "):
+                repository(name)
+        else:
+            assert repository(name) == name
+
+
+def test_what_waits_is_taken_out_of_the_queue_by_repository_or_all(run, hub, three, capsys):
+    path = outbox.waiting(run)[2].folder / "job.json"
+    path.write_text(path.read_text().replace("someone/toy", "someone--toy"))  # as one of an older plait
+    assert push(run, "someone--toy", "--drop") == 0
+    assert [item.job.step for item in outbox.waiting(run)] == [2, 8] and outbox.sent(run)[-1]["commit"] is None
+    assert push(run, "someone/else", "--drop") == 0
+    (outbox.waiting(run)[1].folder / "job.json").write_text("{")
+    assert push(run, "--drop") == 0 and not outbox.waiting(run) and not outbox.damaged(run)
+    assert push(run, "--drop") == push(run, "someone/toy") == 0 and steps(three) == [18]
+    said = capsys.readouterr().out
+    assert "step 10 of stage vision for someone--toy: taken out of the queue" in said and "nothing waits in" in said
+    assert f"nothing waits in {run / 'outbox'} for someone/else" in said and "which is damaged: taken out of the queue" in said
+
+
+def test_taking_pushes_out_of_the_queue_is_one_line_where_it_cannot_be(run, hub, three, capsys):
+    capsys.readouterr()
+    with outbox.locked(run) as mine:
+        assert mine and push(run, "--drop") == 2
+    for words in ([f"{run}@18", "--drop"], [run / "nope", "--drop"], [run, "--drop", "--public"]):
+        assert push(*words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 4 and "another process sends the queue of" in said and "is no run, whose queue it would be" in said
+    assert "--drop pushes nothing: leave --to, --public and --replace out" in said and len(outbox.waiting(run)) == 3

@@ -27,6 +27,9 @@ def joined(path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _as_list(value: Any) -> Any:
+    """Return one name as a list of it, and anything else unchanged. Raises ValueError for an empty list."""
+    if value == []:
+        raise ValueError(f"an empty list gives adapters to no layer: name linear layers, as q_proj, or {AUTO}")
     return [value] if isinstance(value, str) else value
 
 

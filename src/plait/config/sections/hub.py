@@ -7,13 +7,17 @@ from pydantic import AfterValidator, Field
 
 from plait.config.sections.base import Section
 
-_REPOSITORY = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
+_REPOSITORY = re.compile(r"(?:\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
+_NEVER = re.compile(r"--|\.\.|\.git$")
 
 
 def repository(text: str) -> str:
-    """Return the name of a repository of the Hub unchanged. Raises ValueError for what cannot be one."""
+    """Return the name of a repository of the Hub unchanged. Raises ValueError for what its client would not take."""
     if not _REPOSITORY.fullmatch(text):
-        raise ValueError(f"is {text!r}, which is no repository of the Hub: write owner/name, or name alone for your own")
+        form = "1 to 96 of a-z, A-Z, 0-9, -, _ and . each, no - or . at an end"
+        raise ValueError(f"is {text!r}, which is no repository of the Hub: write owner/name, or name alone for your own ({form})")
+    if _NEVER.search(text):
+        raise ValueError(f"is {text!r}, which is no repository of the Hub: no name has -- or .. in it, or .git at its end")
     return text
 
 

@@ -85,6 +85,14 @@ def damaged(run: Path) -> list[str]:
     return [line for line in map(_read, _folders(run)) if isinstance(line, str)]
 
 
+def remove_damaged(run: Path) -> list[Path]:
+    """Remove the items of the queue of `run` whose job.json cannot be read; returns their folders."""
+    folders = [folder for folder in _folders(run) if isinstance(_read(folder), str)]
+    for folder in folders:
+        files.remove(folder)
+    return folders
+
+
 def _folders(run: Path) -> list[Path]:
     return sorted(folder for folder in (run / FOLDER).glob("[0-9]*") if folder.is_dir())
 
@@ -106,6 +114,12 @@ def waits(run: Path, job: Job) -> bool:
 def was_sent(run: Path, job: Job) -> bool:
     """Return whether the same content was sent to the same repository, or given up."""
     return any(row["key"] == list(job.key) for row in sent(run))
+
+
+def is_at_hub(run: Path, job: Job) -> bool:
+    """Return whether the last item with this content for the same repository was sent, rather than given up."""
+    rows = [row for row in sent(run) if row["key"] == list(job.key)]
+    return bool(rows) and rows[-1]["commit"] is not None
 
 
 def sent(run: Path) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ def push(spec: str, options: PushOptions) -> None:
     located = saved.locate(spec)
     hub = located.config.hub
     repo = options.repo or (hub.repo if hub is not None else None)
+    job: outbox.Job | None = None
     if repo is None:
         if mark or path != run or not (outbox.waiting(run) or outbox.damaged(run)):
             raise PlaitError(f"no repository is named: `{command('push', spec, 'OWNER/NAME')}`, or set hub.repo in the configuration")
@@ -55,7 +56,33 @@ def push(spec: str, options: PushOptions) -> None:
         private = not options.public and (hub is None or hub.private)
         job = contents.job_of(located.checkpoint, located.resolved, repo, private=private, replace=options.replace, layout=options.layout)
         _queue(located.checkpoint, job, spec)
-    drain(run)
+    drain(run, job)
+
+
+def drop(spec: str, repo: str | None) -> None:
+    """Take what waits out of the queue of a run, `spec`: all of it, or what is for the repository `repo`.
+
+    Raises PlaitError where there is no such run, and while another process sends the queue.
+    """
+    path, mark = checkpoint_specs.split(spec)
+    run = checkpoint.run_of(path)
+    if mark or path != run or not run.is_dir():
+        raise PlaitError(f"--drop: {spec} is no run, whose queue it would be: give the run")
+    if not (run / outbox.FOLDER).is_dir():
+        log.info(f"nothing waits in {run / outbox.FOLDER}")
+        return
+    with outbox.locked(run) as mine:
+        if not mine:
+            raise PlaitError(f"--drop: another process sends the queue of {run}: end it first, or the run that it sends for")
+        items = [item for item in outbox.waiting(run) if repo in (None, item.job.repo)]
+        for item in items:
+            outbox.finish(run, item, None)
+            log.info(f"{item.job.title} for {item.job.repo}: taken out of the queue")
+        damaged = outbox.remove_damaged(run) if repo is None else []
+        for folder in damaged:
+            log.info(f"{folder}, which is damaged: taken out of the queue")
+    if not items and not damaged:
+        log.info(f"nothing waits in {run / outbox.FOLDER}{f' for {repo}' if repo else ''}")
 
 
 def _queue(found: checkpoint.Checkpoint, job: outbox.Job, spec: str) -> None:
@@ -70,10 +97,11 @@ def _queue(found: checkpoint.Checkpoint, job: outbox.Job, spec: str) -> None:
             contents.add_export(run, Path(work) / "export", job)
 
 
-def drain(run: Path) -> None:
+def drain(run: Path, job: outbox.Job | None = None) -> None:
     """Send what waits in the queue of `run`; where another process does so, wait for it.
 
-    Raises PlaitError where nothing was taken for ten minutes, and in the end for what the Hub refuses and what was damaged.
+    Raises PlaitError where nothing was taken for ten minutes, and in the end for what the Hub refuses and what was damaged; where `job`
+    was asked for and has been sent, that of others is a warning.
     """
     sender = Sender(run, lambda text, warning: log.log(logging.WARNING if warning else logging.INFO, text))
     told, since_s, mine = False, time.monotonic(), False
@@ -97,7 +125,12 @@ def drain(run: Path) -> None:
                 log.info(f"another process sends the queue of {run}: waiting for it")
             time.sleep(_LOOK_EVERY_S)
     refusals = [*sender.refusals.values()]
-    for line in refusals[1:]:
+    sent = job is not None and not outbox.waits(run, job) and outbox.is_at_hub(run, job)
+    lost = [*([] if sent else refusals), *sender.given_up]
+    for line in [*(refusals if sent else []), *lost[1:]]:
         log.warning(line)
-    if lines := [*refusals, *sender.given_up]:
-        raise PlaitError(lines[0])
+    if lost:
+        raise PlaitError(lost[0])
+    if left := len(outbox.waiting(run)) + len(outbox.damaged(run)):
+        cure = f"`{command('push', run)}` tries again, and `{command('push', run, '--drop')}` takes {'them' if left > 1 else 'it'} out"
+        log.warning(f"{left} other push{'es' if left > 1 else ''} still wait{'' if left > 1 else 's'} in {run / outbox.FOLDER}: {cure}")
