@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import plait
+from plait.assembly import weight_files
 from plait.hf import checkpoint_files, trainer_checkpoint
 from tests.hf import recipes
 
@@ -75,7 +76,7 @@ def test_a_damaged_or_missing_file_is_told_and_an_older_checkpoint_taken(trained
 
 
 def test_a_checkpoint_without_its_list_or_a_part_that_continues_is_told(trained, newest):
-    listed = json.loads((newest / checkpoint_files.NAME).read_text())
+    listed = json.loads((newest / weight_files.LIST).read_text())
     assert sorted(listed["files"]) == sorted([*FILES, "training_args.bin"])
     for entries, words in (
         (None, "lacks plait-files.json, which is written last: it is no whole checkpoint of a trainer of plait"),
@@ -83,11 +84,22 @@ def test_a_checkpoint_without_its_list_or_a_part_that_continues_is_told(trained,
         ({"files": {}}, "was saved without plait-trainer.json, model.safetensors, trainer_state.json, optimizer.pt, scheduler.pt, by"),
         ({"files": {k: v for k, v in listed["files"].items() if "ema" not in k}}, "has no averages, averages/ema.safetensors, and was"),
     ):
-        (newest / checkpoint_files.NAME).unlink(missing_ok=True)
+        (newest / weight_files.LIST).unlink(missing_ok=True)
         if entries is not None:
-            (newest / checkpoint_files.NAME).write_text(entries if isinstance(entries, str) else json.dumps(entries))
+            (newest / weight_files.LIST).write_text(entries if isinstance(entries, str) else json.dumps(entries))
         (newest / "averages/ema.safetensors").unlink(missing_ok=True)
         assert refusal(trained, str(newest)).removeprefix(str(newest)).lstrip().startswith(words)
+
+
+def test_a_start_from_damaged_weights_is_refused_and_from_weights_alone_is_not(trained, newest, tmp_path):
+    config = trained.stage.plan.view.config.model_dump(mode="json", by_alias=True) | {"from": str(newest), "run": str(tmp_path / "run")}
+    (newest / "optimizer.pt").unlink()
+    assert recipes.trainer_of(config, tmp_path / "out").stage.state.ever_trained
+    flip(newest / "model.safetensors")
+    for start in (lambda: recipes.trainer_of(config, tmp_path / "out"), lambda: plait.train(config)):
+        with pytest.raises(plait.PlaitError) as told:
+            start()
+        assert str(told.value).startswith(f"from: {newest / 'model.safetensors'} is damaged: its xxh3 was ")
 
 
 @pytest.mark.parametrize(
@@ -105,11 +117,11 @@ def test_older_checkpoints_go_once_the_new_one_is_whole_and_no_other_folder(trai
     (tmp_path / "out/checkpoint-mine").mkdir(parents=True)
     sealed = []
 
-    def seal(folder, write=checkpoint_files.seal):
+    def seal(folder, write=weight_files.write_list):
         sealed.append(sorted(path.name for path in folder.parent.glob("checkpoint-*") if (path / checkpoint_files.TOLD).is_file()))
         write(folder)
 
-    monkeypatch.setattr(checkpoint_files, "seal", seal)
+    monkeypatch.setattr(weight_files, "write_list", seal)
     given = {"save_steps": 2, "save_total_limit": 1}
     trainer = recipes.trainer_of(trained.stage.plan.view.config.model_dump(mode="json", by_alias=True), tmp_path / "out", args=given)
     trainer.train()
@@ -119,7 +131,7 @@ def test_older_checkpoints_go_once_the_new_one_is_whole_and_no_other_folder(trai
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_training(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_files, "seal", lambda _: (_ for _ in ()).throw(plait.PlaitError("no space left")))
+    monkeypatch.setattr(weight_files, "write_list", lambda _: (_ for _ in ()).throw(plait.PlaitError("no space left")))
     trainer = recipes.trainer_of(trained.stage.plan.view.config.model_dump(mode="json", by_alias=True), tmp_path / "out")
     with pytest.raises(plait.PlaitError, match=r"^no space left$"):
         trainer.train()

@@ -14,10 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from plait import files
+from plait.engine.checkpoints.checkpoint import size_fault
 from plait.errors import PlaitError, first_names
 
 PASSPORT = "passport.json"
 """In a folder that plait wrote: what the run was, and the hash of each file (commands/actions/passport/)."""
+LIST = "plait-files.json"
+"""In a checkpoint of `plait.hf.trainer`: size and hash of each file, written last, as transformers writes them in place."""
 _CONVERT = (
     "import torch; from pathlib import Path; from safetensors.torch import save_file; "
     "[save_file({{n: t.contiguous().clone() for n, t in torch.load(p, weights_only=True, map_location='cpu').items()}}, "
@@ -34,6 +38,8 @@ _INDEX = ".safetensors.index.json"
 
 def read(folder: Path) -> dict[str, Tensor]:
     """Return all tensors in a folder's safetensors by name. Raises PlaitError without any, and for damaged or missing files."""
+    if (folder / LIST).is_file() and (fault := list_fault(folder, ("model.safetensors",), alone=True)):
+        raise PlaitError(f"from: {fault}")
     return _collect(folder, load_file)
 
 
@@ -129,3 +135,37 @@ def _check_complete(folder: Path, parts: Sequence[Path]) -> None:
 def _empty(path: Path) -> dict[str, Tensor]:
     with safe_open(path, "pt") as file:
         return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
+
+
+def write_list(folder: Path) -> None:
+    """Write the list of all files that are in the checkpoint `folder`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / LIST)
+    listed = {path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "xxh3": files.xxh3(path)} for path in paths}
+    files.write_json(folder / LIST, {"files": listed})
+
+
+def list_fault(folder: Path, needed: tuple[str, ...], *, alone: bool = False) -> str | None:
+    """Return why a checkpoint is not whole, in a line; None if it is.
+
+    All files of its list, or with `alone` those `needed`, must be there as they were written, and those `needed` be in the list.
+    """
+    path = folder / LIST
+    if not path.is_file():
+        return f"{folder} lacks {LIST}, which is written last: it is no whole checkpoint of a trainer of plait"
+    try:
+        listed = {str(name): (int(entry["size"]), str(entry["xxh3"])) for name, entry in json.loads(path.read_bytes())["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{path} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    for name, (size, hashed) in listed.items():
+        if alone and name not in needed:
+            continue
+        if wrong := size_fault(folder / name, {"size": size}):
+            return wrong
+        try:
+            if (now := files.xxh3(folder / name)) != hashed:
+                return f"{folder / name} is damaged: its xxh3 was {hashed}, is {now}"
+        except OSError as error:
+            return f"{folder / name} cannot be read: {error.strerror}"
+    if lacking := [name for name in needed if name not in listed]:
+        return f"{folder} was saved without {', '.join(lacking)}, by which training continues: begin from its weights with from"
+    return None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from plait.assembly import weight_files
 from plait.assembly.held_out import open_held_out
 from plait.config.schema import Evaluate, RunConfig
 from plait.data.loading.loader import StepBatch
@@ -340,7 +341,7 @@ class StageTrainer(Trainer):
         if self.args.should_save:
             folder, best = self.stage.out / f"checkpoint-{self.state.global_step}", self.state.best_model_checkpoint
             torch.save(self.args, folder / "training_args.bin")
-            checkpoint_files.seal(folder)
+            weight_files.write_list(folder)
             checkpoint_files.remove_older(self.stage.out, self.args.save_total_limit, {folder, *([Path(best)] if best else [])})
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plait import files
+from plait.assembly import weight_files
 from plait.config.messages import with_type
 from plait.config.resolved import difference, dump
 from plait.config.schema import RunConfig
@@ -75,7 +76,7 @@ def _look(resume: str | Path | bool, out: Path, needed: tuple[str, ...]) -> tupl
             return None, [f"resume_from_checkpoint: {resume} is no folder: give a checkpoint-STEP folder, or True for the newest whole one"]
     faults: list[str] = []
     for folder in found:
-        if (fault := checkpoint_files.fault(folder, (TOLD, _WEIGHTS, _LAST, *needed))) is None:
+        if (fault := weight_files.list_fault(folder, (TOLD, _WEIGHTS, _LAST, *needed))) is None:
             return folder, faults
         faults.append(fault)
     return None, faults
