@@ -9,6 +9,11 @@ from tests.hf import recipes
 REFUSED = [
     ({"per_device_eval_batch_size": 0}, "args: per_device_eval_batch_size is to be above 0, and is 0"),
     ({"per_device_eval_batch_size": "8"}, "args: `per_device_eval_batch_size` is to be a whole number, and is the str '8'"),
+    (
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": "2"},
+        "args: `gradient_accumulation_steps` is to be a whole number, and is the str '2'",
+    ),
+    ({"resume_from_checkpoint": "x"}, "args: resume_from_checkpoint is not taken: give it to train(resume_from_checkpoint=...)"),
     ({"save_steps": 0}, 'args: save_steps is to be above 0, and is 0: save_strategy="no" saves none'),
     ({"logging_steps": -1}, 'args: logging_steps is to be above 0, and is -1: logging_strategy="no" logs none'),
     ({"save_total_limit": "x"}, "args: `save_total_limit` is to be a whole number, or None, and is the str 'x'"),

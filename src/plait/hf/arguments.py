@@ -17,7 +17,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from plait.config.messages import with_type
+from plait.config.messages import WHOLE, check_arguments, with_type
 from plait.config.schema import RunConfig
 from plait.engine.schedule import warmup_of
 from plait.errors import PlaitError
@@ -52,7 +52,7 @@ _PASSED = (
     *("log_level_replica", "disable_tqdm", "skip_memory_metrics", "torch_empty_cache_steps", "tf32", "local_rank"),
     *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "save_on_each_node", "enable_jit_checkpoint"),
     *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size", "load_best_model_at_end"),
-    *("metric_for_best_model", "greater_is_better", "restore_callback_states_from_checkpoint", "resume_from_checkpoint"),
+    *("metric_for_best_model", "greater_is_better", "restore_callback_states_from_checkpoint"),
     *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout"),
     *("deepspeed", "do_train", "do_eval", "do_predict"),
 )
@@ -64,11 +64,18 @@ _CURES = {
     "torch_compile": 'set distributed={"compile": True}',
     "optim": "the optimizer is AdamW, with the settings of `optim`",
     "fsdp": "weights are sharded by deepspeed=, or by `plait train` with distributed.strategy",
+    "resume_from_checkpoint": "give it to train(resume_from_checkpoint=...)",
     "push_to_hub": "upload what save_model wrote, or `plait push` a run",
 }
 """What to do in place of an argument that is refused."""
 _SCHEDULES = {"constant_with_warmup": "constant"} | {name: name for name in ("constant", "linear", "cosine", "inverse_sqrt")}
-_SAME = {"optim": ("adamw_torch", "adamw_torch_fused"), "fp16": (False,), "push_to_hub": (False,), "torch_compile": (False,)}
+_SAME = {
+    "resume_from_checkpoint": (None,),
+    "optim": ("adamw_torch", "adamw_torch_fused"),
+    "fp16": (False,),
+    "push_to_hub": (False,),
+    "torch_compile": (False,),
+}
 """Values of refused arguments that ask for what is done anyway."""
 
 
@@ -121,6 +128,7 @@ def settings_of(args: Mapping[str, Any], ranks: int) -> dict[str, Any]:
     if "adam_beta1" in args:
         settings["optim.betas"] = [args["adam_beta1"], args["adam_beta2"]]
     if "gradient_accumulation_steps" in args:
+        check_arguments("args", **{name: (args[name], WHOLE) for name in ("gradient_accumulation_steps", "per_device_train_batch_size")})
         settings["train.global_batch"] = args["gradient_accumulation_steps"] * args["per_device_train_batch_size"] * ranks
     return settings
 
