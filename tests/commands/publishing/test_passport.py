@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import warnings
 
@@ -324,6 +325,46 @@ def test_consolidated_weights_have_a_passport(run, tmp_path, capsys):
     assert verify(tmp_path / "out", "--run", run) == 0
     assert ": weights of step 18 of stage language, run " in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "passport.json", "plait.json", "weights.json"}
+
+
+def resealed(folder, **claims):
+    """Change claims of a passport and seal it anew, with the files as they are."""
+    told = json.loads((folder / "passport.json").read_text())["claims"] | claims
+    told["files"] = {name: entry.model_dump() for name, entry in listing.files_of(folder).items()}
+    files.write_json(folder / "passport.json", seal.sealed(told))
+
+
+def test_other_weights_in_a_passport_made_anew_are_found_by_making_them_again(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["ckpt", "consolidate", str(run), str(out)]) == 0
+    assert verify(out, "--run", run, "--weights") == 0
+    line = "  not compared with the run: "
+    assert f"{line}other files of its layout\n" in capsys.readouterr().out and not list(run.glob(".verify-*"))
+    body = bytearray((out / "model.safetensors").read_bytes())
+    body[-1] ^= 1
+    (out / "model.safetensors").write_bytes(body)
+    resealed(out)
+    assert verify(out, "--run", run) == 0
+    assert f"{line}the tensors in model.safetensors (--weights does so); other files of its layout\n" in capsys.readouterr().out
+    assert verify(out, "--run", run, "--weights") == 1
+    assert re.search(
+        r": tensor \S+ is not that of \S+: float32 \[.*\] sha256 \w{12}, was to be float32 \[.*\] sha256 \w{12}$", told(capsys)
+    )
+    assert verify(out, "--weights") == 2 and told(capsys).endswith("the run is to make it again: add --run RUN")
+
+
+def test_kind_layout_and_weights_are_those_that_the_run_can_give(folder, run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["ckpt", "consolidate", str(run), str(out), "--last"]) == 0
+    (folder / "README.md").unlink()
+    for place, claims, line in (
+        (out, {"weights": "best weights"}, "claim weights is best weights, and those of "),
+        (out, {"weights": "last weights", "layout": "hf"}, f"claim layout is hf, and those of weights folders of {run} are: none"),
+        (out, {"layout": None, "kind": "export"}, "claim kind is export, and its files are those of: weights"),
+        (folder, {"weights": "averaged weights"}, "claim weights is averaged weights, and those of "),
+    ):
+        resealed(place, **claims)
+        assert verify(place, "--run", run) == 1 and line in told(capsys)
 
 
 def test_a_run_that_began_from_another_and_was_stopped_says_so(made, run, tmp_path, capsys):

@@ -21,7 +21,8 @@ _TOLD = re.compile(r"passport `(sha256:[0-9a-f]{64})`")
 class Verdict:
     """What was checked. `what`: its name; `claims`: None where they cannot be read; `not_covered`: files that no claim is made of.
 
-    `by`: what it was held against, in words; `run`: of a run, or a part of one: its directory.
+    `not_compared`: what was not held to the run that was named. `by`: what it was held against, in words; `run`: of a run, or a part of
+    one: its directory.
     """
 
     what: str
@@ -30,6 +31,7 @@ class Verdict:
     digest: str | None = None
     faults: list[str] = field(default_factory=list)
     not_covered: list[str] = field(default_factory=list)
+    not_compared: list[str] = field(default_factory=list)
     checked: int = 0
     run: Path | None = None
 

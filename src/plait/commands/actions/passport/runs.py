@@ -13,9 +13,11 @@ from plait.commands.actions.passport import claims, listing, proofs, seal
 from plait.commands.actions.passport.checked import Verdict
 from plait.commands.actions.passport.claims import ITSELF, Claims
 from plait.config import signed
+from plait.config.sections import adapters
 from plait.engine.checkpoints import chain, checkpoint, integrity
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.errors import PlaitError
+from plait.families import offers
 from plait.training import start
 
 _BESIDE = ("manifest.json", signed.COPY)
@@ -138,5 +140,34 @@ def against(told: Claims, run: Path) -> list[str]:
     folder = run / told.checkpoint.folder
     if not (folder / "manifest.json").is_file():
         return [f"checkpoint {told.checkpoint.folder} is not in {run}"]
-    now = _claims(checkpoint.read(folder), run).model_dump(mode="json", exclude=set(ITSELF))
-    return list(seal.differences(now, told.model_dump(mode="json", exclude=set(ITSELF)), f"in {run} claim"))
+    found = checkpoint.read(folder)
+    now = _claims(found, run).model_dump(mode="json", exclude=set(ITSELF))
+    faults = list(seal.differences(now, told.model_dump(mode="json", exclude=set(ITSELF)), f"in {run} claim"))
+    return [*faults, *_form_faults(told, found, run)]
+
+
+def _form_faults(told: Claims, found: Checkpoint, run: Path) -> Iterator[str]:
+    """Yield a line for each claim on the folder itself that is none that plait writes of this checkpoint."""
+    own = "checkpoint" if "manifest.json" in told.files else "weights" if "weights.json" in told.files else "export"
+    if told.kind != own:
+        yield f"claim kind is {told.kind}, and its files are those of: {own}"
+    config = open_of_checkpoint(run, found.folder).config
+    publisher = offers.publisher(config.family)
+    layouts = {*(publisher.exports if publisher is not None else ()), *([adapters.LAYOUT] if config.adapters else [])}
+    if (told.layout is not None) != (own == "export") or (told.layout is not None and told.layout not in layouts):
+        known = ", ".join(sorted(layouts)) if own == "export" else "none"
+        yield f"claim layout is {told.layout}, and those of {own} folders of {run} are: {known}"
+    averaged = any(name.partition("/")[0].removesuffix(".safetensors") == "ema" for name in found.manifest["files"])
+    forms = {claims.all_weights(found)} if own == "checkpoint" else {"last weights", *(["averaged weights"] if averaged else [])}
+    forms |= {"weights"} if own == "export" else set()
+    if told.weights not in forms and not (own == "export" and told.weights.startswith("weights averaged over a length of ")):
+        yield f"claim weights is {told.weights}, and those of {found.folder} are {' or '.join(sorted(forms))}"
+
+
+def not_compared(told: Claims) -> list[str]:
+    """Return what of a folder `against` does not hold to the run, in words.
+
+    Nothing of a pushed checkpoint, of whose files its manifest has hashes.
+    """
+    files = [name for name in told.files if name.endswith(".safetensors")]
+    return [] if told.kind == "checkpoint" else [f"the tensors in {', '.join(files)} (--weights does so)", "other files of its layout"]

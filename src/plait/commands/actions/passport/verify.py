@@ -1,11 +1,13 @@
 """Check a folder or a repository of the Hub against its passport: each file and each claim. What `plait verify` does."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from plait.assembly import hub_start
 from plait.commands.actions.passport import checked, data, hub, runs, seal, show
 from plait.commands.actions.passport.checked import Verdict
+from plait.commands.actions.passport.claims import Claims
 from plait.config import signed
 from plait.engine.checkpoints import checkpoint
 from plait.engine.monitoring.json_output import show_json
@@ -21,13 +23,25 @@ class Unlike(PlaitError):
     exit_code = 1
 
 
-def verify(spec: str, *, digest: str | None = None, run: Path | None = None, with_data: bool = False, as_json: bool = False) -> None:
+WeightFaults = Callable[[Path, Claims, Path], list[str]]
+"""Called with a folder, its claims and the run: compares the tensors, and returns a line per fault."""
+
+
+def verify(
+    spec: str,
+    *,
+    digest: str | None = None,
+    run: Path | None = None,
+    weight_faults: WeightFaults | None = None,
+    with_data: bool = False,
+    as_json: bool = False,
+) -> None:
     """Check what `spec` names against its passport, print what it is and a line per fault.
 
     `spec`: an export or another folder with a passport, a run, a checkpoint of one, or a repository of the Hub. `digest`: that the passport
-    must have; `run`: the run of which its claims must hold; `with_data`: open the data of that run, or of the one that is checked,
-    and compare its fingerprints. `as_json`: as one JSON object, too. Raises Unlike where anything is not as it says, and PlaitError where
-    it has no passport, or cannot be read.
+    must have; `run`: the run of which its claims must hold; `weight_faults`: compares its tensors with that run; `with_data`: open the
+    data of that run, or of the one that is checked, and compare its fingerprints. `as_json`: as one JSON object, too. Raises Unlike where
+    anything is not as it says, and PlaitError where it has no passport, or cannot be read.
     """
     found = _look(spec)
     if digest is not None and found.digest != f"sha256:{digest.lower().removeprefix('sha256:')}":
@@ -38,17 +52,23 @@ def verify(spec: str, *, digest: str | None = None, run: Path | None = None, wit
         )
     if run is not None and found.claims is not None:
         found.faults += runs.against(found.claims, run)
+        found.not_compared = runs.not_compared(found.claims)
+    if weight_faults is not None:
+        _compare_weights(found, spec, run, weight_faults)
     if with_data:
         if (whose := run or found.run) is None:
             raise PlaitError("--data: where the data is, the run knows: add --run RUN")
         found.faults += [] if found.claims is None else data.faults(found.claims, whose)
     if as_json:
         claims = None if found.claims is None else found.claims.model_dump(mode="json")
-        told = {"of": found.what, "intact": not found.faults, "faults": found.faults, "not_covered": found.not_covered}
+        told = {"of": found.what, "intact": not found.faults, "faults": found.faults}
+        told |= {"not_covered": found.not_covered, "not_compared": found.not_compared}
         show_json({**told, "digest": found.digest, "claims": claims})
     else:
         for line in show.lines(found.what, found.claims, found.digest, found.checked, found.not_covered):
             log.info(line)
+        if found.not_compared:
+            log.info(f"  not compared with the run: {'; '.join(found.not_compared)}")
         for fault in found.faults:
             log.info(f"  WRONG {show.one_line(fault)}")
     if found.faults:
@@ -56,6 +76,15 @@ def verify(spec: str, *, digest: str | None = None, run: Path | None = None, wit
         more = f", the first of {count} faults" if count > 1 else ""
         raise Unlike(f"{found.what} is not what {found.by}: {show.one_line(found.faults[0])}{more}")
     log.info(f"{found.what} is what {found.by}")
+
+
+def _compare_weights(found: Verdict, spec: str, run: Path | None, weight_faults: WeightFaults) -> None:
+    """Add the faults of tensors to a verdict. Raises PlaitError without a run."""
+    if run is None:
+        raise PlaitError("--weights: the run is to make it again: add --run RUN")
+    if found.claims is not None and found.claims.kind != "checkpoint" and not found.faults:
+        found.faults += weight_faults(expanded(spec), found.claims, run)
+        found.not_compared = found.not_compared[1:]
 
 
 def _look(spec: str) -> Verdict:
