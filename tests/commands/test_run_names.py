@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_a_run_of_any_name_is_trained_looked_at_forked_and_started_from(recipe, 
     plait(capsys, "fork", f"{run}/projection@1", f"runs/fork of {name}")
     assert "continuing from" in plait(capsys, "train", f"runs/fork of {name}")
     started = plait(capsys, "train", str(recipe), "--run", "runs/new", f"--from={run}/vision@best", "--stages=[]", "--train.steps=1")
-    assert f"starting from {run}/stage-2-vision/step-{best:08d}" in started
+    assert f"starting from {Path(run).resolve()}/stage-2-vision/step-{best:08d}" in started
     assert "continuing from" in plait(capsys, "train", str(recipe), "--run", run)
 
 

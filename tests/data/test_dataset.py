@@ -176,7 +176,7 @@ def test_a_process_that_a_class_starts_may_end(tmp_path):
 
 def test_a_run_whose_class_ends_the_process_says_so_in_one_line(tmp_path):
     (tmp_path / "ends.py").write_text(ENDING.replace("ENDS", "os._exit(0)"))
-    recipe = "family: theworld\npreset: tiny\ntrainable: [projector]\ndata: {train: [{source: dataset, name: 'ends.py:Loads'}]}\n"
+    recipe = "family: theworld\npreset: tiny\ntrainable: [projector, language]\ndata: {train: [{source: dataset, name: 'ends.py:Loads'}]}\n"
     (tmp_path / "c.yaml").write_text(recipe + "train: {steps: 1}\n")
     done = subprocess.run([sys.executable, "-m", "plait", "train", "c.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, f"plait: {tmp_path}/ends.py:Loads: load() failed: it calls os._exit(0) (ends.py:4)\n")

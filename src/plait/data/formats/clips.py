@@ -7,7 +7,7 @@ from typing import BinaryIO, TypeGuard
 
 from PIL import Image
 
-from plait.data.formats.tar import natural
+from plait.data.formats.names import natural
 from plait.errors import BadSample, PlaitError
 
 VIDEO_KINDS = frozenset(["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg"])

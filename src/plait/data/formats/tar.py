@@ -4,7 +4,6 @@ Format: POSIX.1-2001 pax and the GNU extensions for long names; Python's tarfile
 silently at the first bad one, so the headers are walked here.
 """
 
-import re
 import tarfile
 from collections.abc import Callable
 from pathlib import PurePosixPath
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from plait.data.formats.encodings import compression
+from plait.data.formats.names import natural
 from plait.errors import PlaitError
 
 _BLOCK = 512
@@ -106,12 +106,6 @@ def _pax(body: bytes, where: str, offset: int) -> dict[str, str]:
     if any(name.startswith("GNU.sparse") for name in records):
         raise PlaitError(f"{where} holds a sparse file at offset {offset}; pack plain files")
     return records
-
-
-def natural(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Return a key for sorting names by which 2.png comes before 10.png; where numbers are equal, the text decides."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
 def index(members: list[Member], where: str) -> tuple[dict[str, object], dict[str, np.ndarray]]:

@@ -17,7 +17,7 @@ import xxhash
 
 from plait.config.schema import SourceEntry
 from plait.data import paths, splits
-from plait.data.formats.tar import natural
+from plait.data.formats.names import natural
 from plait.data.paths import read_regular
 from plait.data.records import IMAGE_KINDS, TEXT_FIELDS, Record, from_members
 from plait.data.sources.contract import Reader, Source

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from plait.data import addresses
-from plait.data.formats.tar import natural
+from plait.data.formats.names import natural
 from plait.data.remote import RemoteFile
 from plait.errors import PlaitError
 
