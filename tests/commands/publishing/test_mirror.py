@@ -123,6 +123,22 @@ def test_one_flipped_bit_of_the_packed_records_is_never_brought(mirrored, toys, 
         shutil.rmtree(tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["run-config.yaml", "weights.safetensors", "manifest.json", "records.json", "records.tar.gz"])
+def test_each_file_that_comes_back_changed_or_not_at_all_is_noticed(mirrored, toys, tmp_path, capsys, name):
+    recipe, source = mirrored
+    folder = shutil.copytree(source, tmp_path / "mirror")
+    path = folder / "stage-1-train/step-00000006" / name
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2] ^= 1
+    for change in (lambda: path.write_bytes(body), path.unlink):
+        change()
+        resolved = open_config(recipe, [f"run={tmp_path / 'run'}", f"checkpoint.mirror=file://{folder}", *ALONE])
+        restore.from_mirror(resolved, restart=False, fresh=False)
+        steps_of_run = [checkpoint.step_of(one) for one in checkpoint.published(tmp_path / "run")]
+        assert steps_of_run == ([6] if name == "records.json" and not path.exists() else [4]), "an older plait wrote no records.json"
+        shutil.rmtree(tmp_path / "run")
+
+
 def test_records_that_are_damaged_everywhere_leave_no_run_and_no_new_identity(mirrored, toys, tmp_path):
     recipe, source = mirrored
     folder = shutil.copytree(source, tmp_path / "mirror")

@@ -16,8 +16,9 @@ import xxhash
 
 from plait.commands.actions.publishing import mirror
 from plait.commands.actions.publishing.mirror import Store
+from plait.config import signed
 from plait.config.resolved import Resolved
-from plait.engine.checkpoints import checkpoint, integrity, rundir
+from plait.engine.checkpoints import chain, checkpoint, integrity, rundir
 from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,16 @@ def _fetch(store: Store, work: Path, folder: str, listed: list[str]) -> str | No
         return "its manifest is damaged, or its records are missing"
     for name in names:
         store.get(f"{folder}/{name}", work / name)
-    return next(iter(integrity.verify(work)), None)
+    return next(iter(integrity.verify(work)), None) or _settings_fault(work)
+
+
+def _settings_fault(work: Path) -> str | None:
+    """Return what is wrong with the copy of the settings beside a manifest, which has no entry among the manifest's files."""
+    copy = work / signed.COPY
+    if not copy.is_file():
+        listed = signed.COPY in checkpoint.read(work).manifest.get(chain.KEY, {}).get(chain.RECORDS, {})
+        return f"{signed.COPY} is missing" if listed else None
+    return None if signed.is_as_written(copy) else f"{signed.COPY} is damaged: it is not what the hash in its last line is of"
 
 
 def _unpack(work: Path, target: Path, identity: str) -> str | None:
