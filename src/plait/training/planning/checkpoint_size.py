@@ -22,8 +22,8 @@ from plait.training.stage_plan import installed_versions, steps_of
 
 _FLOAT32 = 4
 _DTYPE = {2: "BF16", 4: "F32"}
-_MANIFEST = 1_200
-"""Bytes of what a manifest.json holds besides names of parameters and versions of packages: totals, hashes, fingerprints of the data."""
+_MANIFEST = 1_750
+"""Bytes of what a manifest.json holds besides names of parameters and versions of packages: totals, hashes, chain, fingerprints of data."""
 _BLOCK, _COMPONENT, _INPUTS = 70, 45, 300
 """Bytes of what it holds of each block's output, of each component's frozen weights, and of inputs (engine/checkpoints/reference.py)."""
 _RECENT = 26
