@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from plait.config.schema import Distributed
-from plait.engine import blocks
+from plait.engine import blocks, flops
 from plait.engine.flops import Meter
 
 # torch's compiler looks at .grad of activations while it traces, and hides its own warning only where warnings are no errors
@@ -170,6 +170,35 @@ def test_counting_a_compiled_step_compiles_nothing_more_and_changes_no_bit(fresh
     assert compilations.end() == []
     product = 2 * ROWS * WIDTH * 4 * WIDTH
     assert compilations.meter.take() == DEPTH * 2 * 3 * product
+
+
+def test_a_block_that_reads_values_ends_the_count_with_a_line(caplog):
+    class Reading(Block):
+        def forward(self, x):
+            return super().forward(x) if x.sum() < 1e9 else x
+
+    compilations, net = blocks.Compilations(Meter(torch.device("cpu"), "fp32")), Reading()
+    forward = compilations.watch("block 0 (Reading)", net, net.forward)
+    with caplog.at_level("INFO"), compilations.meter.forward({"x": torch.empty(ROWS, WIDTH)}):
+        assert all(forward(torch.randn(ROWS, WIDTH)).shape == (ROWS, WIDTH) for _ in range(2))
+    assert compilations.meter.take() == 0
+    (line,) = [record.message for record in caplog.records if record.name == blocks.__name__]
+    assert line.startswith("tflop_per_s and mfu are not told: block 0 (Reading) reads values that it computes (")
+
+
+def test_flops_of_the_last_shapes_alone_are_kept(monkeypatch):
+    monkeypatch.setattr(blocks, "MOST_SHAPES", 2)
+    monkeypatch.setattr(flops, "MOST_SHAPES", 2)
+    meter, costs, net, found = Meter(torch.device("cpu"), "fp32"), blocks.BlockFlops(), Block(), []
+    net.register_forward_pre_hook(lambda _, given: found.append(len(given[0])))
+    for rows in (1, 2, 1, 3, 1, 2):
+        x = torch.empty(rows, WIDTH)
+        assert costs.of(net, (x,), {})[0] == 2 * (2 + 3) * rows * WIDTH * 4 * WIDTH
+        with meter.forward({"x": x}):
+            net(x) if meter.counting is not None else None
+    assert found == [1, 2, 3, 2]
+    assert meter.take() == 10 * 2 * (2 + 3) * WIDTH * 4 * WIDTH
+    assert len(meter._known) == len(costs._known) == 2
 
 
 def test_unfreezing_compiles_a_block_once_and_gives_its_gradient(fresh):

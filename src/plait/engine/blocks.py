@@ -1,4 +1,4 @@
-"""Activation checkpointing and torch.compile, applied to a model block by block (layer by layer), and a count of recompilations.
+"""Activation checkpointing and torch.compile, applied to a model block by block (layer by layer); counts of recompilations and FLOPs.
 
 Checkpointing: Chen et al. 2016 (arXiv 1604.06174); selective: results of matrix products and attention are kept, the rest is computed
 again (Korthikanti et al. 2022, arXiv 2205.05198, section 5). A compiled block contains its checkpointing.
@@ -6,23 +6,128 @@ again (Korthikanti et al. 2022, arXiv 2205.05198, section 5). A compiled block c
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from plait.config.schema import Distributed
-from plait.engine.flops import Meter
+from plait.engine.flops import MOST_SHAPES, Flops, Meter
+
+log = logging.getLogger(__name__)
 
 _EXPENSIVE = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm")
 _ATTENTION = "_scaled_dot_product_"
+_SETTINGS = (int, float, str, bool, tuple, type(None))
 _RECOMPILE_LIMIT = 64  # variants of one block's code, for shapes and modes; torch gives up silently after 8
 
 Forward = Callable[..., Any]
 """The `forward` of a block, plain or compiled."""
+
+
+class BlockFlops:
+    """FLOPs of blocks' calls by kind of block and by what they are given: each found once, on tensors without values.
+
+    No kernel runs and nothing random is drawn. Blocks are of one kind if they differ in the values of their weights alone.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], tuple[float, float, int]] = {}
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def of(self, block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, float, int]:
+        """Return (FLOPs, those of attention with a mask, functions called), for `Flops.add`, of a call with its backward pass.
+
+        Raises RuntimeError for a block that reads values that it computes.
+        """
+        name = (torch.is_grad_enabled(), *_kind(block), _given(args), _given(kwargs))
+        if (cost := self._known.pop(name, None)) is None:
+            with self._fake, _unsaved():
+                args, kwargs = _without_values(args), _without_values(kwargs)
+                with _Shapes() as count:
+                    type(block).forward(block, *args, **kwargs)
+            cost = (count.total, count.masked, count.calls)
+        self._known[name] = cost
+        if len(self._known) > MOST_SHAPES:
+            del self._known[next(iter(self._known))]
+        return cost
+
+
+class _Shapes(Flops):
+    """Counts on tensors without values, where kernels that only a GPU has cannot run: what they return has its shape alone."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Run the function on shapes, and count it."""
+        if "computed" in (kwargs := dict(kwargs or {})):
+            kwargs["computed"] = _attended
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def _attended(given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    query, key, value = given
+    rows, heads, length, _ = query.shape
+    return (query.sum() + key.sum() + value.sum()).expand(rows, length, heads, value.shape[-1])
+
+
+def _kind(block: nn.Module) -> tuple[Any, ...]:
+    """Return what a block's FLOPs may depend on: classes, settings and weights of its modules, but not the number of the layer."""
+    modules = []
+    for name, module in block.named_modules():
+        settings = [(key, repr(value)) for key, value in vars(module).items() if isinstance(value, _SETTINGS) and key != "layer_idx"]
+        modules.append((name, type(module), *settings))
+    return (*modules, *((name, value.shape, value.requires_grad) for name, value in block.named_parameters()))
+
+
+def _given(value: Any) -> Any:
+    """Return what FLOPs may depend on of an argument: shapes, which tensors want a gradient, and settings."""
+    if isinstance(value, Tensor):
+        return (value.shape, value.requires_grad)
+    if isinstance(value, Mapping):
+        return tuple((str(key), _given(one)) for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_given, value))
+    if is_dataclass(value):
+        return _given(vars(value))
+    return repr(value) if isinstance(value, _SETTINGS) else type(value)
+
+
+def _without_values(value: Any) -> Any:
+    """Return an argument with tensors without values, in containers of its own, so that none of them is kept in the caller's."""
+    if isinstance(value, Tensor):
+        empty = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        return empty.requires_grad_(value.requires_grad)
+    if isinstance(value, dict):
+        return {key: _without_values(one) for key, one in value.items()}
+    if isinstance(value, list) or type(value) is tuple:
+        return type(value)(map(_without_values, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **_without_values(vars(value)))
+    return value
+
+
+def _unsaved() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which nothing is kept for a backward pass, nor shown to the hooks of others."""
+    hooks: contextlib.AbstractContextManager[None] = torch.autograd.graph.saved_tensors_hooks(_forgotten, _forgotten)
+    return hooks
+
+
+def _forgotten(_: Tensor) -> Any:
+    return None
+
+
+@contextlib.contextmanager
+def suspended(count: Flops) -> Iterator[None]:
+    """Stop counting while the `with` lasts. Code inside sees no torch function mode, so a compiled block is not recompiled for it."""
+    count.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch's
+    try:
+        yield
+    finally:
+        count.__enter__()  # type: ignore[no-untyped-call]  # torch's
 
 
 @dataclass
@@ -38,15 +143,18 @@ class Compilations:
     compiled: list[str] = field(default_factory=list)
     """The graphs that the present step compiled, a line each."""
 
-    def watch(self, name: str, plain: Forward, compiled: Forward) -> Forward:
+    costs: BlockFlops = field(default_factory=BlockFlops)
+    """Knows the FLOPs of blocks that are compiled."""
+
+    def watch(self, name: str, block: nn.Module, compiled: Forward) -> Forward:
         """Return `compiled`, a block's forward, wrapped to record under `name` each call that had to compile, with its input shapes.
 
-        While FLOPs are counted, `plain` (the forward without the compiler) runs as well: its FLOPs are the ones counted.
+        While FLOPs are counted, those of the class's own forward, without the compiler and checkpointing, are the ones counted.
         """
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             before = graphs()
-            with self._counted(plain, args, kwargs):
+            with self._counted(name, block, args, kwargs):
                 output = compiled(*args, **kwargs)
             if graphs() != before:
                 self.compiled.append(f"{name} for {', '.join(_shapes([*args, *kwargs.values()]))}")
@@ -55,15 +163,19 @@ class Compilations:
         return forward
 
     @contextlib.contextmanager
-    def _counted(self, plain: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
-        """Count a pass of the plain block whose result is dropped. A compiled block that saw the count would be recompiled for it."""
-        count = self.meter.counting if self.meter is not None else None
-        if count is None:
+    def _counted(self, name: str, block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Count the FLOPs of a block's call, and stop counting while the compiled block runs, which would be recompiled for a counter."""
+        meter = self.meter
+        if meter is None or (count := meter.counting) is None:
             yield
             return
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-            plain(*args, **kwargs)
-        with count.suspended():
+        with suspended(count):
+            if not meter.blind:
+                try:
+                    count.add(*self.costs.of(block, args, kwargs))
+                except RuntimeError as error:  # torch's, for an operator that cannot do without values
+                    meter.blind = True
+                    log.info(f"tflop_per_s and mfu are not told: {name} reads values that it computes ({type(error).__name__}: {error})")
             yield
 
     def begin(self) -> None:
@@ -110,7 +222,7 @@ def checkpoint_and_compile(blocks: Sequence[nn.Module], settings: Distributed, m
         if compilations is not None:
             mode = None if settings.compile_mode == "default" else settings.compile_mode
             compiled = torch.compile(block.forward, backend=settings.compile_backend, mode=mode, dynamic=settings.compile_dynamic)
-            block.forward = compilations.watch(f"block {i} ({type(block).__name__})", block.forward, compiled)
+            block.forward = compilations.watch(f"block {i} ({type(block).__name__})", block, compiled)
     return compilations
 
 

@@ -74,6 +74,7 @@ _RULES: dict[str, Callable[..., float | Tensor]] = {
     **dict.fromkeys(("token_cross_entropy", "weighted_cross_entropy"), _supervised),
 }
 """FLOPs of a call, by the name of a torch function or of one that dispatches to `__torch_function__` itself."""
+MOST_SHAPES = 1024  # whose FLOPs are remembered, the last used
 
 
 class Flops(TorchFunctionMode):
@@ -86,8 +87,14 @@ class Flops(TorchFunctionMode):
 
     @property
     def total(self) -> float:
-        """FLOPs counted so far. Reading it waits for the device, where some counts are tensors on it."""
-        return sum((float(count) for count in self._counts), 0.0)
+        """FLOPs counted so far. Reading it for the first time waits for the device, where some counts are tensors on it."""
+        self._counts = [sum((float(count) for count in self._counts), 0.0)]
+        return float(self._counts[0])
+
+    def add(self, total: float, masked: float, calls: int) -> None:
+        """Count what is known of functions that do not run inside this context."""
+        self._counts.append(total)
+        self.masked, self.calls = self.masked + masked, self.calls + calls
 
     def __torch_function__(self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Run the function and count it; the functions that it calls inside are not seen."""
@@ -98,15 +105,6 @@ class Flops(TorchFunctionMode):
             if rule is _attention and (args[3] if len(args) > 3 else (kwargs or {}).get("attn_mask")) is not None:
                 self.masked += float(self._counts[-1])
         return out
-
-    @contextlib.contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Stop counting while the block lasts. Code inside sees no torch function mode, so a compiled block is not recompiled for it."""
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch's
-        try:
-            yield
-        finally:
-            self.__enter__()  # type: ignore[no-untyped-call]  # torch's
 
 
 class Meter:
@@ -120,6 +118,7 @@ class Meter:
         self.peak = peak(name, TYPES[precision].products)
         self.counting: Flops | None = None
         """The count in progress; None outside of `forward` and where the shapes are known."""
+        self.blind = False  # whether some FLOPs cannot be known; then none are told
         self._known: dict[tuple[Any, ...], Flops] = {}
         self._step, self.taken = list[Flops](), list[Flops]()
 
@@ -127,20 +126,23 @@ class Meter:
     def forward(self, batch: Mapping[str, Any]) -> Iterator[None]:
         """Count the forward pass inside the block, with its backward pass. `batch`: the tensors of its micro-batch by name."""
         shapes = tuple((name, value.shape) for name, value in batch.items() if isinstance(value, Tensor))
-        if shapes in self._known:
+        if (count := self._known.pop(shapes, None)) is not None:
             yield
         else:
             try:
                 with Flops() as self.counting:
                     yield
-                self._known[shapes] = self.counting
+                count = self.counting
             finally:
                 self.counting = None
-        self._step.append(self._known[shapes])
+        self._known[shapes] = count
+        if len(self._known) > MOST_SHAPES:
+            del self._known[next(iter(self._known))]
+        self._step.append(count)
 
     def take(self) -> float:
         """Return the FLOPs counted since the last call; where new shapes came, this waits for the device."""
-        self.taken, self._step = self._step, []
+        self.taken, self._step = [] if self.blind else self._step, []
         return sum(count.total for count in self.taken)
 
     def rates(self, flops: float, seconds: float, ranks: int) -> dict[str, float]:
