@@ -57,6 +57,7 @@ nothing else.
 ## Environment
 | variable | what it is for |
 |---|---|
+| `CC` | the C compiler that `distributed.compile: auto` looks for; else `gcc` or `clang` |
 | `PLAIT_CACHE` | folder of indices, fetched files and features; else `~/.cache/plait` |
 | `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE` | as in `huggingface_hub`: the token, the cache, no network |
 | `WANDB_API_KEY`, `WANDB_MODE` | the key of Weights & Biases (secrets are read from the environment alone); `disabled`, `offline` |

@@ -286,7 +286,7 @@ class Track(Section):
 
 
 class Distributed(Section):
-    """Sharding, activation checkpointing, compiling and device. None of them changes what is learned."""
+    """Sharding, activation checkpointing, compiling and device: what is learned stays the same."""
 
     strategy: Literal["auto", "ddp", "fsdp", "shard_grad_op", "hsdp"] = Field(
         default="auto",
@@ -300,7 +300,7 @@ class Distributed(Section):
         default="none", description="blocks recomputed in the backward pass; selective: all but matrix products and attention"
     )
     checkpoint_one_in: Annotated[Int, Field(ge=2)] | None = Field(default=None, description="n of one_in_n: 4 recomputes every 4th block")
-    compile: bool = Field(default=False, description="compile each block")
+    compile: bool | Literal["auto"] = Field(default=False, description="compile each block; auto: on a GPU with Triton and a C compiler")
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
         default="default", description="as of torch.compile"
     )

@@ -19,6 +19,7 @@ from plait.config.resolved import Resolved, StageView
 from plait.config.schema import RunConfig, Track
 from plait.config.sections.guard import Guard
 from plait.engine import blocks
+from plait.engine.compilation import choice
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.rank_failures import on_every_rank
 from plait.engine.precision import caution, set_precision
@@ -127,6 +128,8 @@ def _left_out(config: RunConfig) -> list[str]:
 
 def _open(view: StageView, out: Path, ranks: Ranks) -> Stage:
     """Build the model and plan the stage; returns it with the model set up. Raises PlaitError for data and weights that do not fit."""
+    if view.config.distributed.compile == "auto":
+        view = choice.decide(view, ranks, None)
     config = view.config
     if (out / "config.yaml").exists():
         raise PlaitError(f"{out} is a run of plait, which `plait train` continues: give args={{'output_dir': ...}} another folder")

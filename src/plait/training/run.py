@@ -26,6 +26,7 @@ from plait.assembly.model import build_model
 from plait.config import signed
 from plait.config.resolved import Resolved, StageView
 from plait.engine.checkpoints import checkpoint, disk_errors, folders, regular_files, rundir
+from plait.engine.compilation import choice
 from plait.engine.monitoring import alerts, watchdog
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.signals import Signals
@@ -114,8 +115,9 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
                 heartbeat.phase("stage", state.step)
                 if dog is not None:
                     dog.allow(view.config.guard.hang_timeout_s)
-                batch = view.config.train.global_batch
-                plan = plan_stage(view, bundle, state.batches_in(view.index, batch))
+                batch, auto = view.config.train.global_batch, view.config.distributed.compile == "auto"
+                decided = choice.decide(view, ranks, resumed_from.manifest if resumed_from else None) if auto else view
+                plan = plan_stage(decided, bundle, state.batches_in(view.index, batch))
                 state.enter(view.index, batch, plan.steps)
                 run_stage(plan, bundle, state, context)
             heartbeat.phase("done", state.step)

@@ -82,7 +82,7 @@ class StagePlan:
         return xxhash.xxh3_64_hexdigest(repr(parts).encode())
 
     def manifest(self, model: nn.Module, ever_trained: set[str], ranks: int, torch_version: str) -> dict[str, Any]:
-        """Return the stage's part of a manifest.json: `stage`, `trainable`, `steps`, `components`, `data`, `order`, `ranks`, `versions`.
+        """Return the stage's part of a manifest.json, from `stage` to `versions`.
 
         `ever_trained`: names of parameters that train now or did in an earlier stage, whose weights the checkpoint holds.
         """
@@ -99,6 +99,7 @@ class StagePlan:
             "data": self.data.fingerprints(),
             "order": self.order_digest,
             "ranks": ranks,
+            "compiled": self.config.distributed.compile,
             "versions": {"plait": __version__, **installed_versions(), "torch": torch_version},
         }
 

@@ -46,6 +46,8 @@ class Window:
     micro_batch: int
     padding: float
     masked: float
+    compiled: bool
+    """Whether blocks are compiled."""
     graphs: int
     """How many were compiled meanwhile."""
     recompiling: float
@@ -122,6 +124,7 @@ def window_of(rows: Sequence[Mapping[str, Any]]) -> Window | None:
         micro_batch=last["micro_batch"],
         padding=sum(one["padding"] * one["steps"] for one in spent) / steps,
         masked=statistics.fmean(one["masked"] for one in spent),
+        compiled="graphs" in last,
         graphs=sum(one.get("graphs", 0) for one in spent),
         recompiling=_recompiling(spent, steps),
         device=last["device"],

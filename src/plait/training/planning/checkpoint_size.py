@@ -103,7 +103,7 @@ def _manifest(components: Mapping[str, Mapping[str, nn.Parameter]], ever: Collec
 def _figures(view: StageView, blocks: int, components: int) -> int:
     """Return about how many bytes a manifest.json takes for the reference of the model's work, and for the last figures of its steps."""
     config = view.config
-    reference = _INPUTS + _COMPONENT * components + (0 if config.distributed.compile else _BLOCK * blocks)
+    reference = _INPUTS + _COMPONENT * components + (0 if config.distributed.compile is True else _BLOCK * blocks)
     steps = _steps(view) or spikes.WINDOW
     recent = len(spikes.WATCHED) * (min(steps, spikes.NEAR) + min(max(0, steps - 10), spikes.WINDOW))
     return reference * config.checkpoint.reference + _RECENT * recent * (config.guard.spikes != "ignore")
