@@ -155,6 +155,8 @@ TESTS: dict[str, str] = {
     "engine/parallel/distributed.py": "engine/test_distributed.py engine/test_sharding.py training/test_reshard.py",
     "engine/parallel/network.py": "engine/test_network.py",
     "engine/parallel/memory_estimate.py": "engine/test_memory_estimate.py engine/test_strategy.py",
+    "engine/parallel/agent_store.py": "engine/test_distributed.py",
+    "engine/parallel/replication.py": "engine/test_replication.py",
     "engine/parallel/sharding.py": "engine/test_sharding.py training/test_reshard.py",
     "engine/parallel/strategy.py": "engine/test_strategy.py",
     "training/blindness.py": "training/test_blindness.py",

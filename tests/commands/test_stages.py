@@ -94,8 +94,8 @@ def test_each_stage_makes_its_own_replicas(made, tmp_path, monkeypatch):
     monkeypatch.setattr(
         distributed,
         "replicate",
-        lambda model, ranks: (
-            trainable.append([name for name, value in model.named_parameters() if value.requires_grad]) or replicate(model, ranks)
+        lambda model, ranks, hook: (
+            trainable.append([name for name, value in model.named_parameters() if value.requires_grad]) or replicate(model, ranks, hook)
         ),
     )
     toy.train(made[0], tmp_path / "run")

@@ -86,6 +86,9 @@ YAML |= {
         "x.yaml:5: distributed.strategy must be 'auto', 'ddp', 'fsdp', 'shard_grad_op' or 'hsdp', got 'fdsp': did you mean 'fsdp'?"
     ),
     "distributed: {shard_size: 2}": ("x.yaml:5: distributed.shard_size is for strategy hsdp, not auto: leave it out, or set strategy=hsdp"),
+    "distributed: {strategy: fsdp, ddp_comm_hook: bf16}": (
+        "x.yaml:5: distributed.ddp_comm_hook is 'bf16', which is for the gradients of ddp, not fsdp: leave it out, or set strategy=ddp"
+    ),
     "distributed: {strategy: ddp, frozen: shard}": (
         "x.yaml:5: distributed.frozen says how to shard, but strategy ddp never does: leave it out, or set another strategy"
     ),
@@ -94,6 +97,9 @@ YAML |= {
     ),
 }
 REPLACED = {
+    ("steps: 100", "steps: 100, precision: pure_bf16}\ndistributed: {ddp_comm_hook: bf16"): (
+        "x.yaml:5: distributed.ddp_comm_hook is 'bf16', as gradients are under train.precision=pure_bf16 anyway: leave it out"
+    ),
     ("theworld", "thewrld"): "x.yaml:1: family 'thewrld' is unknown: known: theworld",
     ("family: theworld\n", ""): "x.yaml:1: family is missing",
     ("base: tiny", "bass: tiny"): "x.yaml:2: model.bass is not a key: did you mean model.base?",

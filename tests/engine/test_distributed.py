@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from plait.engine.parallel import distributed
+from plait.engine.parallel import agent_store, distributed
 from plait.errors import PlaitError, Stopped
 
 from .. import processes
@@ -52,7 +52,7 @@ def test_restarts_over_several_nodes_are_refused_where_they_would_hang(monkeypat
     for name, value in ({f"TORCHELASTIC_{name}": value for name, value in told.items()} | {"GROUP_WORLD_SIZE": "2"}).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(PlaitError, match="on 2 nodes: a restart would hang in torchrun's shared store; start torchrun with TORCH_DISABLE"):
-        distributed._store()
+        agent_store.open_store()
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 7), (1, 2), (2, 6), (5, 7), (7, 7)])
@@ -69,13 +69,13 @@ def test_restarts_on_one_node_and_several_nodes_without_restarts_meet_under_name
     told = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": restarts, "TORCHELASTIC_RESTART_COUNT": "2"}
     for name, value in (told | {"GROUP_WORLD_SIZE": nodes, "MASTER_ADDR": "host", "MASTER_PORT": "29"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "TCPStore", lambda host, port, is_master: (host, port, is_master))
-    monkeypatch.setattr(distributed, "PrefixStore", lambda name, store: (name, store))
-    monkeypatch.setattr(distributed, "_joins", itertools.count())
-    assert distributed._store() == ("attempt-2-0", ("host", 29, False))
-    assert distributed._store() == ("attempt-2-1", ("host", 29, False))  # joined again: other addresses
+    monkeypatch.setattr(agent_store, "TCPStore", lambda host, port, is_master: (host, port, is_master))
+    monkeypatch.setattr(agent_store, "PrefixStore", lambda name, store: (name, store))
+    monkeypatch.setattr(agent_store, "_joins", itertools.count())
+    assert agent_store.open_store() == ("attempt-2-0", ("host", 29, False))
+    assert agent_store.open_store() == ("attempt-2-1", ("host", 29, False))  # joined again: other addresses
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
-    assert distributed._store() is None
+    assert agent_store.open_store() is None
 
 
 def test_one_rank_alone_is_every_collective_by_itself():
@@ -150,7 +150,7 @@ def test_a_lost_rank_stops_the_others_and_any_other_error_stays_what_it_is(monke
     calls = []
     for name, value in (("init_process_group", None), ("barrier", None), ("destroy_process_group", None), ("get_rank", 1)):
         monkeypatch.setattr(distributed.dist, name, lambda *_, name=name, value=value, **__: calls.append(name) or value)
-    monkeypatch.setattr(distributed, "_store", lambda: None)
+    monkeypatch.setattr(agent_store, "open_store", lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     with contextlib.nullcontext() if told is None else pytest.raises(told) as caught, distributed.join("cpu") as ranks:

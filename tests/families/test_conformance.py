@@ -178,7 +178,7 @@ def shared(case, count):
         loop = make_loop(State(case.model), case.loss, case.config, ranks, case.parts.assets / "bad.jsonl")
         case.model.zero_grad()
         weights = total_loss_weights(case.loss, micros, ranks)
-        loop.accumulate(distributed.replicate(case.model, ranks), micros, {name: weights[name] for name in case.loss.coefficients})
+        loop.accumulate(distributed.replicate(case.model, ranks, "none"), micros, {name: weights[name] for name in case.loss.coefficients})
         return {name: value.grad.numpy() for name, value in case.model.named_parameters() if value.grad is not None}
 
 

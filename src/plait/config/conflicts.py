@@ -58,7 +58,7 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
             cure = f"for example --adapters.{name}.rank=16"
             result.append((("trainable",), f"names {component!r}, the adapters of {name}, and there are none: {cure}"))
     result += _mirror_conflicts(config) + _quantised_conflicts(config)
-    return result + _device_conflicts(config.distributed) + _data_conflicts(config, kinds)
+    return result + _device_conflicts(config.distributed, config.train.precision) + _data_conflicts(config, kinds)
 
 
 def _mirror_conflicts(config: RunConfig) -> list[Conflict]:
@@ -178,8 +178,8 @@ def schedule_conflicts(optim: Optim, steps: int | None) -> list[Conflict]:
     return result
 
 
-def _device_conflicts(distributed: Distributed) -> list[Conflict]:
-    """Return the conflicts of sharding, activation checkpointing and compiling."""
+def _device_conflicts(distributed: Distributed, precision: str) -> list[Conflict]:
+    """Return the conflicts of sharding, activation checkpointing and compiling; `precision`: as `train.precision`."""
     result: list[tuple[str, str]] = []
     if distributed.shard_size is not None and distributed.strategy != "hsdp":
         result.append(("shard_size", f"is for strategy hsdp, not {distributed.strategy}: leave it out, or set strategy=hsdp"))
@@ -189,6 +189,11 @@ def _device_conflicts(distributed: Distributed) -> list[Conflict]:
         ]
         advice = "says how to shard, but strategy ddp never does: leave it out, or set another strategy"
         result += [(name, advice) for name in set_in_vain]
+    if distributed.ddp_comm_hook != "none" and distributed.strategy not in ("auto", "ddp"):
+        advice = f"is for the gradients of ddp, not {distributed.strategy}: leave it out, or set strategy=ddp"
+        result.append(("ddp_comm_hook", f"is {distributed.ddp_comm_hook!r}, which {advice}"))
+    elif distributed.ddp_comm_hook != "none" and precision == "pure_bf16":
+        result.append(("ddp_comm_hook", "is 'bf16', as gradients are under train.precision=pure_bf16 anyway: leave it out"))
     kind, one_in = distributed.activation_checkpointing, distributed.checkpoint_one_in
     if kind == "one_in_n" and one_in is None:
         result.append(("activation_checkpointing", "is 'one_in_n' without its n: set distributed.checkpoint_one_in, for example 4"))

@@ -286,7 +286,7 @@ class Track(Section):
 
 
 class Distributed(Section):
-    """Sharding, activation checkpointing, compiling and device: what is learned stays the same."""
+    """Sharding, activation checkpointing, compiling and device: what is learned stays the same, but under `ddp_comm_hook`."""
 
     strategy: Literal["auto", "ddp", "fsdp", "shard_grad_op", "hsdp"] = Field(
         default="auto",
@@ -296,6 +296,9 @@ class Distributed(Section):
     shard_size: Count | None = Field(default=None, description="hsdp: ranks that share one copy; None: those of one node")
     frozen: Literal["auto", "replicate", "shard"] = Field(default="auto", description="frozen blocks when sharded; auto: whole if it fits")
     memory_gb: Rate | None = Field(default=None, description="per rank, 1e9 bytes, for `auto`; None: what the device has")
+    ddp_comm_hook: Literal["none", "bf16"] = Field(
+        default="none", description="bf16: ddp sends gradients as bfloat16: half the bytes, summed with 8 bits of precision"
+    )
     activation_checkpointing: Literal["none", "full", "one_in_two", "one_in_n", "selective"] = Field(
         default="none", description="blocks recomputed in the backward pass; selective: all but matrix products and attention"
     )

@@ -104,7 +104,7 @@ class Loop:
 
     def run(self, batches: Iterable[StepBatch], stop_step: int) -> None:
         """Train up to step `stop_step` of the run, one batch per step. Returns earlier if the stage is done, at a stop, or without data."""
-        net = distributed.replicate(self.state.model, self.ranks)
+        net = distributed.replicate(self.state.model, self.ranks, self.config.distributed.ddp_comm_hook)
         self.state.model.train()  # all of it: parts that transformers or diffusers loaded are in evaluation mode under a root that is not
         first = True
         for batch in batches:

@@ -55,6 +55,8 @@ def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, mi
         set_precision(bundle.model, state.ever_trained | names, config.train.precision)
         if bundle.sharding is None:
             bundle.model.to(ranks.device)
+            if config.distributed.ddp_comm_hook != "none":
+                log.info("distributed.ddp_comm_hook changes nothing: one rank sends no gradients")
         else:
             log.info(_divide(bundle.sharding, plan, state, ranks, units, micro_batch))
         yield Counters(meter, compilations)
@@ -64,7 +66,8 @@ def _divide(sharding: Sharding, plan: StagePlan, state: State, ranks: Ranks, uni
     """Replicate or shard the model over several ranks by `distributed.strategy`; returns a log line. `units`: modules gathered at once."""
     config, names = plan.config, plan.trained_names
     counts = memory_estimate.count_parameters(sharding.model, names, state.ever_trained, units)
-    storage = Storage.of(config.train.precision, averages=optim.average_count(config.optim))
+    averages, hook = optim.average_count(config.optim), config.distributed.ddp_comm_hook
+    storage = Storage.of(config.train.precision, averages, comm_hook=hook)
     accumulating = config.data.pack_tokens is not None or math.ceil(config.train.global_batch / (micro_batch * ranks.size)) > 1
     layout, reason = strategy.choose(config.distributed, counts, storage, ranks, accumulating=accumulating)
     sharding.wrap(units, names, layout, ranks)

@@ -32,7 +32,7 @@ def gradients(made, trainable, batches, ranks, folder):
         micro_batch.batch = inputs.collate([inputs.encode(given, 0) for given in samples])
     loop = make_loop(State(model), family.Loss(config), make_config(), ranks, folder / "bad.jsonl")
     weights = total_loss_weights(loop.loss, micros, ranks)
-    loop.accumulate(distributed.replicate(model, ranks), micros, weights)
+    loop.accumulate(distributed.replicate(model, ranks, "none"), micros, weights)
     return {name: value.grad.numpy() for name, value in model.named_parameters() if value.grad is not None}
 
 

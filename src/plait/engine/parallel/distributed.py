@@ -6,8 +6,6 @@ With one process every collective is the identity. Values on the host travel ove
 import contextlib
 import datetime
 import gc
-import inspect
-import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +14,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
+from plait.engine.parallel import agent_store, replication
 from plait.errors import PlaitError, Stopped
 
 _RANK_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "Timed out waiting", "timed out")
 """Parts of gloo's and NCCL's error messages when a rank no longer answers."""
-_joins = itertools.count()
-"""How often this process has joined a group: as often as the other ranks have."""
-_BROADCASTS_BUFFERS = ("forward_sync_buffers", "broadcast_buffers")
-"""DDP's option to broadcast rank 0's buffers before every forward pass, by its name in torch 2.13 and before. Ours never change."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ def join(device: str = "auto", timeout_s: float | None = None) -> Iterator[Ranks
         return
     backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
     timeout = None if timeout_s is None else datetime.timedelta(seconds=timeout_s)
-    dist.init_process_group(backend, timeout=timeout, store=_store(), rank=int(os.environ["RANK"]), world_size=size)
+    dist.init_process_group(backend, timeout=timeout, store=agent_store.open_store(), rank=int(os.environ["RANK"]), world_size=size)
     try:
         yield Ranks(dist.get_rank(), size, chosen)
         dist.barrier()  # ranks leave together: none closes its connections while another still reads
@@ -110,35 +104,13 @@ def join(device: str = "auto", timeout_s: float | None = None) -> Iterator[Ranks
         dist.destroy_process_group()
 
 
-def _store() -> Store | None:
-    """Return torchrun's key-value store with a prefix of its own for each attempt and join; None where torchrun shares none.
-
-    torchrun keeps that store over its restarts, and in it the addresses of dead ranks, which gloo would wait for (pytorch#135712). Nodes
-    count attempts differently. Raises PlaitError for restarts on several nodes, saying how to start.
-    """
-    environment = os.environ
-    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
-        return None
-    if int(environment["GROUP_WORLD_SIZE"]) > 1 and int(environment["TORCHELASTIC_MAX_RESTARTS"]) > 0:
-        raise PlaitError(
-            f"torchrun --max-restarts on {environment['GROUP_WORLD_SIZE']} nodes: a restart would hang in torchrun's shared store; "
-            "start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, on every node"
-        )
-    store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
-    return PrefixStore(f"attempt-{environment['TORCHELASTIC_RESTART_COUNT']}-{next(_joins)}", store)
-
-
-def replicate(model: nn.Module, ranks: Ranks) -> nn.Module:
+def replicate(model: nn.Module, ranks: Ranks, comm_hook: str) -> nn.Module:
     """Wrap the model in DDP, which averages gradients over ranks in backward. One rank's or a sharded model is returned as it is.
 
     Called for each stage (part of a run): DDP ignores gradients of parameters that were frozen when it was made: replicas would diverge.
     """
-    if ranks.size == 1 or isinstance(model, FSDPModule):
-        return model
-    devices = [ranks.device.index] if ranks.device.type == "cuda" else None
-    known = inspect.signature(DistributedDataParallel).parameters
-    no_broadcast: dict[str, Any] = {next(name for name in _BROADCASTS_BUFFERS if name in known): False}
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **no_broadcast)
+    alone = ranks.size == 1 or isinstance(model, FSDPModule)
+    return model if alone else replication.wrap(model, ranks.device, comm_hook)
 
 
 def is_sharded(net: nn.Module) -> bool:

@@ -48,17 +48,22 @@ class Storage:
     """Bytes per value: `trained` for a weight that trains, and again for its gradient, `frozen` for one that does not.
 
     fp32: trained 4, frozen 4; bf16, fp16: 4 and 2; pure_bf16: 2 and 2. `averages`: how many each trained weight has, 4 bytes a value.
+    `compressed`: whether replicas send their gradients in 2 bytes a value (`distributed.ddp_comm_hook`).
     """
 
     trained: int
     frozen: int
     averages: int
+    compressed: bool = False
 
     @classmethod
-    def of(cls, precision: str, averages: int = 0) -> "Storage":
-        """Return the storage for a `train.precision`, such as "bf16". `averages`: how many are kept of each trained weight."""
+    def of(cls, precision: str, averages: int = 0, *, comm_hook: str = "none") -> "Storage":
+        """Return the storage for a `train.precision`, such as "bf16", and a `distributed.ddp_comm_hook`.
+
+        `averages`: how many are kept of each trained weight.
+        """
         half = precision != "fp32"
-        return cls(2 if precision == "pure_bf16" else _FLOAT32, 2 if half else _FLOAT32, averages)
+        return cls(2 if precision == "pure_bf16" else _FLOAT32, 2 if half else _FLOAT32, averages, comm_hook != "none")
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ def traffic(counts: ParameterCounts, layout: Layout, storage: Storage, *, micro_
     shards, groups = layout.shards, layout.ranks // layout.shards
     gradients = counts.trained * storage.trained
     if shards == 1:
-        return Traffic(0, _ring(2 * gradients, groups))
+        return Traffic(0, _ring(2 * (2 * counts.trained if storage.compressed else gradients), groups))
     (_, paused), (_, frozen) = _split(counts, layout)
     sharded = counts.trained * storage.trained + paused * _FLOAT32 + frozen * storage.frozen
     gathers = micro_batches * (1 if layout.strategy == "shard_grad_op" else 2)

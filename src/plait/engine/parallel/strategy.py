@@ -48,7 +48,8 @@ def decide(settings: Distributed, counts: ParameterCounts, storage: Storage, pla
     replicated = Layout("ddp", place.ranks)
     if settings.strategy == "ddp" or (settings.strategy == "auto" and total(replicated) <= free):
         reason = "as set" if settings.strategy == "ddp" else f"fits the {free / _GB:.3g} GB for it"
-        return replicated, f"ddp: {total(replicated) / _GB:.3g} GB of state on each of {place.ranks} ranks, {reason}"
+        sent = "; gradients are sent as bfloat16" if storage.compressed else ""
+        return replicated, f"ddp: {total(replicated) / _GB:.3g} GB of state on each of {place.ranks} ranks, {reason}{sent}"
     if settings.strategy == "auto":
         grouped = Layout("hsdp", place.ranks, place.group)
         chosen = grouped if place.group < place.ranks and total(grouped) <= free else Layout("fsdp", place.ranks)
@@ -62,7 +63,8 @@ def decide(settings: Distributed, counts: ParameterCounts, storage: Storage, pla
             chosen = with_full_frozen
     frozen = f", frozen blocks {'cut too' if chosen.shard_frozen else 'whole on every rank'}" if counts.frozen + counts.paused else ""
     size = f"{chosen.strategy}: {total(chosen) / _GB:.3g} GB of state on each of {place.ranks} ranks"
-    return chosen, f"{size}, cut over {chosen.shards}{frozen}: {reason}"
+    unused = "; distributed.ddp_comm_hook changes nothing, as it is for ddp" if storage.compressed else ""
+    return chosen, f"{size}, cut over {chosen.shards}{frozen}: {reason}{unused}"
 
 
 def shard_group(settings: Distributed, ranks: int, per_node: int) -> int:

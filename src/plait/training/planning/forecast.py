@@ -153,7 +153,8 @@ class _Stage:
             rows = plan.slicing(plan.order.ids(0), 0, ranks, micro)
             micro, micro_batches = max(len(ids) for ids, _ in rows), len(rows)
         counts = memory_estimate.count_parameters(bundle.model, self.names, self.ever, bundle.blocks)
-        storage = Storage.of(config.train.precision, averages=optim.average_count(config.optim))
+        averages, hook = optim.average_count(config.optim), config.distributed.ddp_comm_hook
+        storage = Storage.of(config.train.precision, averages, comm_hook=hook)
         if bundle.adapters is not None:
             bundle.adapters.begin(self.ever, self.names)
         fake_step.fake_weights(bundle, self.names, set(self.ever), config.train.precision)
