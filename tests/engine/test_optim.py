@@ -1,15 +1,18 @@
 import math
 import re
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from plait.config.schema import Optim
 from plait.engine import optim
 from plait.engine.averages import Ema
 from plait.engine.schedule import Progress
 from plait.errors import PlaitError
+from tests.waits import Waits
 
 from .toy import Net, make_config, make_state
 
@@ -182,17 +185,51 @@ def filled(seed=0):
     return parts
 
 
+class Operators(TorchDispatchMode):
+    """Context manager: counts operators by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def clipped(components, limit, own_limits):
+    """The norms of gradients that are clipped once those have been read."""
+    norms, clip = optim.measure(components, limit, own_limits)
+    clip({name: float(value) for name, value in norms.items()})
+    return norms
+
+
+@pytest.mark.parametrize(
+    ("limit", "own", "multiplied"), [(1e9, {"b": 1e9}, 0), (0.01, {"b": 1e9}, 1), (0.01, {"b": 0.01}, 2), (None, {}, 0)]
+)
+def test_gradients_below_the_limit_are_not_multiplied_and_norms_not_waited_for(limit, own, multiplied):
+    parts = filled()
+    with Operators() as operators, Waits() as waits:
+        norms, clip = optim.measure(parts, limit, own)
+    read = {name: float(value) for name, value in norms.items()}
+    with operators, waits:
+        clip(read)
+    assert not waits.found
+    assert operators.count["_foreach_norm"] == 1
+    assert operators.count["_foreach_mul_"] == multiplied
+
+
 @pytest.mark.parametrize("limit", [0.01, 1e9])
 def test_clipping_equals_pytorch_to_the_bit(limit):
     ours, theirs = ([value for part in filled().values() for value in part] for _ in range(2))
-    assert torch.equal(optim.clip({"all": ours}, limit, {})["grad_norm"], nn.utils.clip_grad_norm_(theirs, limit))
+    assert torch.equal(clipped({"all": ours}, limit, {})["grad_norm"], nn.utils.clip_grad_norm_(theirs, limit))
     assert all(torch.equal(one.grad, other.grad) for one, other in zip(ours, theirs, strict=True))
 
 
 def test_clipping_without_a_limit_only_measures():
     value = nn.Parameter(torch.zeros(2))
     value.grad = torch.tensor([3.0, 4.0])
-    assert optim.clip({"a": [value, nn.Parameter(torch.zeros(1))]}, None, {}) == {"grad_norm": 5.0}
+    assert clipped({"a": [value, nn.Parameter(torch.zeros(1))]}, None, {}) == {"grad_norm": 5.0}
     assert value.grad.tolist() == [3.0, 4.0]
 
 
@@ -200,7 +237,7 @@ def test_clipping_without_a_limit_only_measures():
 def test_a_component_is_clipped_by_its_own_norm_and_the_others_together(limit):
     ours, theirs = filled(), filled()
     whole = nn.utils.get_total_norm([value.grad for part in theirs.values() for value in part])
-    norms = optim.clip(ours, limit, {"b": 0.1})
+    norms = clipped(ours, limit, {"b": 0.1})
     each = {"b": nn.utils.clip_grad_norm_(theirs["b"], 0.1)}
     each |= {name: nn.utils.get_total_norm([value.grad for value in theirs[name]]) for name in ("a", "c")}
     if limit is not None:
@@ -214,7 +251,7 @@ def test_a_component_without_gradients_is_passed_over():
     parts = filled()
     for value in parts["b"]:
         value.grad = None
-    assert optim.clip(parts, 1.0, {"b": 0.1})["grad_norm/b"] == 0.0
+    assert clipped(parts, 1.0, {"b": 0.1})["grad_norm/b"] == 0.0
 
 
 @pytest.mark.parametrize(("ema", "count"), [(None, 0), ({"decay": 0.9}, 1), ({"decay": 0.9, "post_hoc": True}, 3)])
@@ -281,7 +318,7 @@ def test_a_parameter_in_two_groups_or_in_none_is_found():
 
 def test_nothing_with_a_gradient_has_a_norm_of_zero():
     parts = {"a": [nn.Parameter(torch.ones(2))]}
-    assert optim.clip(parts, 1.0, {}) == {"grad_norm": 0.0}
+    assert clipped(parts, 1.0, {}) == {"grad_norm": 0.0}
 
 
 def test_adapters_of_a_component_without_input_are_dropped_too():

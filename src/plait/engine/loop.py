@@ -179,12 +179,13 @@ class Loop:
                 log.info(line)
         components, scaler = optim.by_component(state.optimizer), self.scaler
         scaler.unscale(value for part in components.values() for value in part)
-        norms = optim.clip(components, self.config.train.grad_clip, self.config.optim.own_clips)
+        norms, clip = optim.measure(components, self.config.train.grad_clip, self.config.optim.own_clips)
         row = self.figures(sums, loss_weights, norms) | scaler.figures()
         if scaler.overflowed(row["loss"], row["grad_norm"], self.ranks):
             log.info(f"step {state.step + 1}: gradients overflow float16; taken again with the loss scaled by {scaler.scale:g}")
             optim.drop_gradients(state.optimizer)
             return self.gradient(net, batch, loss_weights, audit=audit)
+        clip(row)
         values = {name: row[name] for name in row if name.startswith("loss") or name == "grad_norm"}
         finite = all(map(math.isfinite, values.values()))
         if not self.ranks.any(not finite or (self.spikes is not None and self.spikes.stands_out(row))):

@@ -4,7 +4,8 @@ A component is a named part of the model, such as its vision encoder: {component
 by position, which mixes up moments when the set of trained parameters changes; here they go by name. A stage is a part of a run.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -109,24 +110,27 @@ def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, progress: Progress) -
 
 
 def by_component(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.Parameter]]:
-    """Return the optimizer's parameters as {component: parameters}, for `clip`."""
+    """Return the optimizer's parameters as {component: parameters}, for `measure`."""
     components: dict[str, list[nn.Parameter]] = {}
     for group in optimizer.param_groups:
         components.setdefault(group["component"], []).extend(group["params"])
     return components
 
 
-def clip(components: Mapping[str, Sequence[nn.Parameter]], limit: float | None, own_limits: Mapping[str, float]) -> dict[str, Tensor]:
-    """Scale gradients in place by min(1, limit / (norm + 1e-6)), and return their norms before scaling.
+def measure(
+    components: Mapping[str, Sequence[nn.Parameter]], limit: float | None, own_limits: Mapping[str, float]
+) -> tuple[dict[str, Tensor], Callable[[Mapping[str, float]], None]]:
+    """Return gradients' norms, and a function that clips: it scales gradients in place by min(1, limit / (norm + 1e-6)).
 
     A component in `own_limits` is clipped by its own norm, the others by the norm of all of them together. A limit of None only measures.
-    Returns the norm of everything (`grad_norm`) and, of several components, each one's (`grad_norm/COMPONENT`). For one component
-    bit-equal to `nn.utils.clip_grad_norm_`, without its sorting by device and type: these are float32 on one device.
+    Returns the norm of everything (`grad_norm`) and, of several components, each one's (`grad_norm/COMPONENT`). The function is given them
+    once the host has read them, and multiplies nothing below the limit. For one component bit-equal to `nn.utils.clip_grad_norm_`, without
+    its sorting by device and type: these are float32 on one device.
     """
     sharded = {name: [value.grad for value in part if value.grad is not None] for name, part in components.items()}
     every = [gradient for part in sharded.values() for gradient in part]
     if not every:
-        return {"grad_norm": torch.zeros(())}
+        return {"grad_norm": torch.zeros(())}, lambda _: None
     gradients = {name: [local(gradient) for gradient in part] for name, part in sharded.items()}
     tensor_norms = torch.stack(torch._foreach_norm([gradient for part in gradients.values() for gradient in part], 2, torch.float32))
     several = len(components) > 1
@@ -140,19 +144,18 @@ def clip(components: Mapping[str, Sequence[nn.Parameter]], limit: float | None, 
     if several:
         norms_to_join.extend(by_component.values())
     total_norm, *others = norms_of_all([torch.linalg.vector_norm(norms) for norms in norms_to_join], every[0])
-    common_norm = others[0] if some_apart else total_norm
     norms = dict(zip(by_component, others[some_apart:] or [total_norm], strict=True))
-    for name in own_limits.keys() & gradients.keys():
-        _scale(gradients[name], own_limits[name], norms[name])
+    limits = [(value, [name], norms[name]) for name, value in own_limits.items() if name in gradients]
     if limit is not None:
-        _scale([gradient for name in common for gradient in gradients[name]], limit, common_norm)
-    return {"grad_norm": total_norm, **({f"grad_norm/{name}": norm for name, norm in norms.items()} if several else {})}
+        limits.append((limit, common, others[0] if some_apart else total_norm))
 
+    def clip(read: Mapping[str, float]) -> None:
+        for most, names, norm in limits:
+            about = math.hypot(*(read.get(f"grad_norm/{name}", read["grad_norm"]) for name in names))
+            if not about < 0.999 * most:
+                torch._foreach_mul_([value for name in names for value in gradients[name]], (most / (norm + 1e-6)).clamp(max=1.0))
 
-def _scale(gradients: list[Tensor], limit: float, norm: Tensor) -> None:
-    surely_below = norm.device.type == "cpu" and float(norm) < 0.999 * limit  # on a GPU this would wait for it
-    if gradients and not surely_below:
-        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return {"grad_norm": total_norm, **({f"grad_norm/{name}": norm for name, norm in norms.items()} if several else {})}, clip
 
 
 def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
@@ -166,7 +169,7 @@ def drop_idle(optimizer: torch.optim.Optimizer, components: Iterable[str], norms
     """Set to None the gradients of each of `components`, or its adapters, whose norm is exactly 0. Weights and moments then stay.
 
     Where no sample of a step has input for a component, its gradient is zeros, with which AdamW would still decay its weights and move them
-    by old moments. `norms`: {"grad_norm": ..., "grad_norm/COMPONENT": ...}, as `clip` returns them.
+    by old moments. `norms`: {"grad_norm": ..., "grad_norm/COMPONENT": ...}, as `measure` returns them.
     """
     for group in optimizer.param_groups:
         named = component_of(group["component"]) in components

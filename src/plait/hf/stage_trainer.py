@@ -197,9 +197,10 @@ class StageTrainer(Trainer):
         """Clip the step's gradient as the loop does; returns its norm. Raises Recurring where it is not finite, or always 0."""
         config, state = self.stage.config, self.run_state
         assert self.optimizer is not None
-        norms = optim.clip(optim.by_component(self.optimizer), config.train.grad_clip, config.optim.own_clips)
+        norms, clip = optim.measure(optim.by_component(self.optimizer), config.train.grad_clip, config.optim.own_clips)
         *measured, loss = torch.stack([*norms.values(), self.step_loss.to(norms["grad_norm"])]).tolist()
         values = dict(zip(norms, measured, strict=True))
+        clip(values)
         if not math.isfinite(values["grad_norm"]):
             ids = [f"{i.source}:{i.index}@{i.epoch}" for i in part.micro.ids]
             model, run = self.stage.bundle.model, self.stage.out
