@@ -130,6 +130,7 @@ TESTS: dict[str, str] = {
     "engine/checkpoints/reference.py": "commands/test_upgrade_check.py",
     "engine/checkpoints/renames.py": "commands/test_upgrade_check.py",
     "engine/checkpoints/stored_files.py": "engine/test_checkpoint.py training/test_reshard.py commands/test_damaged_checkpoints.py",
+    "engine/monitoring/memory_trial.py": "engine/test_micro_batch.py training/test_stage.py",
     "engine/monitoring/beats.py": "engine/test_heartbeat.py",
     "engine/monitoring/beside/alert_process.py": "engine/test_alerts.py",
     "engine/monitoring/alerts.py": "engine/test_alerts.py",

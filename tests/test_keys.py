@@ -1,9 +1,10 @@
 """Keys decide every random number of a run: their values may never change, or a run would go on as another one."""
 
 import numpy as np
+import pytest
 import xxhash
 
-from plait.keys import key
+from plait.keys import key, stem
 
 
 def test_keys_have_the_values_that_saved_runs_were_made_with():
@@ -14,3 +15,8 @@ def test_keys_have_the_values_that_saved_runs_were_made_with():
 
 def test_what_looks_alike_has_different_keys():
     assert len({key("ab", "c"), key("a", "bc"), key("abc"), key("1"), key(1), key(1, ""), key("", 1), key()}) == 8
+
+
+@pytest.mark.parametrize("rest", [(3,), (0, 255, 256), (1 << 40, "epoch"), ()])
+def test_a_key_after_a_stem_is_the_key_of_all_parts(rest):
+    assert key(*rest, after=stem(7, "sample", 1)) == key(7, "sample", 1, *rest)

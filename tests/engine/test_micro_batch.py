@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from plait.engine import micro_batch
+from plait.engine.monitoring import memory_trial
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import Stopped
 from tests import processes, toy_family
@@ -119,19 +120,19 @@ def test_running_out_where_ranks_wait_ends_all_and_the_next_start_fits(recipe, s
 def test_the_probe_holds_the_memory_of_moments_that_are_not_there_yet(monkeypatch):
     state, empty, held = make_state(make_config()), torch.empty, []
     monkeypatch.setattr(torch, "empty", lambda *size, **more: held.append((size, more["dtype"])) or empty(*size, **more))
-    with micro_batch.reserved(state.trained().values(), state.optimizer):
+    with memory_trial.reserved(state.trained().values(), state.optimizer):
         pass
     state.model.head.weight.grad = torch.zeros(1, 8)
     state.optimizer.step()
-    with micro_batch.reserved(state.trained().values(), state.optimizer):
+    with memory_trial.reserved(state.trained().values(), state.optimizer):
         pass
     values = 4 * 8 + 8 + 8 + 1
     assert held == [((2 * 4 * values,), torch.uint8), ((2 * 4 * (values - 8),), torch.uint8)]  # two moments in float32
 
 
 def test_the_size_of_a_micro_batch_is_its_numbers():
-    assert micro_batch.size({"x": torch.zeros(3, 4), "y": torch.zeros(5), "names": ["a", "b"]}) == 17
-    assert micro_batch.size({}) == 0
+    assert memory_trial.size({"x": torch.zeros(3, 4), "y": torch.zeros(5), "names": ["a", "b"]}) == 17
+    assert memory_trial.size({}) == 0
 
 
 @pytest.mark.parametrize(("configured", "noted", "samples"), [(8, None, 8), (8, 4, 4), (2, 4, 2)])

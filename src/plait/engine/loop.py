@@ -238,8 +238,7 @@ class Loop:
         `sums`: this rank's numerators by term; `loss_weights`: the global denominators.
         """
         names = list(loss_weights)
-        values = torch.stack([*sums.values(), *(norm.double() for norm in norms.values())]).tolist()
-        on_this_rank = dict(zip([*sums, *norms], values, strict=True))
+        on_this_rank = on_host({**sums, **norms})
         numerators = [on_this_rank.get(name, 0.0) for name in names]
         *numerators, flops, requested = sum_over_ranks([*numerators, self.meter.take(), self.stop.requested()], self.ranks)
         self.stop.agree(requested > 0)
@@ -259,12 +258,19 @@ def total_loss_weights(loss: Loss, micros: Sequence[MicroBatch], ranks: Ranks) -
 def own_loss_weights(loss: Loss, micros: Sequence[MicroBatch]) -> dict[str, float]:
     """Return each loss term's weight and each of the loss's counts, by name, over this rank's micro-batches; reads host tensors only."""
     loss_weights = [weights_of(loss, micro.batch) for micro in micros if not micro.padding]
-    return {name: sum((float(terms[name]) for terms in loss_weights), 0.0) for name in (*sorted(loss.coefficients), *loss.counts)}
+    return {name: sum([float(terms[name]) for terms in loss_weights], 0.0) for name in (*sorted(loss.coefficients), *loss.counts)}
 
 
 def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
     """Sum each number over all ranks, in float64; every rank calls this with equally many numbers."""
     return ranks.sum(torch.tensor(values, dtype=torch.float64)).tolist() if ranks.size > 1 else [float(value) for value in values]
+
+
+def on_host(scalars: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return scalar tensors of one device as numbers by name; waits for the device once."""
+    if all(value.is_cpu for value in scalars.values()):
+        return {name: value.item() for name, value in scalars.items()}
+    return dict(zip(scalars, torch.stack([value.double() for value in scalars.values()]).tolist(), strict=True))
 
 
 def seed(value: int, device: torch.device) -> None:

@@ -7,15 +7,13 @@ the run directory, for every later start on as many ranks. A stage is a part of 
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from plait import files
-from plait.engine.parallel.distributed import Ranks, local
+from plait.engine.parallel.distributed import Ranks
 from plait.errors import Stopped
 
 log = logging.getLogger(__name__)
@@ -107,18 +105,3 @@ def guarded(ranks: Ranks, *, meet: bool = False, collective: bool = False) -> It
         raise Exceeded(message)
     if meet and not collective and ranks.any(False):
         raise Exceeded("another rank ran out of memory")
-
-
-@contextlib.contextmanager
-def reserved(trained: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Allocate, inside the block, as much memory as AdamW's first step will for the moments of `trained`, for a realistic trial pass."""
-    missing = sum(2 * local(value).nbytes for value in trained if value not in optimizer.state)
-    device = next(iter(optimizer.param_groups))["params"][0].device
-    held = torch.empty(missing, dtype=torch.uint8, device=device)
-    yield
-    del held
-
-
-def size(batch: Mapping[str, Any]) -> int:
-    """Count the values in all tensors of a micro-batch, to find the largest of several for a trial of memory."""
-    return sum(value.numel() for value in batch.values() if isinstance(value, Tensor))

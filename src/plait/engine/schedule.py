@@ -6,7 +6,7 @@ of a step is known before its forward pass and is the same on any ranks, so the 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from plait.config.schema import Component, Optim, Schedule
 from plait.errors import PlaitError
@@ -16,8 +16,7 @@ STAGE_TOKENS = "stage_tokens"
 """Key among a state's totals: the tokens of the running stage, which a schedule in tokens goes by."""
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """How far a stage is, in steps or tokens (the schedule's unit): `before` and `after` an update; `end`: where the curve ends."""
 
     before: float

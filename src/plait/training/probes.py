@@ -1,4 +1,4 @@
-"""Probe a stage (part of a run): the loss of a few fixed samples, and whether its largest micro-batch fits in memory.
+"""Probe a stage (part of a run): the loss of a few fixed samples, and whether its memory is to be tried.
 
 A plan says what the stage trains, on which data, for how many steps; a bundle is the model with its family (kind of model).
 """
@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 from plait.assembly.fixed_order import FixedOrder
 from plait.assembly.model import ModelBundle
-from plait.data.loading.loader import Loader, MicroBatch, StepBatch
+from plait.data.loading.loader import Loader, StepBatch
 from plait.data.order import SampleId
 from plait.data.sources.part import OneByOne
-from plait.engine import micro_batch
 from plait.engine.held_out_loss import held_out_loss
-from plait.engine.loop import Loop, total_loss_weights
+from plait.engine.loop import total_loss_weights
 from plait.engine.loss import Loss, has_targets
 from plait.engine.parallel.distributed import Ranks
 from plait.training.stage_plan import StagePlan
@@ -62,7 +61,7 @@ def probe_loss(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> ProbeLoss:
 
 
 def wants_memory_probe(plan: StagePlan, ranks: Ranks) -> bool:
-    """Return whether to run `probe_memory` before the first step: if `guard.memory_probe` is "always", or "auto" and there is a GPU."""
+    """Return whether to try memory before the first step: if `guard.memory_probe` is "always", or "auto" and there is a GPU."""
     wanted = plan.config.guard.memory_probe
     return wanted == "always" or (wanted == "auto" and ranks.device.type != "cpu")
 
@@ -70,14 +69,3 @@ def wants_memory_probe(plan: StagePlan, ranks: Ranks) -> bool:
 def probed_steps(plan: StagePlan, stage_step: int) -> tuple[int, int]:
     """Return (first, end): the next steps of the stage, of about 64 samples, whose largest micro-batch `probe_memory` is to try."""
     return stage_step, min(stage_step + max(1, _PROBED_SAMPLES // plan.config.train.global_batch), plan.steps)
-
-
-def probe_memory(plan: StagePlan, loop: Loop, loader: Loader) -> None:
-    """Run forward and backward on the loader's largest micro-batch; gradients stay. Raises Exceeded or ExceededAlone out of memory."""
-    micros: list[MicroBatch] = [micro for batch in loader for micro in batch.micro]
-    state = loop.state
-    assert state.optimizer is not None
-    state.model.train()
-    with micro_batch.reserved(state.trained().values(), state.optimizer):
-        largest = max(micros, key=lambda micro: micro_batch.size(micro.batch))
-        loop.accumulate(state.model, [largest], dict.fromkeys(plan.loss.coefficients, 1.0))

@@ -16,7 +16,7 @@ from plait.data.loading.bucketing import bucket_of
 from plait.data.order import Ordering, SampleId, Slices, Slicing, rank_slices
 from plait.data.sources.contract import Sample, Source, read
 from plait.errors import BadSample, PlaitError, sample_errors
-from plait.keys import key
+from plait.keys import key, stem
 
 _ATTEMPTS = 50  # if half of a source were bad, this many bad replacements in a row would come once in 10^15 samples
 
@@ -131,7 +131,8 @@ class MicroBatchBuilder:
 
     def _try_encode(self, chosen: SampleId) -> tuple[Any, str, str | None]:
         """Return (example, name, why it is bad or None)."""
-        source, name, sample_key = self.sources[chosen.source], None, key(self.seed, "sample", *chosen)
+        source, name = self.sources[chosen.source], None
+        sample_key = key(chosen.index, chosen.epoch, after=stem(self.seed, "sample", chosen.source))
         try:
             with sample_errors:
                 sample = read(source, chosen.index, sample_key)

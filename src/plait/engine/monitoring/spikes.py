@@ -6,6 +6,7 @@ more than 3.5 times that of the second largest of them, and a factor of 1.3. The
 long tails, sources with unequal losses, and a level that is changing. Twenty times the second largest is enough in any case.
 """
 
+import itertools
 import logging
 import math
 import statistics
@@ -41,7 +42,8 @@ Look = Callable[[str, Row, StepBatch], str]
 
 def limit(rises: Sequence[float], rise: float) -> float | None:
     """Return the largest usual rise after `rises`, if `rise` is beyond it; else None, also after fewer than 40."""
-    if len(rises) < FEWEST or sum(earlier >= rise for earlier in rises) > 1:
+    as_large = itertools.islice((earlier for earlier in rises if earlier >= rise), 2)
+    if len(rises) < FEWEST or len([*as_large]) > 1:
         return None
     ordered = sorted(rises)
     median = statistics.median(ordered)

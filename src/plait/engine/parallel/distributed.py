@@ -208,4 +208,6 @@ def norms_of_all(norms: Sequence[Tensor], sharded: Tensor) -> Sequence[Tensor]:
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """Return the batch with its tensors, and those of dicts in it, on `device`; pinned ones are copied asynchronously."""
     moved = {name: to_device(value, device) if isinstance(value, dict) else value for name, value in batch.items()}
+    if device.type == "cpu":  # a batch is made there
+        return moved
     return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in moved.items()}

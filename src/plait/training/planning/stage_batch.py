@@ -10,8 +10,8 @@ from plait.assembly.model import ModelBundle
 from plait.config.schema import RunConfig
 from plait.data.loading.loader import Loader
 from plait.data.order import SampleId, Slices
-from plait.engine import micro_batch
 from plait.engine.loss import Loss, weights_of
+from plait.engine.monitoring.memory_trial import size
 from plait.engine.schedule import TOKENS
 from plait.errors import BadSample, PlaitError
 from plait.families.planning import planner
@@ -105,7 +105,7 @@ def _read(plan: StagePlan, inputs: Any, ranks: int, rows: int) -> list[tuple[Bat
         micros = [micro for step in loader for micro in step.micro if not micro.padding]
     if not micros:
         raise PlaitError("the stage's first steps have no samples for this rank")
-    return sorted(((micro.batch, len(micro.ids)) for micro in micros), key=lambda pair: micro_batch.size(pair[0]))
+    return sorted(((micro.batch, len(micro.ids)) for micro in micros), key=lambda pair: size(pair[0]))
 
 
 def assumed(config: RunConfig, bundle: ModelBundle, loss: Loss, micro_batch_size: int, reason: str) -> StageBatch:
