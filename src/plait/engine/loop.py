@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.config.schema import RunConfig
-from plait.engine import guards, micro_batch, nonfinite, nonfinite_report, optim, schedule, source_shares
+from plait.engine import blocks, guards, micro_batch, nonfinite, nonfinite_report, optim, schedule, source_shares
 from plait.engine.loss import Batch, Loss, MicroBatch, StepBatch, has_targets, sums_of, weights_of
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
@@ -203,25 +203,31 @@ class Loop:
         totals: dict[str, Tensor] = {}
         self.meter.take()  # a step that is taken again is counted once
         sharded = distributed.is_sharded(net)
-        for i, micro in enumerate(micros):
-            seed(key(self.config.seed, "dropout", self.state.step, self.ranks.rank, i), self.ranks.device)
-            self.mark("copy")
-            inputs, last = distributed.to_device(micro.batch, self.ranks.device), i == len(micros) - 1
-            self.mark("forward")
-            with distributed.accumulating(net, last):
-                with micro_batch.guarded(self.ranks, meet=last, collective=sharded):
-                    counting = contextlib.nullcontext() if micro.padding else self.meter.forward(inputs)
-                    with counting, autocast(self.config.train.precision, self.ranks.device):
-                        sums = sums_of(self.loss, net, inputs)
-                    self.mark("backward")
-                    if not last:
-                        self.backward(sums, micro, loss_weights)
-                if last:
-                    with micro_batch.guarded(self.ranks, collective=True):
-                        self.backward(sums, micro, loss_weights)
-            if not micro.padding:
-                for name, value in sums.items():
-                    totals[name] = totals[name] + value.detach().double() if name in totals else value.detach().double()
+        recomputed = self.config.distributed.activation_checkpointing != "none"
+        with contextlib.ExitStack() as casts:
+            if (recomputed or len(micros) > 1) and not sharded:  # gathered weights would be kept whole
+                casts.enter_context(blocks.kept_casts(self.config, self.state.model, self.ranks))
+            for i, micro in enumerate(micros):
+                seed(key(self.config.seed, "dropout", self.state.step, self.ranks.rank, i), self.ranks.device)
+                self.mark("copy")
+                inputs, last = distributed.to_device(micro.batch, self.ranks.device), i == len(micros) - 1
+                self.mark("forward")
+                with distributed.accumulating(net, last):
+                    with micro_batch.guarded(self.ranks, meet=last, collective=sharded):
+                        counting = contextlib.nullcontext() if micro.padding else self.meter.forward(inputs)
+                        with counting, autocast(self.config.train.precision, self.ranks.device):
+                            sums = sums_of(self.loss, net, inputs)
+                        self.mark("backward")
+                        if not last:
+                            self.backward(sums, micro, loss_weights)
+                    if last:
+                        if not recomputed:
+                            casts.close()  # what the backward pass needs of them it holds, and lets go as it goes
+                        with micro_batch.guarded(self.ranks, collective=True):
+                            self.backward(sums, micro, loss_weights)
+                if not micro.padding:
+                    for name, value in sums.items():
+                        totals[name] = totals[name] + value.detach().double() if name in totals else value.detach().double()
         return totals
 
     def backward(self, sums: Mapping[str, Tensor], micro: MicroBatch, loss_weights: Mapping[str, float]) -> None:

@@ -19,7 +19,7 @@ from plait.assembly import weight_files
 from plait.assembly.held_out import open_held_out
 from plait.config.schema import Evaluate, RunConfig
 from plait.data.loading.loader import StepBatch
-from plait.engine import nonfinite_report, optim
+from plait.engine import blocks, nonfinite_report, optim
 from plait.engine.guards import GradientWatch, Quarantine
 from plait.engine.held_out_loss import held_out_loss
 from plait.engine.loop import own_loss_weights, seed, sum_over_ranks
@@ -169,9 +169,10 @@ class StageTrainer(Trainer):
         """Compute the gradient of micro-batches, `inputs`, as the loop does; returns their part of the global loss, times the ranks."""
         model.train()
         losses = []
-        for part in inputs:
-            with contextlib.nullcontext() if part is inputs[-1] else self.accelerator.no_sync(model):
-                losses.append(self._backward(model, part))
+        with blocks.kept_casts(self.stage.config, self.stage.bundle.model, self.ranks):
+            for part in inputs:
+                with contextlib.nullcontext() if part is inputs[-1] else self.accelerator.no_sync(model):
+                    losses.append(self._backward(model, part))
         loss = torch.stack(losses).sum()
         self.step_loss = loss + (self.step_loss if inputs[0].index else 0.0)
         if inputs[-1].last and not self.is_deepspeed_enabled:

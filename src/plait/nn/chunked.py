@@ -25,7 +25,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, how: Chunking) -> Tensor:
         """Return the summed cross-entropy of positions that all have a target."""
-        ctx.how = how
+        ctx.how, ctx.head_dtype = how, head_VD.dtype
         head = head_VD.to(how.product)
         total = torch.zeros((), dtype=how.sums, device=hidden_ND.device)
         normalisers = []
@@ -33,17 +33,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             logits = _logits(hidden, head, how)
             normalisers.append(logits.logsumexp(-1))
             total += (normalisers[-1] - logits.gather(-1, target[:, None])[:, 0]).sum()
-        ctx.save_for_backward(hidden_ND, head_VD, target_N, torch.cat(normalisers))
+        ctx.save_for_backward(hidden_ND, head, target_N, torch.cat(normalisers))
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the hidden states and of the head."""
-        hidden_ND, head_VD, target_N, normaliser_N = ctx.saved_tensors
+        hidden_ND, head, target_N, normaliser_N = ctx.saved_tensors
         how: Chunking = ctx.how
-        head = head_VD.to(how.product)
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        grad_head = torch.zeros_like(head_VD, dtype=normaliser_N.dtype) if ctx.needs_input_grad[1] else None
+        grad_head = torch.zeros_like(head, dtype=normaliser_N.dtype) if ctx.needs_input_grad[1] else None
         for start in range(0, len(target_N), how.positions):
             chunk = slice(start, start + how.positions)
             hidden = hidden_ND[chunk].to(how.product)
@@ -57,7 +56,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 grad_hidden[chunk] = slope @ head
             if grad_head is not None:
                 grad_head += slope.T @ hidden
-        return grad_hidden, None if grad_head is None else grad_head.to(head_VD.dtype), None, None
+        return grad_hidden, None if grad_head is None else grad_head.to(ctx.head_dtype), None, None
 
 
 def _logits(hidden: Tensor, head: Tensor, how: Chunking) -> Tensor:

@@ -49,7 +49,7 @@ class _Chunked(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor, product: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        ctx.product, wide = product, weight_N.dtype
+        ctx.head_dtype, wide = head_VD.dtype, weight_N.dtype
         head = head_VD.to(product)
         normalisers, chosen = [], []
         for hidden, target in zip(torch.split(hidden_ND, CHUNK_POSITIONS), torch.split(target_N, CHUNK_POSITIONS), strict=True):
@@ -57,24 +57,23 @@ class _Chunked(torch.autograd.Function):
             normalisers.append(logits.logsumexp(-1))
             chosen.append(logits.gather(-1, target[:, None])[:, 0])
         normaliser_N = torch.cat(normalisers)
-        ctx.save_for_backward(hidden_ND, head_VD, target_N, weight_N, normaliser_N)
+        ctx.save_for_backward(hidden_ND, head, target_N, weight_N, normaliser_N)
         return (weight_N * (normaliser_N - torch.cat(chosen))).sum(), (weight_N * normaliser_N**2).sum()
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, grad_z: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, head_VD, target_N, weight_N, normaliser_N = ctx.saved_tensors
-        head = head_VD.to(ctx.product)
+        hidden_ND, head, target_N, weight_N, normaliser_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        grad_head = torch.zeros_like(head_VD, dtype=weight_N.dtype) if ctx.needs_input_grad[1] else None
+        grad_head = torch.zeros_like(head, dtype=weight_N.dtype) if ctx.needs_input_grad[1] else None
         for start in range(0, len(target_N), CHUNK_POSITIONS):
             chunk = slice(start, start + CHUNK_POSITIONS)
-            hidden, weight, normaliser = hidden_ND[chunk].to(ctx.product), weight_N[chunk, None], normaliser_N[chunk, None]
+            hidden, weight, normaliser = hidden_ND[chunk].to(head.dtype), weight_N[chunk, None], normaliser_N[chunk, None]
             slope = (F.linear(hidden, head).to(weight_N.dtype) - normaliser).exp_()
             slope *= weight * (grad_loss + 2 * grad_z * normaliser)
             slope.scatter_add_(-1, target_N[chunk, None], -weight * grad_loss)
-            slope = slope.to(ctx.product)
+            slope = slope.to(head.dtype)
             if grad_hidden is not None:
                 grad_hidden[chunk] = (slope @ head).to(grad_hidden.dtype)
             if grad_head is not None:
                 grad_head += slope.T @ hidden
-        return grad_hidden, None if grad_head is None else grad_head.to(head_VD.dtype), None, None, None
+        return grad_hidden, None if grad_head is None else grad_head.to(ctx.head_dtype), None, None, None

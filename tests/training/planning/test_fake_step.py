@@ -34,8 +34,9 @@ def linear(trains=True):
     return nn.Linear(16, 16, bias=False, device="meta").requires_grad_(trains)
 
 
-def measured(made, forward, batch, checkpointing="none", precision="fp32"):
-    return fake_step.measure(made, Sums(forward), batch, precision, Distributed(activation_checkpointing=checkpointing))
+def measured(made, forward, batch, checkpointing="none", precision="fp32", *, casts_kept=True):
+    settings = Distributed(activation_checkpointing=checkpointing)
+    return fake_step.measure(made, Sums(forward), batch, precision, settings, casts_kept=casts_kept)
 
 
 def plain(model, batch):
@@ -71,6 +72,17 @@ def test_checkpointed_blocks_keep_their_inputs_alone():
     row = 8 * 16 * F
     assert kept["full"] == 2 * row + F  # the first has the batch
     assert kept["none"] == 6 * row + F
+
+
+def test_16_bit_copies_of_weights_are_there_until_the_end_of_a_backward_pass_that_recomputes_where_they_are_kept():
+    layers = [nn.Sequential(linear(), nn.ReLU()) for _ in range(8)]
+    names, batch = {f"{block}.0.weight" for block in range(8)}, {"x": torch.zeros(2, 16)}
+    kept, made_again = (measured(bundle(*layers, trained=names), plain, batch, "full", "bf16", casts_kept=kept) for kept in (True, False))
+    casts = 8 * 16 * 16 * 2
+    assert kept.activations == made_again.activations + casts
+    assert kept.gradients == made_again.gradients == 2 * casts
+    assert 3 * casts <= kept.peak < 3 * casts + 1024 and 2 * casts <= made_again.peak < 2 * casts + 1024
+    assert kept.transient >= casts and kept.sharded == made_again.sharded == made_again.transient
 
 
 def test_logits_are_those_of_one_chunk():

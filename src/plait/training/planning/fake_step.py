@@ -55,7 +55,9 @@ class StepMemory:
     peak: int
     """The most at a time: activations, gradients that are there by then, and what is computed meanwhile."""
     transient: int
-    """The most at a time without gradients: what comes on top of a state whose gradients are held whole or sharded."""
+    """The most at a time without gradients: what comes on top of a state whose gradients are held."""
+    sharded: int
+    """The same where weights are sharded, and their 16-bit copies go with the forward pass."""
     batch: int
     """The tensors of the micro-batch itself."""
 
@@ -156,11 +158,11 @@ def fake_weights(bundle: ModelBundle, trained: Collection[str], ever: set[str], 
             setattr(model.get_submodule(owner), last, FakeTensor(mode, torch.empty_like(buffer), _CPU))
 
 
-def measure(bundle: ModelBundle, loss: Loss, batch: Batch, precision: str, settings: Distributed) -> StepMemory:
+def measure(bundle: ModelBundle, loss: Loss, batch: Batch, precision: str, settings: Distributed, *, casts_kept: bool) -> StepMemory:
     """Run forward and backward of the micro-batch `batch` on the fake weights of `bundle`, and return what that holds.
 
-    `settings`: the section `distributed`, of which activation checkpointing counts; nothing is compiled. Raises PlaitError for a model
-    whose operators depend on values that it computes.
+    `settings`: the section `distributed`, of which activation checkpointing counts; nothing is compiled. `casts_kept`: blocks that
+    are recomputed use 16-bit copies of the forward pass. Raises PlaitError for a model whose operators depend on values that it computes.
     """
     model, parameters = bundle.model.train(), [value for value in bundle.model.parameters() if value.requires_grad]
     given = [value for value in batch.values() if isinstance(value, Tensor)]
@@ -168,19 +170,22 @@ def measure(bundle: ModelBundle, loss: Loss, batch: Batch, precision: str, setti
     hooks = [value.register_post_accumulate_grad_hook(live.is_gradient) for value in parameters]
     try:
         with _known(), blocks.changed(bundle.blocks, settings.model_copy(update={"compile": False})), _Logits(live) as logits:
-            with live, autocast(precision, _CPU):
-                sums = loss.sums(model, batch)
-            activations = live.now
-            with live:
-                torch.autograd.backward([value for value in sums.values() if value.requires_grad])
-            del sums
+            with blocks.cast_once(precision) if casts_kept and settings.activation_checkpointing != "none" else contextlib.nullcontext():
+                with live, autocast(precision, _CPU):
+                    sums = loss.sums(model, batch)
+                activations, forward, live.transient = live.now, live.transient, 0
+                with live:
+                    torch.autograd.backward([value for value in sums.values() if value.requires_grad])
+                del sums
+                backward, casts = live.transient, live.now - live.gradients
         gradients = live.gradients
     finally:
         for hook in hooks:
             hook.remove()
         for value in parameters:
             value.grad = None
-    return StepMemory(activations, logits.most, gradients, live.peak, live.transient, sum(value.nbytes for value in given))
+    peaks = live.peak, max(forward, backward), max(forward, backward - casts)
+    return StepMemory(activations, logits.most, gradients, *peaks, sum(value.nbytes for value in given))
 
 
 def between(small: StepMemory, large: StepMemory, share: float) -> StepMemory:

@@ -12,7 +12,7 @@ from plait.assembly.model import ModelBundle
 from plait.config.resolved import Resolved, StageView
 from plait.config.schema import Distributed, RunConfig
 from plait.data.link_lists.refusal import refuse_known
-from plait.engine import optim
+from plait.engine import blocks, optim
 from plait.engine.parallel import memory_estimate, strategy
 from plait.engine.parallel.memory_estimate import Layout, Memory, ParameterCounts, Storage
 from plait.errors import PlaitError
@@ -53,7 +53,13 @@ class StrategyMemory:
             return None
         if self.layout.shards == 1 and not self.accumulating:
             return self.state.total - self.state.gradients + self.step.peak + self.step.batch
-        return self.state.total + self.step.transient + self.step.batch
+        return self.state.total + self.passes
+
+    @property
+    def passes(self) -> int:
+        """Return the bytes that the passes of a micro-batch take at a time, besides a state whose gradients are held."""
+        assert self.step is not None
+        return (self.step.transient if self.layout.shards == 1 else self.step.sharded) + self.step.batch
 
 
 @dataclass(frozen=True)
@@ -232,20 +238,21 @@ class _Stage:
     def step(self, batch: StageBatch | None, settings: Distributed) -> StepMemory | None:
         if batch is None:
             return None
-        return measured(self.bundle, batch, self.view.config.train.precision, settings)
+        return measured(self.bundle, batch, self.view.config.train.precision, settings, self.hardware.memory(settings))
 
 
-def measured(bundle: ModelBundle, batch: StageBatch, precision: str, settings: Distributed) -> StepMemory:
-    """Return what forward and backward of the run's largest micro-batch hold, on the fake weights of `bundle`.
+def measured(bundle: ModelBundle, batch: StageBatch, precision: str, settings: Distributed, memory: float) -> StepMemory:
+    """Return what forward and backward of the run's largest micro-batch hold, on the fake weights of `bundle`. `memory`: of a device.
 
     Of one that is larger than is made, that follows from a smaller one and from half of that, as memory is linear in samples. Raises
     PlaitError for a model whose operators depend on values that it computes.
     """
-    large = fake_step.measure(bundle, bundle.loss(), batch.largest, precision, settings)
+    kept = blocks.keeps_casts(settings, bundle.model, memory)
+    large = fake_step.measure(bundle, bundle.loss(), batch.largest, precision, settings, casts_kept=kept)
     if batch.part is None:
         return large
     half, share = batch.part
-    return fake_step.between(fake_step.measure(bundle, bundle.loss(), half, precision, settings), large, share)
+    return fake_step.between(fake_step.measure(bundle, bundle.loss(), half, precision, settings, casts_kept=kept), large, share)
 
 
 def layouts_of(ranks: int, group: int) -> list[Layout]:

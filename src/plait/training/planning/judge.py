@@ -143,10 +143,9 @@ def fits(stage: StageForecast, hardware: Hardware, findings: Judge) -> Iterator[
 
 def _with_micro_batch(stage: StageForecast, size: int) -> float:
     """Return about the peak with micro-batches of `size`: what grows with them is taken to be proportional to their size."""
-    batch, step = stage.view.config.train.global_batch, stage.chosen.step
-    if step is None or batch % size:
+    if stage.chosen.step is None or stage.view.config.train.global_batch % size:
         return math.inf
-    return stage.chosen.state.total + (step.transient + step.batch) * size / stage.micro_batch
+    return stage.chosen.state.total + stage.chosen.passes * size / stage.micro_batch
 
 
 def _times(ratio: float) -> str:
