@@ -46,6 +46,29 @@ def test_torchs_own_generator_is_never_used(make):
     assert torch.equal(inputs.encode(sample(1), 5).noise, first.noise)
 
 
+def test_text_states_go_to_the_device_as_they_are_stored_and_train_as_in_float32(make):
+    config, model, inputs = make()
+    batch = inputs.collate([inputs.encode(sample(1), 1), inputs.encode(sample(2, text=""), 2), inputs.encode(sample(3, tokens=5), 3)])
+    assert batch["text"].dtype == torch.float16
+    gradients = []
+    for text in (batch["text"], batch["text"].float()):
+        model.zero_grad()
+        family.Loss(config).sums(model, {**batch, "text": text})["flow"].backward()
+        gradients.append({name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None})
+    assert all(torch.equal(value, gradients[1][name]) for name, value in gradients[0].items())
+
+
+@pytest.mark.parametrize(("stored", "sent"), [(np.float32, torch.float32), (np.float64, torch.float32), (np.float16, torch.float16)])
+def test_text_states_of_other_types_are_float32(make, stored, sent):
+    _, _, inputs = make()
+    states = np.random.default_rng(0).standard_normal((3, 8)).astype(stored)
+    examples = [inputs.encode(sample(1, t5h=states), 1), inputs.encode(sample(2), 2)]
+    assert examples[0].conditions.text.dtype == sent
+    batch = inputs.collate(examples)
+    assert batch["text"].dtype == sent
+    assert torch.equal(batch["text"][:3], torch.from_numpy(states).to(sent))
+
+
 def test_held_out_samples_keep_their_conditions_and_are_never_mirrored(make):
     _, _, inputs = make(flip={"probability": 1.0}, dropout={"neither": 1.0, "text_only": 0.0, "image_only": 0.0})
     example = inputs.encode(sample(1), 5)

@@ -146,7 +146,7 @@ def _partner(conditions: Sequence[Conditions], index: int, condition: Literal["t
     for step in range(len(features)):
         partner = (index + len(features) // 2 + step) % len(features)
         other = features[partner]
-        if other is not None and (own is None or own.shape != other.shape or not torch.equal(own, other)):
+        if other is not None and (own is None or own.shape != other.shape or not torch.equal(own.float(), other.float())):
             return partner
     if all(shown is None for shown in features):
         raise PlaitError(f"none of {len(features)} samples has a {condition} to exchange, as where --ablate {condition} leaves it out")

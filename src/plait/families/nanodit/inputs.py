@@ -172,7 +172,7 @@ class Inputs:
         if self.config.text == "words":
             return word_ids(captions.swap(text) if mirrored else text, self.config.words, self.max_tokens)
         name = "t5h_flip" if mirrored and captions.names_side(text) else "t5h"
-        whole = _array(sample, name, torch.float32)
+        whole = _array(sample, name, torch.float32, kept=torch.float16)
         states = whole[: self.max_tokens]
         if states.ndim != 2 or states.shape[1] != self.config.text_dim:
             raise BadSample(f"text states {name} of shape {tuple(states.shape)}; expected (tokens, {self.config.text_dim})")
@@ -201,9 +201,11 @@ def caption(sample: Sample) -> str:
     return turns.get("assistant", turns.get("user", ""))
 
 
-def _array(sample: Sample, name: str, dtype: torch.dtype) -> Tensor:
+def _array(sample: Sample, name: str, dtype: torch.dtype, kept: torch.dtype | None = None) -> Tensor:
+    """Return a copy of an array in `dtype`, but of one stored in the type `kept` in that. Raises BadSample without it."""
     arrays = sample.get("arrays", {})
     if name not in arrays:
         cure = "" if arrays else ": `plait data shard` writes latents of pictures, and model.space=pixels draws these themselves"
         raise BadSample(f"no array {name!r} in the sample; it has {', '.join(sorted(arrays)) or 'none'}{cure}")
-    return torch.tensor(arrays[name], dtype=dtype)  # a copy: the arrays may be views of a shard
+    array = torch.tensor(arrays[name])  # a copy: the arrays may be views of a shard
+    return array if array.dtype == kept else array.to(dtype)

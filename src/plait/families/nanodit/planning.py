@@ -30,7 +30,8 @@ def assumed_batch(config: Config, *, samples: int, tokens: int | None, picture: 
     """
     wide, high = (config.image_size, config.image_size) if config.space == "pixels" else _cells(picture, config.patch)
     length = min(_TEXT, tokens or _TEXT)
-    text = torch.zeros(length, dtype=torch.int64) if config.text == "words" else torch.zeros(length, config.text_dim)
+    words = config.text == "words"
+    text = torch.zeros(length, dtype=torch.int64) if words else torch.zeros(length, config.text_dim, dtype=torch.float16)
     x0 = torch.zeros(config.channels, high, wide)
     conditions = Conditions(text, torch.zeros(config.image_dim) if config.image_dim else None)
     example = Example(x0, x0, 0.5, conditions, "", mirrored=False)

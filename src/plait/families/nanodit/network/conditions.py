@@ -3,6 +3,7 @@
 An export holds a copy of this code.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ def word_ids(text: str, rows: int, limit: int | None) -> tuple[Tensor | None, in
 def pack(rows: Sequence[Conditions], shape: Shape, length: int | None = None) -> dict[str, Tensor]:
     """Pack the conditions of B samples: the T valid text tokens of all, one after another, and image features with null flags.
 
-    Returns `text` (T, features) or (T,), `text_index` (T,): their indices in the flattened `text_mask` (B, L), `text_null` (T,);
-    `image` (B, features), `image_null` (B,). A row without text has one null token: the caption's own mask would leak its length.
+    Returns `text` (T,), or (T, features) of the rows' type, `text_index` (T,): their indices in the flattened `text_mask` (B, L),
+    `text_null` (T,); `image` (B, features), `image_null` (B,). A row without text has one null token: the caption's own mask would leak
+    its length.
     `length`: L to pad to, where padding is packed too, so that shapes never change; None: that of the longest text.
     """
     lengths = [1 if row.text is None else len(row.text) for row in rows]
@@ -55,8 +57,9 @@ def pack(rows: Sequence[Conditions], shape: Shape, length: int | None = None) ->
     mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
     null = torch.zeros(len(rows), longest, dtype=torch.bool)
     null[:, 0] = torch.tensor([row.text is None for row in rows])
-    blank = torch.zeros(1, dtype=torch.int64) if shape.text == "words" else torch.zeros(1, shape.text_dim)
-    text = torch.cat([blank if row.text is None else row.text.to(blank.dtype) for row in rows])
+    kinds = {row.text.dtype for row in rows if row.text is not None} or {torch.int64 if shape.text == "words" else torch.float32}
+    blank = torch.zeros((1,) if shape.text == "words" else (1, shape.text_dim), dtype=functools.reduce(torch.promote_types, kinds))
+    text = torch.cat([blank if row.text is None else row.text for row in rows])
     index = mask.flatten().nonzero()[:, 0]
     if length is not None:
         text = blank.new_zeros(len(rows) * longest, *blank.shape[1:]).index_copy(0, index, text)
