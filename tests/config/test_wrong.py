@@ -159,6 +159,15 @@ COMMANDS = {
     "--distributed={compile: true, compile_backend: aot_eager, compile_mode: max-autotune}": (
         "command line: distributed.compile_mode is 'max-autotune', which only inductor knows, and the backend is 'aot_eager': drop one"
     ),
+    "--optim.muon.momentum=0.9": ("command line: optim.muon is set, but optim.name is adamw: set optim.name=muon as well, or leave it out"),
+    "--optim.components.projector.muon=true": (
+        "command line: optim.components.projector.muon is set, but optim.name is adamw: set optim.name=muon as well, or leave it out"
+    ),
+    "--optim={name: muon, offload: true}": ("command line: optim.offload is for AdamW, and optim.name is muon: leave one of them out"),
+    "--stages.0={name: a, optim: {name: muon}, train: {precision: pure_bf16}}": (
+        "command line: stages.0.train.precision is pure_bf16, whose updates are rounded by chance, those of AdamW alone: "
+        "set bf16, or optim.name=adamw, not muon"
+    ),
     "--wandb_api_key=abc": f"command line: wandb_api_key {SECRET} WANDB_API_KEY",
     "--run=hf_abcdefghijklmnopqrstuvwxyz": f"command line: run {SECRET} HF_TOKEN",
     "hf_abcdefghijklmnopqrstuvwxyz": f"command line: this argument {SECRET} HF_TOKEN",

@@ -139,7 +139,7 @@ def test_replicas_send_gradients_alone_and_nothing_is_gathered():
 
 @pytest.mark.parametrize(("precision", "trained", "frozen"), [("fp32", 4, 4), ("bf16", 4, 2), ("fp16", 4, 2), ("pure_bf16", 2, 2)])
 def test_a_precision_stores_so_many_bytes_per_value(precision, trained, frozen):
-    assert Storage.of(precision) == Storage(trained, frozen, 0)
+    assert Storage.of(precision) == Storage(trained, frozen, 0, 2 * trained)
     assert Storage.of(precision, averages=3).averages == 3
 
 

@@ -58,7 +58,7 @@ def lone(value, kept=torch.bfloat16, **settings):
     """One parameter and its optimizer."""
     parameter = nn.Parameter(value.to(kept))
     count = iter(range(10**6))
-    made = optim.adamw({"all": {"w": parameter}}, Optim(weight_decay=0.0, **settings), lambda name, piece: next(count))
+    made = optim.build({"all": {"w": parameter}}, Optim(weight_decay=0.0, **settings), lambda name, piece: next(count))
     return parameter, made
 
 
@@ -113,7 +113,7 @@ def test_pieces_of_any_size_give_torchs_update(monkeypatch, kept):
 def test_moments_that_are_kept_on_the_host_go_on_as_torchs_do():
     parameter, plain = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(5))
     unneeded = lambda name, piece: pytest.fail("float32 is rounded nowhere")  # noqa: E731
-    optimizer = optim.adamw({"all": {"w": parameter}}, Optim(weight_decay=0.0, offload=True, lr=0.1), unneeded)
+    optimizer = optim.build({"all": {"w": parameter}}, Optim(weight_decay=0.0, offload=True, lr=0.1), unneeded)
     oracle = torch.optim.AdamW([plain], lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
     for scale in (1.0, -3.0, 0.5):
         parameter.grad, plain.grad = torch.full((5,), scale), torch.full((5,), scale)
@@ -154,7 +154,7 @@ def test_offloading_changes_no_bit_and_keeps_moments_apart(make_loop):
 def test_offloaded_moments_live_on_the_host_while_weights_do_not():
     parameter = nn.Parameter(torch.zeros(3, 2, device="meta"))  # a device that is not the host, without one at hand
     for offload, place in ((True, "cpu"), (False, "meta")):
-        (group,) = optim.adamw({"all": {"w": parameter}}, Optim(offload=offload)).param_groups
+        (group,) = optim.build({"all": {"w": parameter}}, Optim(offload=offload)).param_groups
         assert {value.device.type for value in adamw.initial_moments(group, parameter).values()} == {place}
 
 

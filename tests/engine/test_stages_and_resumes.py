@@ -84,10 +84,10 @@ class Twins(nn.Module):
 def test_2_moments_follow_names_where_sizes_agree():
     net = Twins()
     named = dict(net.named_parameters())
-    only_b = optim.adamw({"b": {name: named[name] for name in ("b.weight", "b.bias")}}, CONFIG.optim)
+    only_b = optim.build({"b": {name: named[name] for name in ("b.weight", "b.bias")}}, CONFIG.optim)
     net.b(torch.ones(3)).sum().backward()
     only_b.step()
-    both = optim.adamw({"a": {"a.weight": named["a.weight"]}, "b": {"b.weight": named["b.weight"]}}, CONFIG.optim)
+    both = optim.build({"a": {"a.weight": named["a.weight"]}, "b": {"b.weight": named["b.weight"]}}, CONFIG.optim)
     assert optim.load_moments(both, optim.moments(only_b)) == ["a.weight"]
     assert named["a.weight"] not in both.state
     assert torch.equal(both.state[named["b.weight"]]["exp_avg"], only_b.state[named["b.weight"]]["exp_avg"])

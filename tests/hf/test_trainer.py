@@ -261,7 +261,7 @@ STAGES = [{"name": "one"}, {"name": "two"}]
 REFUSED = [
     ({"args": {"learning_rat": 1}}, "args: 'learning_rat' is no field of transformers' TrainingArguments: did you mean learning_rate?"),
     ({"args": {"fp16": True}}, "args: fp16 is not taken: float16 is trained by `plait train` alone, which takes a step again where it"),
-    ({"args": {"optim": "adafactor"}}, "args: optim is not taken: the optimizer is AdamW, with the settings of `optim`"),
+    ({"args": {"optim": "adafactor"}}, "args: optim is not taken: the optimizer is that of the setting `optim.name`"),
     ({"args": {"label_smoothing_factor": 0.1}}, "args: label_smoothing_factor is not taken: model, data and optimizer are those of the"),
     ({"args": {"save_strategy": "epoch"}}, 'args: save_strategy "epoch" is not taken: an epoch of the data need not end with a step'),
     ({"args": {"adam_beta1": 0.9}}, "args: adam_beta1 needs adam_beta2 beside it: together they set optim.betas"),

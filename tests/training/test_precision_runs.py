@@ -17,6 +17,7 @@ KINDS = {
     "pure_bf16": ["train.precision=pure_bf16"],
     "offload": ["train.precision=bf16", "optim.offload=true"],
     "pure offload": ["train.precision=pure_bf16", "optim.offload=true"],
+    "muon": ["optim.name=muon"],
 }
 
 
@@ -70,12 +71,16 @@ def on_ranks(recipe, folder, *overrides):
 
 
 @pytest.mark.parametrize(
-    ("kind", "strategy"), [("bf16", "fsdp"), ("fp16", "ddp"), ("fp16", "fsdp"), ("pure_bf16", "ddp"), ("pure offload", "fsdp")]
+    ("kind", "strategy"),
+    [
+        *(("bf16", "fsdp"), ("fp16", "ddp"), ("fp16", "fsdp"), ("pure_bf16", "ddp"), ("pure offload", "fsdp")),
+        *(("muon", "ddp"), ("muon", "fsdp")),
+    ],
 )
 def test_two_ranks_follow_one(recipe, tmp_path, kind, strategy):
     alone = toy.figures(toy.train(recipe, tmp_path / "alone", *KINDS[kind]))
     processes.fork(2, on_ranks, recipe, tmp_path / "two", *KINDS[kind], f"distributed.strategy={strategy}")
-    # products of 8 (bfloat16) or 11 bits on other rows; pure_bf16 sums gradients over ranks in bfloat16 as well
+    # products of 8 (bfloat16, and Muon's) or 11 bits on other rows; pure_bf16 sums gradients over ranks in bfloat16 as well
     close = {"fp16": 2**-9}.get(kind, 2**-6)
     for one, other in zip(alone, toy.figures(tmp_path / "two"), strict=True):
         for name in [name for name in one if name.startswith(("loss", "grad_norm", "lr")) and name != SCALE]:

@@ -57,7 +57,7 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
         if name != component and name not in config.adapters:
             cure = f"for example --adapters.{name}.rank=16"
             result.append((("trainable",), f"names {component!r}, the adapters of {name}, and there are none: {cure}"))
-    result += _mirror_conflicts(config) + _quantised_conflicts(config)
+    result += _mirror_conflicts(config) + _quantised_conflicts(config) + _optimizer_conflicts(config)
     return result + _device_conflicts(config.distributed, config.train.precision) + _data_conflicts(config, kinds)
 
 
@@ -75,7 +75,7 @@ def _mirror_conflicts(config: RunConfig) -> list[Conflict]:
 
 
 def stage_conflicts(stages: Mapping[str, RunConfig]) -> list[Conflict]:
-    """Return [(path, message)] for data that one stage trains on and another holds out, idle adapters, and several mirrors.
+    """Return [(path, message)] for data that one stage trains on and another holds out, what no stage uses, and several mirrors.
 
     `stages`: {name: merged configuration}.
     """
@@ -92,7 +92,7 @@ def stage_conflicts(stages: Mapping[str, RunConfig]) -> list[Conflict]:
                 if isinstance(ours.validation, str):
                     return [(("data", "validation"), f"holds out {ours.validation} {what} for all stages, outside of them")]
                 return [(("data", "train"), f"holds out {ours.shares} {what} (held_out) in all stages")]
-    return _idle_adapters(list(stages.values()))
+    return _idle_adapters(list(stages.values())) + _idle_muon(list(stages.values()))
 
 
 def _idle_adapters(stages: Sequence[RunConfig]) -> list[Conflict]:
@@ -118,6 +118,29 @@ def _quantised_conflicts(config: RunConfig) -> list[Conflict]:
             message = f"is set, and weights in 4 bits are whole on each rank: distributed.strategy=ddp, not {config.distributed.strategy}"
             result.append((("adapters", name, "quantize"), message))
     return result
+
+
+def _optimizer_conflicts(config: RunConfig) -> list[Conflict]:
+    """Return the settings that an optimizer besides AdamW cannot be together with."""
+    name, result = config.optim.name, list[Conflict]()
+    if name != "adamw" and config.optim.offload:
+        result.append((("optim", "offload"), f"is for AdamW, and optim.name is {name}: leave one of them out"))
+    if name != "adamw" and config.train.precision == "pure_bf16":
+        message = f"is pure_bf16, whose updates are rounded by chance, those of AdamW alone: set bf16, or optim.name=adamw, not {name}"
+        result.append((("train", "precision"), message))
+    return result
+
+
+def _idle_muon(stages: Sequence[RunConfig]) -> list[Conflict]:
+    """Return the settings of Muon in a run of which no stage has it."""
+    if not stages or any(config.optim.name == "muon" for config in stages):
+        return []
+    cure = f"is set, but optim.name is {stages[0].optim.name}: set optim.name=muon as well, or leave it out"
+    paths = dict[KeyPath, None]()
+    for config in stages:
+        paths |= {("optim", "muon"): None} if config.optim.muon is not None else {}
+        paths |= {("optim", "components", name, "muon"): None for name, part in config.optim.components.items() if part.muon is not None}
+    return [(path, cure) for path in paths]
 
 
 def _shares_of(data: Data) -> dict[tuple[str | None, ...], float | None]:

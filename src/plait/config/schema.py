@@ -15,6 +15,7 @@ from plait.config.sections.guard import Guard
 from plait.config.sections.held_out import HeldOutShare, OwnShare, fraction
 from plait.config.sections.hub import Hub
 from plait.config.sections.model import ModelSection as ModelSection  # noqa: PLC0414  families import it from here
+from plait.config.sections.muon import Muon
 from plait.config.sections.selection import Captions, Filter
 from plait.config.sections.track import Mlflow, Trackio, Wandb
 
@@ -217,12 +218,16 @@ class Component(Section):
     warmup_steps: Natural | None = Field(default=None, description="the same in steps")
     warmup_tokens: Natural | None = Field(default=None, description="the same in tokens")
     grad_clip: Rate | None = Field(default=None, description="largest norm of its own gradient; None: train.grad_clip, with the others")
+    muon: bool | None = Field(default=None, description="whether name muon updates its matrices; None: those that are in blocks (layers)")
 
 
 class Optim(Section):
     """The optimizer and its schedule."""
 
-    name: Literal["adamw"] = Field(default="adamw", description="AdamW, with weight decay apart from the gradient")
+    name: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="AdamW, its weight decay apart from the gradient; muon: Muon for matrices of blocks, and AdamW for the rest",
+    )
     lr: Rate = Field(default=1e-4, description="peak learning rate")
     betas: Annotated[tuple[Share, Share], Strict(False)] = Field(default=(0.9, 0.95), description="decay of the two moments per step")
     eps: Rate = Field(default=1e-8, description="added to the root of the second moment")
@@ -231,11 +236,17 @@ class Optim(Section):
     )
     schedule: Schedule = Schedule()
     ema: Ema | None = None
+    muon: Muon | None = Field(default=None, description="settings of name muon; None: their defaults")
     offload: bool = Field(default=False, description="moments in the host's memory, where the update is computed; for GPUs too small")
     returning_moments: Literal["keep", "reset"] = Field(
         default="keep", description="reset: what does not train in a stage loses its moments, and returns later without any"
     )
     components: dict[str, Component] = Field(default={}, description="by component: projector, vision, ...")
+
+    @property
+    def average_count(self) -> int:
+        """How many averages of each trained weight training keeps: 0, 1 with `ema`, or 3 with `ema.post_hoc`."""
+        return 0 if self.ema is None else 1 + 2 * self.ema.post_hoc
 
     @property
     def own_clips(self) -> dict[str, float]:

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from plait.config.schema import Component, Optim
 from plait.config.sections.adapters import component_of
 from plait.engine.adamw import ChunkedAdamW, Noise
+from plait.engine.optimizers import choice
 from plait.engine.parallel.distributed import StoredTensor, full_tensor, local, norms_of_all, reshard_like
 from plait.engine.schedule import Progress, factor, warmup_of
 from plait.errors import PlaitError
 from plait.keys import key
 
+Trained = Mapping[str, Mapping[str, nn.Parameter]]
+"""What trains, or of what to choose that: {component: {parameter name: parameter}}."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """AdamW's state per parameter: two moments of the parameter's shape and a count of its own updates."""
 _MULTIPLIED = ("weight", "proj", "kernel", "matrix")
@@ -26,9 +29,7 @@ _OVERRIDABLE = ("lr", "weight_decay", "betas", "eps")
 """Settings of AdamW that `optim.components` can override for a component."""
 
 
-def select(
-    components: Mapping[str, Mapping[str, nn.Parameter]], trainable: Iterable[str], never: frozenset[str]
-) -> dict[str, dict[str, nn.Parameter]]:
+def select(components: Trained, trainable: Iterable[str], never: frozenset[str]) -> dict[str, dict[str, nn.Parameter]]:
     """Choose what trains: return those parameters of `components` that `trainable` names, in the same form.
 
     `trainable` holds component names, `component:part` for those of its parameters whose name contains `part`, or `*` for everything but
@@ -50,26 +51,26 @@ def select(
     return {name: chosen[name] for name in components if chosen.get(name)}
 
 
-def check_components(optim: Optim, components: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+def check_components(optim: Optim, components: Trained) -> None:
     """Check the names in the settings `optim.components`. Raises PlaitError for one that is no component of the model, listing those."""
     for name in optim.components:
         if name not in components:
             raise PlaitError(f"optim.components names {name!r}, which is no component of this model; components: {', '.join(components)}")
 
 
-def freeze(model: nn.Module, trained: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+def freeze(model: nn.Module, trained: Trained) -> None:
     """Set `requires_grad` on exactly the parameters in `trained` (by component and name), and freeze all others."""
     wanted = {id(parameter) for part in trained.values() for parameter in part.values()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
 
 
-def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim, noise: Noise | None = None) -> torch.optim.Optimizer:
+def build(trained: Trained, optim: Optim, noise: Noise | None = None, blocks: Sequence[nn.Module] = ()) -> torch.optim.Optimizer:
     """Build fused AdamW with two groups per component: parameters that decay (matrices and filters), and those that do not.
 
-    `trained`: {component: {name: parameter}}. What `optim.components` sets for a component (lr, weight_decay, betas, eps, warm-up) replaces
-    the common value. Weights in bfloat16, whose random rounding `noise` seeds, or moments on the host get `ChunkedAdamW`, others torch's
-    AdamW, which rounds nothing. `noise` None: the same seeds in every step.
+    What `optim.components` sets for a component (lr, weight_decay, betas, eps, warm-up) replaces the common value. Weights in bfloat16,
+    whose random rounding `noise` seeds (None: alike in all steps), or moments on the host get `ChunkedAdamW`, others torch's AdamW, which
+    rounds nothing. Another `optim.name`: what `optimizers/choice.py` makes of the groups; `blocks` are the model's layers.
     """
     groups, common = [], optim.model_dump(include=set(_OVERRIDABLE))
     for component, parameters in trained.items():
@@ -81,8 +82,10 @@ def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim, noise
             if named:
                 settings = {**chosen, "peak": chosen["lr"], "weight_decay": chosen["weight_decay"] if decaying else 0.0}
                 settings |= {"moments_device": torch.device("cpu") if optim.offload else None}
-                settings |= {"moments_dtype": next(iter(named.values())).dtype}
+                settings |= {"moments_dtype": next(iter(named.values())).dtype, "moments": MOMENTS, "decays": decaying}
                 groups.append({"params": list(named.values()), "names": list(named), "component": component, **settings})
+    if optim.name != "adamw":
+        return choice.make(groups, optim, blocks)
     if optim.offload or any(group["moments_dtype"] != torch.float32 for group in groups):
         return ChunkedAdamW(groups, noise or _unseeded)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
@@ -194,13 +197,9 @@ def assert_covers(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state as {"PARAMETER.exp_avg": tensor, ".exp_avg_sq", ".step"}; none for one that never had a gradient."""
-    by_name = {}
-    for name, parameter in named_groups(optimizer).items():
-        for kind in MOMENTS:
-            if kind in optimizer.state.get(parameter, {}):
-                by_name[f"{name}.{kind}"] = optimizer.state[parameter][kind]
-    return by_name
+    """Return the optimizer's state as {"PARAMETER.exp_avg": tensor, ...}; none of a parameter that never had a gradient."""
+    states = {name: optimizer.state.get(parameter, {}) for name, parameter in named_groups(optimizer).items()}
+    return {f"{name}.{kind}": value for name, state in states.items() for kind, value in state.items()}
 
 
 def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTensor]) -> list[str]:
@@ -208,20 +207,17 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTen
     missing = []
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            if f"{name}.step" not in saved:
+            if any(f"{name}.{kind}" not in saved for kind in group["moments"]):
                 missing.append(name)
                 continue
             state, device = {}, group["moments_device"] or parameter.device
-            for kind in MOMENTS:
+            for kind in group["moments"]:
                 value = saved[f"{name}.{kind}"]
                 if kind != "step" and value.shape != parameter.shape:
                     raise PlaitError(f"saved moment {name}.{kind} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
                 moment = full_tensor(value) if kind == "step" else reshard_like(value, parameter)
                 state[kind] = moment.to(device, torch.float32 if kind == "step" else group["moments_dtype"], copy=True)
             optimizer.state[parameter] = state
+    if lost := [name for name in missing if any(f"{name}.{kind}" in saved for kind in choice.KINDS)]:
+        choice.tell_dropped(lost)
     return missing
-
-
-def average_count(settings: Optim) -> int:
-    """Return how many averages of each trained weight training keeps: 0, 1 with `optim.ema`, or 3 with `optim.ema.post_hoc`."""
-    return 0 if settings.ema is None else 1 + 2 * settings.ema.post_hoc

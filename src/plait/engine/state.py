@@ -110,15 +110,16 @@ class State:
             self.paused.update(optim.moments(self.optimizer))
             self.optimizer = None
 
-    def begin(self, trained: Mapping[str, Mapping[str, nn.Parameter]], settings: Optim, seed: int = 0) -> None:
+    def begin(self, trained: optim.Trained, settings: Optim, seed: int = 0, blocks: Sequence[nn.Module] = ()) -> None:
         """Begin a stage: freeze all but `trained`, make the optimizer, restore saved moments, start moving averages (EMA) that are missing.
 
         `trained`: what trains, by component (named part of the model) and parameter name. `seed`: of the run, for the noise that rounds
-        bfloat16 weights. Call `pause` first where an earlier stage has an optimizer. Raises PlaitError for a saved moment of another shape.
+        bfloat16 weights; `blocks`: the model's layers. Call `pause` first where an earlier stage has an optimizer. Raises PlaitError for a
+        saved moment of another shape.
         """
         assert self.optimizer is None, "pause the stage before"
         optim.freeze(self.model, trained)
-        self.optimizer = optim.adamw(trained, settings, lambda name, chunk: key(seed, "rounding", self.step, name, chunk) >> 1)
+        self.optimizer = optim.build(trained, settings, lambda name, chunk: key(seed, "rounding", self.step, name, chunk) >> 1, blocks)
         optim.assert_covers(self.model, self.optimizer)
         optim.load_moments(self.optimizer, self.paused)
         self.ever_trained.update(self.trained())

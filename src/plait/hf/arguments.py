@@ -62,7 +62,7 @@ _CURES = {
     "gradient_checkpointing": 'set distributed={"activation_checkpointing": "full"}',
     "activation_checkpointing": 'set distributed={"activation_checkpointing": "full"}',
     "torch_compile": 'set distributed={"compile": True}',
-    "optim": "the optimizer is AdamW, with the settings of `optim`",
+    "optim": "the optimizer is that of the setting `optim.name`",
     "fsdp": "weights are sharded by deepspeed=, or by `plait train` with distributed.strategy",
     "resume_from_checkpoint": "give it to train(resume_from_checkpoint=...)",
     "push_to_hub": "upload what save_model wrote, or `plait push` a run",

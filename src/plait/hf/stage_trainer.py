@@ -124,6 +124,8 @@ class StageTrainer(Trainer):
                 )
             if config.optim.ema is not None or config.optim.own_clips or config.data.pack_tokens:
                 raise PlaitError("optim.ema, a grad_clip of a component and data.pack_tokens are not for DeepSpeed: leave them out")
+            if config.optim.name != "adamw":
+                raise PlaitError(f"optim.name {config.optim.name} is not for DeepSpeed, which flattens weights: leave one of them out")
 
     def _keep_gathered(self) -> None:
         """Have ZeRO 3 gather what is in no block for the whole step: a model may use it outside of the layer that holds it."""
@@ -222,8 +224,8 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer of the stage, with its groups by component, and the moments that it began with."""
         if self.optimizer is None:
-            state, plan = self.run_state, self.stage.plan
-            state.begin(plan.trained_parameters(self.stage.bundle.model), plan.config.optim, plan.config.seed)
+            state, plan, bundle = self.run_state, self.stage.plan, self.stage.bundle
+            state.begin(plan.trained_parameters(bundle.model), plan.config.optim, plan.config.seed, bundle.blocks)
             self.optimizer = state.optimizer
         assert self.optimizer is not None
         return self.optimizer

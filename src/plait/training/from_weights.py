@@ -15,7 +15,7 @@ from plait import files
 from plait.assembly import checkpoint_specs, hub_start, saved, weight_files
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import StageView
-from plait.engine import averages
+from plait.engine import averages, optim
 from plait.engine.checkpoints import checkpoint, integrity, renames
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import GROUPS, State
@@ -23,6 +23,7 @@ from plait.errors import PlaitError
 from plait.families import offers
 from plait.training import changes, start
 from plait.training.figures import forgetting
+from plait.training.moments import kept
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
         tensors = {**tensors, **{group: {} for group in ("ema", *averages.KEPT)}}
         log.info("averages are left behind: optim.ema is off here")
     former = renames.of_checkpoint(bundle.section.renames, manifest, bundle.base_hashes) if manifest else {}
-    tensors = renames.mapped(tensors, former)
+    tensors = _without_misfits(renames.mapped(tensors, former), view, bundle)
     _check_names(spec, set(tensors["weights"]), bundle)
     trained = {former.get(name, name) for name in manifest["state"]["trained"]} if manifest else set(tensors["weights"])
     rows = start.migration_table(tensors, trained, view.config, bundle)
@@ -73,6 +74,15 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
         for group, part in tensors.items()
     }
     state.restore(State(bundle.model).metadata() | {"trained": sorted(kept)}, fitting)
+
+
+def _without_misfits(tensors: Tensors, view: StageView, bundle: ModelBundle) -> Tensors:
+    """Return the tensors without the moments of another optimizer than that of the stage `view`, which it logs."""
+    trained = optim.select(bundle.components(), view.config.trainable, bundle.family.never_trained)
+    misfits = kept.misfits(tensors["moments"], kept.kinds(trained, view.config.optim, bundle.blocks))
+    if misfits:
+        log.info(f"moments of {len(misfits)} parameters are left behind: optim.name is {view.config.optim.name} here")
+    return {**tensors, "moments": {name: value for name, value in tensors["moments"].items() if name.rpartition(".")[0] not in misfits}}
 
 
 def _lineage(spec: str, folder: Path, manifest: Mapping[str, Any] | None) -> dict[str, Any]:

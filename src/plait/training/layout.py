@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from torch import nn
 
 from plait.assembly.model import ModelBundle
-from plait.engine import blocks, optim
+from plait.engine import blocks
 from plait.engine.blocks import Compilations
 from plait.engine.flops import Meter
 from plait.engine.parallel import memory_estimate, strategy
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.parallel.memory_estimate import Storage
 from plait.engine.parallel.sharding import Sharding
 from plait.engine.precision import caution, set_precision
 from plait.engine.state import State
+from plait.training.moments import kept
 from plait.training.stage_plan import StagePlan
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,7 @@ def _divide(sharding: Sharding, plan: StagePlan, state: State, ranks: Ranks, uni
     """Replicate or shard the model over several ranks by `distributed.strategy`; returns a log line. `units`: modules gathered at once."""
     config, names = plan.config, plan.trained_names
     counts = memory_estimate.count_parameters(sharding.model, names, state.ever_trained, units)
-    averages, hook = optim.average_count(config.optim), config.distributed.ddp_comm_hook
-    storage = Storage.of(config.train.precision, averages, comm_hook=hook)
+    storage = kept.storage(config, plan.trained_parameters(sharding.model), units)
     accumulating = config.data.pack_tokens is not None or math.ceil(config.train.global_batch / (micro_batch * ranks.size)) > 1
     layout, reason = strategy.choose(config.distributed, counts, storage, ranks, accumulating=accumulating)
     sharding.wrap(units, names, layout, ranks)

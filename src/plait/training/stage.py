@@ -65,7 +65,7 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
     if isinstance(plan.slicing, TokenBudget):
         log.info(plan.slicing.describe(plan.order, range(state.stage_step, plan.steps), context.ranks.size, micro_batch.samples))
     with lay_out(plan, bundle, state, context.ranks, micro_batch.samples) as counters:
-        state.begin(plan.trained_parameters(bundle.model), plan.config.optim, plan.config.seed)
+        state.begin(plan.trained_parameters(bundle.model), plan.config.optim, plan.config.seed, bundle.blocks)
         stage = StageRun(plan, bundle, state, context, micro_batch, counters)
         try:
             stage.run()

@@ -27,6 +27,7 @@ from plait.engine.precision import TYPES
 from plait.engine.state import GROUPS, State
 from plait.errors import PlaitError
 from plait.training import changes
+from plait.training.moments import kept
 
 log = logging.getLogger(__name__)
 
@@ -181,11 +182,13 @@ def migration_table(
     `trained`: names of the parameters that were trained before the tensors were saved. Raises PlaitError if `trainable` names no component.
     """
     components = bundle.components()
-    now = {name for part in optim.select(components, config.trainable, bundle.family.never_trained).values() for name in part}
+    trains = optim.select(components, config.trainable, bundle.family.never_trained)
+    now = {name for part in trains.values() for name in part}
     wanted = {"weights": now, "moments": now, "ema": now if config.optim.ema is not None else set()}
     if config.optim.ema is not None and config.optim.ema.post_hoc:
         wanted |= dict.fromkeys(averages.KEPT, now)
-    return migrate.compare(tensors, components, wanted, trained)
+    unusable = kept.misfits(tensors["moments"], kept.kinds(trains, config.optim, bundle.blocks))
+    return migrate.compare(tensors, components, wanted, trained, unusable)
 
 
 def accept(rows: Sequence[migrate.Row], notes: Sequence[str], *, run: Path, origin: str, ranks: Ranks, allow_inexact: bool) -> None:

@@ -83,6 +83,9 @@ def _rows(stage: PlannedStage, hardware: Hardware) -> Iterator[tuple[str, str]]:
         yield "", f"{_title(memory, planned):<28}" + "".join(f"{_cell(value):>12}" for value in bytes_by_kind(memory).values())
     if planned.flops is not None:
         yield "FLOPs", f"{planned.flops / 1e12:,.4g} TFLOP a step, {planned.flops / batch / 1e12:,.4g} a sample"
+    if planned.orthogonalised is not None:
+        matrices, values, flops = planned.orthogonalised
+        yield "", f"and {flops / 1e12:,.4g} TFLOP a step of Muon, which orthogonalises {matrices:,} matrices of {values:,} values together"
     if stage.pace is not None:
         hours = "" if planned.samples is None else f"{stage.pace.hours(planned.samples):,.3g} h; "
         yield "time", f"{hours}{stage.pace.samples_per_s:,.4g} samples/s, {stage.pace.origin}"
@@ -207,6 +210,7 @@ def _stage_dict(stage: PlannedStage) -> dict[str, Any]:
         "tokens_per_sample": None if batch is None else batch.tokens_per_sample,
         "assumed_batch": None if batch is None else batch.assumed is not None,
         "flops_per_step": planned.flops,
+        "muon": None if planned.orthogonalised is None else planned.orthogonalised._asdict(),
         "samples_per_s": None if stage.pace is None else stage.pace.samples_per_s,
         "hours": None if stage.pace is None or planned.samples is None else stage.pace.hours(planned.samples),
         "pace_from": None if stage.pace is None else stage.pace.origin,

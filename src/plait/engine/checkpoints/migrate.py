@@ -4,12 +4,13 @@ A group is a kind of tensor (weights, ema, moments), a component a named part of
 start that would lose something needs `--allow-inexact` (`training/start.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from plait.engine.optimizers import choice
 from plait.engine.parallel.distributed import StoredTensor
 from plait.engine.state import GROUPS
 
@@ -41,11 +42,13 @@ def compare(
     components: Mapping[str, Mapping[str, nn.Parameter]],
     wanted: Mapping[str, set[str]],
     expected: set[str],
+    misfits: Collection[str] = (),
 ) -> list[Row]:
     """Compare saved tensors, {group: {name: tensor}}, with a model's, {component: {name: parameter}}; returns Rows.
 
     `wanted`: {group: names} of the parameters that train now and need such tensors: those not saved count as `initialise`. `expected`:
-    names that the saved state says it trained: those without saved weights count as `missing`. Rows are sorted by group and component.
+    names that the saved state says it trained: those without saved weights count as `missing`. `misfits`: names whose moments are of
+    another optimizer, which count as `drop`, and as `initialise` where they are wanted. Rows are sorted by group and component.
     """
     owner = {name: component for component, part in components.items() for name in part}
     shapes = {name: value.shape for part in components.values() for name, value in part.items()}
@@ -57,9 +60,10 @@ def compare(
     for group, tensors in saved.items():
         parameters = _parameters(group, tensors)
         for name, value in parameters.items():
-            fits = name in shapes and shapes[name] == value.shape
+            fits = name in shapes and shapes[name] == value.shape and not (group == "moments" and name in misfits)
             add(group, "keep" if fits else "drop", name, value.shape.numel())
-        for name in sorted(wanted.get(group, set()) - parameters.keys()):
+        unusable = set(misfits) if group == "moments" else set()
+        for name in sorted(wanted.get(group, set()) - (parameters.keys() - unusable)):
             add(group, "initialise", name, shapes[name].numel())
     for name in sorted(expected - saved["weights"].keys()):
         add("weights", "missing", name, shapes[name].numel() if name in shapes else 0)
@@ -67,10 +71,11 @@ def compare(
 
 
 def _parameters(group: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Return the saved tensors by parameter; of the moments, the first stands for both."""
+    """Return the saved tensors by parameter; of the moments, the first stands for all."""
     if group != "moments":
         return dict(tensors)
-    return {name.removesuffix(".exp_avg"): value for name, value in tensors.items() if name.endswith(".exp_avg")}
+    split = {name: name.rpartition(".") for name in tensors}
+    return {parameter: tensors[name] for name, (parameter, _, kind) in split.items() if kind in choice.KINDS}
 
 
 def _sort_key(item: tuple[tuple[str, str, str], Any]) -> tuple[int, str, int]:

@@ -18,7 +18,7 @@ from torch import nn
 Strategy = Literal["ddp", "fsdp", "shard_grad_op", "hsdp"]
 """A way to divide the state over ranks, as `distributed.strategy` names it; see Layout."""
 
-_MOMENTS = 2  # AdamW's
+_MOMENTS = 2  # AdamW's, of what trained before too
 _FLOAT32 = 4
 _UNITS_AT_ONCE = 2  # FSDP2 gathers the next unit while one computes
 
@@ -48,22 +48,25 @@ class Storage:
     """Bytes per value: `trained` for a weight that trains, and again for its gradient, `frozen` for one that does not.
 
     fp32: trained 4, frozen 4; bf16, fp16: 4 and 2; pure_bf16: 2 and 2. `averages`: how many each trained weight has, 4 bytes a value.
-    `compressed`: whether replicas send their gradients in 2 bytes a value (`distributed.ddp_comm_hook`).
+    `compressed`: whether replicas send their gradients in 2 bytes a value (`distributed.ddp_comm_hook`). `moments`: of all moments of one
+    that trains, on the average.
     """
 
     trained: int
     frozen: int
     averages: int
+    moments: float
     compressed: bool = False
 
     @classmethod
-    def of(cls, precision: str, averages: int = 0, *, comm_hook: str = "none") -> "Storage":
+    def of(cls, precision: str, averages: int = 0, *, comm_hook: str = "none", moments: float | None = None) -> "Storage":
         """Return the storage for a `train.precision`, such as "bf16", and a `distributed.ddp_comm_hook`.
 
-        `averages`: how many are kept of each trained weight.
+        `averages`: how many are kept of each trained weight; `moments`: bytes of a value's moments, None: AdamW's, in the weight's dtype.
         """
-        half = precision != "fp32"
-        return cls(2 if precision == "pure_bf16" else _FLOAT32, 2 if half else _FLOAT32, averages, comm_hook != "none")
+        trained = 2 if precision == "pure_bf16" else _FLOAT32
+        kept = _MOMENTS * trained if moments is None else moments
+        return cls(trained, 2 if precision != "fp32" else _FLOAT32, averages, kept, comm_hook != "none")
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def memory(counts: ParameterCounts, layout: Layout, storage: Storage, *, accumul
     return Memory(
         weights=trained * storage.trained + paused * _FLOAT32 + frozen * storage.frozen,
         gradients=(counts.trained if full_gradients else trained) * storage.trained,
-        moments=_MOMENTS * (trained * storage.trained + _per_rank(counts.paused, shards) * _FLOAT32),
+        moments=round(trained * storage.moments) + _MOMENTS * _per_rank(counts.paused, shards) * _FLOAT32,
         averages=(trained + paused) * _FLOAT32 * storage.averages,
         gathered=_gathered(counts, layout, storage, full_gradients=full_gradients) if shards > 1 else 0,
     )

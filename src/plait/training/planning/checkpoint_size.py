@@ -16,6 +16,7 @@ from plait.config.resolved import Resolved, StageView
 from plait.engine import optim
 from plait.engine.monitoring import spikes
 from plait.engine.precision import TYPES
+from plait.training.moments import kept
 from plait.training.planning.entries import on_hub, training_entries
 from plait.training.planning.meta_model import meta_bundle
 from plait.training.stage_plan import installed_versions, steps_of
@@ -50,22 +51,24 @@ def of_stages(resolved: Resolved, bundle: ModelBundle) -> list[StageCheckpoints]
     parameters = {name: value for part in components.values() for name, value in part.items()}
     ever: set[str] = set()
     averaged: set[str] = set()
-    with_moments: set[str] = set()
+    with_moments: dict[str, tuple[str, ...]] = {}
     stages = []
     for view in resolved.stages:
         settings = view.config.optim
-        now = {name for part in optim.select(components, view.config.trainable, family.never_trained).values() for name in part}
+        selected = optim.select(components, view.config.trainable, family.never_trained)
+        now = {name for part in selected.values() for name in part}
         ever |= now
-        with_moments = now if settings.returning_moments == "reset" else with_moments | now
+        kinds = kept.kinds(selected, settings, bundle.blocks)
+        with_moments = kinds if settings.returning_moments == "reset" else with_moments | kinds
         averaged = averaged | now if settings.ema is not None else set()
         trained = TYPES[view.config.train.precision].trained.itemsize
-        average = _file(parameters, averaged, [""], _FLOAT32) if averaged else 0
-        averages = average * optim.average_count(settings)
-        moments = _file(parameters, with_moments, [".exp_avg", ".exp_avg_sq"], trained, ".step")
-        kept, deleted = _kept(view)
+        average = _file(parameters, dict.fromkeys(averaged, ("",)), _FLOAT32) if averaged else 0
+        averages = average * settings.average_count
+        moments = _file(parameters, {name: [f".{kind}" for kind in with_moments[name]] for name in with_moments}, trained)
+        count, deleted = _kept(view)
         left = 0 if settings.ema is None or not settings.ema.post_hoc else deleted * (averages - average)
         beside = _manifest(components, ever) + _figures(view, len(bundle.blocks), len(components)) + len(resolved.yaml.encode())
-        stages.append(StageCheckpoints(kept, _file(parameters, ever, [""], trained) + moments + averages + beside, left))
+        stages.append(StageCheckpoints(count, _file(parameters, dict.fromkeys(ever, ("",)), trained) + moments + averages + beside, left))
     return stages
 
 
@@ -75,17 +78,18 @@ def needed(stages: Collection[StageCheckpoints]) -> tuple[int, int]:
     return sum(stage.kept for stage in stages), total + max((stage.size for stage in stages), default=0)
 
 
-def _file(parameters: Mapping[str, nn.Parameter], names: Collection[str], kinds: Sequence[str], itemsize: int, scalar: str = "") -> int:
-    """Return the bytes of a safetensors file with a tensor of each kind for each name: its values, and the header that lists them.
+def _file(parameters: Mapping[str, nn.Parameter], kinds: Mapping[str, Sequence[str]], itemsize: int) -> int:
+    """Return the bytes of a safetensors file with a tensor of each of its `kinds` for each name: its values, and the header with all.
 
-    `itemsize`: bytes of a value; `scalar`: a kind besides, one float32 number for each name.
+    `kinds`: {name: endings of the tensors' names}, of which `.step` is one float32 number; `itemsize`: bytes of a value of the others.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     values = 0
-    for name in sorted(names):
+    for name in sorted(kinds):
         shape, count = list(parameters[name].shape), parameters[name].numel()
-        tensors = [(kind, _DTYPE[itemsize], shape, count * itemsize) for kind in kinds]
-        for kind, dtype, form, size in tensors + ([(scalar, _DTYPE[_FLOAT32], [], _FLOAT32)] if scalar else []):
+        whole = (_DTYPE[itemsize], shape, count * itemsize)
+        for kind in kinds[name]:
+            dtype, form, size = (_DTYPE[_FLOAT32], [], _FLOAT32) if kind == ".step" else whole
             header[name + kind] = {"dtype": dtype, "shape": form, "data_offsets": [values, values + size]}
             values += size
     return values + -(-len(json.dumps(header, separators=(",", ":"))) // _ALIGNMENT) * _ALIGNMENT + _ALIGNMENT

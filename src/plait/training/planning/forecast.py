@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import Resolved, StageView
 from plait.config.schema import Distributed, RunConfig
@@ -16,6 +18,8 @@ from plait.engine import blocks, optim
 from plait.engine.parallel import memory_estimate, strategy
 from plait.engine.parallel.memory_estimate import Layout, Memory, ParameterCounts, Storage
 from plait.errors import PlaitError
+from plait.training.moments import kept
+from plait.training.moments.kept import Orthogonalised
 from plait.training.planning import checkpoint_size, fake_step, stage_batch
 from plait.training.planning.checkpoint_size import StageCheckpoints
 from plait.training.planning.entries import on_hub, training_entries
@@ -81,6 +85,8 @@ class StageForecast:
     batch: StageBatch | None
     flops: float | None
     """Of one step, on all ranks."""
+    orthogonalised: Orthogonalised | None
+    """What Muon adds to them; None for another optimizer."""
     checkpoints: StageCheckpoints | None
     counts: ParameterCounts
     storage: Storage
@@ -144,6 +150,11 @@ class _Stage:
     def names(self) -> set[str]:
         return {name for part in self.trained.values() for name in part}
 
+    @property
+    def parameters(self) -> dict[str, dict[str, nn.Parameter]]:
+        now = dict(self.bundle.model.named_parameters())
+        return {component: {name: now[name] for name in names} for component, names in self.trained.items()}
+
     def forecast(self, checkpoints: list[StageCheckpoints] | str) -> StageForecast:
         view, bundle, config = self.view, self.bundle, self.view.config
         faults = {"checkpoints": checkpoints} if isinstance(checkpoints, str) else {}
@@ -159,8 +170,8 @@ class _Stage:
             rows = plan.slicing(plan.order.ids(0), 0, ranks, micro)
             micro, micro_batches = max(len(ids) for ids, _ in rows), len(rows)
         counts = memory_estimate.count_parameters(bundle.model, self.names, self.ever, bundle.blocks)
-        averages, hook = optim.average_count(config.optim), config.distributed.ddp_comm_hook
-        storage = Storage.of(config.train.precision, averages, comm_hook=hook)
+        parameters = self.parameters
+        storage = kept.storage(config, parameters, bundle.blocks)
         if bundle.adapters is not None:
             bundle.adapters.begin(self.ever, self.names)
         fake_step.fake_weights(bundle, self.names, set(self.ever), config.train.precision)
@@ -183,6 +194,7 @@ class _Stage:
             others=memories[1:],
             batch=batch,
             flops=flops,
+            orthogonalised=kept.orthogonalised(parameters, config.optim, bundle.blocks),
             checkpoints=None if isinstance(checkpoints, str) else checkpoints[view.index - 1],
             counts=counts,
             storage=storage,

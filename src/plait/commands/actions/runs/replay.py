@@ -181,7 +181,7 @@ class _Again:
         micro_batch = MicroBatchSize(self.run, plan.view.name, self.ranks, plan.micro_batch(1)).samples
         last = step - 1 - state.stage_start
         with lay_out(plan, bundle, state, self.ranks, micro_batch) as counters:
-            state.begin(plan.trained_parameters(bundle.model), plan.config.optim, plan.config.seed)
+            state.begin(plan.trained_parameters(bundle.model), plan.config.optim, plan.config.seed, bundle.blocks)
             watch = self._watch(plan, state)
             with _out_of_memory(), self._batches(plan, bundle, state.stage_step, min(last, plan.steps), micro_batch) as batches:
                 self._loop(plan, state, counters, watch).run(batches, state.stage_start + plan.steps)

@@ -1,0 +1,30 @@
+"""The optimizers besides AdamW, by `optim.name`: what makes them of AdamW's groups, and what they keep of each parameter."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from plait.config.schema import Optim
+from plait.engine.optimizers import muon
+
+log = logging.getLogger(__name__)
+
+KINDS = ("exp_avg", muon.MOMENT)
+"""What tells the moments of a parameter in a checkpoint, "PARAMETER.exp_avg": the first one of each optimizer, of the parameter's shape."""
+
+
+def make(groups: Sequence[dict[str, Any]], settings: Optim, blocks: Iterable[nn.Module]) -> torch.optim.Optimizer:
+    """Build the optimizer that `settings` names, another than AdamW, from AdamW's groups. `blocks`: the model's repeated layers.
+
+    Raises PlaitError where it has nothing to update.
+    """
+    return muon.make(groups, settings, blocks)
+
+
+def tell_dropped(names: Sequence[str]) -> None:
+    """Log that the saved moments of these parameters are left behind, as they are of another optimizer."""
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    log.info(f"moments of {len(names)} parameters are of another optimizer than theirs now, and begin anew: {some}")
