@@ -38,9 +38,16 @@ def main() -> int:
     """Run the command line and return its exit code. Signals that arrive once the command has ended do not change the code."""
     if _ends and [*sys.argv[1:], ""][0] == "train":  # until training itself takes note of signals
         signal.signal(signal.SIGTERM, _stop)
-    code = cli.main()
-    if code == INTERRUPTED:
-        os._exit(code)  # threads that read from a silent server are not waited for; all output is written
+    ranks = "RANK" in os.environ
+    try:
+        code = cli.main()
+    except Exception:
+        if not ranks:
+            raise
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if code == INTERRUPTED or (code and ranks):
+        os._exit(code)  # neither threads that read from a silent server nor ranks that are gone are waited for; all output is written
     for late in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT):
         signal.signal(late, signal.SIG_IGN)
     return code

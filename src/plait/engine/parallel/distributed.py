@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
-from plait.engine.parallel import agent_store, replication
+from plait.engine.parallel import agent_store, leaving, replication
 from plait.errors import PlaitError, Stopped
 
 _RANK_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "Timed out waiting", "timed out")
@@ -94,14 +94,14 @@ def join(device: str = "auto", timeout_s: float | None = None) -> Iterator[Ranks
     try:
         yield Ranks(dist.get_rank(), size, chosen)
         dist.barrier()  # ranks leave together: none closes its connections while another still reads
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _RANK_LOST):
+    except BaseException as error:
+        leaving.leave(error)
+        if not isinstance(error, RuntimeError) or not any(words in str(error) for words in _RANK_LOST):
             raise
         reason = str(error).splitlines()[0]
         raise Stopped(f"another rank ended or hangs ({reason}); its own last words say why, and the same command continues") from error
-    finally:
-        gc.collect()  # a replica kept by a cycle would outlive the process group, which aborts the process at its exit
-        dist.destroy_process_group()
+    gc.collect()  # a replica kept by a cycle would outlive the process group, which aborts the process at its exit
+    dist.destroy_process_group()
 
 
 def replicate(model: nn.Module, ranks: Ranks, comm_hook: str) -> nn.Module:

@@ -1,0 +1,30 @@
+"""Leave the process group after an error, within seconds, although other ranks may be gone or wait elsewhere."""
+
+import gc
+import threading
+import traceback
+
+import torch.distributed as dist
+
+LIMIT_S = 5.0
+"""How long freeing the group may take: gloo first waits for collectives that were begun, which ranks that are gone never join."""
+
+
+def leave(error: BaseException) -> None:
+    """Free what the frames of `error` hold, and then the process group; wait for it for `LIMIT_S` seconds at most.
+
+    The frames hold DDP's replica. One that outlives the group frees the group's threads itself, and waits for them with Python's lock
+    held, which they need to end: the process would hang in place of telling its error.
+    """
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            waiting += [one.__cause__, one.__context__]
+    gc.collect()
+    freeing = threading.Thread(target=dist.destroy_process_group, name="leave the process group", daemon=True)
+    freeing.start()
+    freeing.join(LIMIT_S)
