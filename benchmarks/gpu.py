@@ -293,7 +293,8 @@ def saved(given: Setting, folder: Path) -> dict[str, float]:
         saver = Saver(background, Ranks(0, 1, given.device), lambda part: None)
         for step in (1, 2):  # the first allocates the memory of the copies
             began = settled(given.device)
-            saver.save(checkpoint.folder_of(folder / name, 1, "only", step), groups, {"state": {"step": step}}, keep=1)
+            copied = saver.save(checkpoint.folder_of(folder / name, 1, "only", step), groups, {"state": {"step": step}}, keep=1)
+            copied()  # at once, where training first has the next forward and backward pass
             found[name] = settled(given.device) - began
             saver.wait()
         shutil.rmtree(folder / name)

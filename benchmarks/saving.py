@@ -8,7 +8,8 @@ kills:   a process writes a checkpoint, every other time over one of the same st
 full:    the same on a file system (tmpfs) too small for two; without the right to mount one, under a limit on file size.
 failing: fsync or rename gives EIO, at a random one of their calls.
 flips:   every byte of a manifest and random bytes of the tensors are changed, one at a time; each must be found.
-stall:   how long `save` holds up training with 200 MB and 2 GB of state, written behind or on the spot, and the three steps after it.
+stall:   how long a save holds up training with 200 MB and 2 GB of state, written behind (the wait for the copy counts) or on the spot,
+         and the three steps after it, by the clock and by the processor time of the thread that trains.
 After every fault the newest intact checkpoint must be the old or the new one, bit for bit, and the next save must succeed.
 Writes benchmarks/results/saving.json.
 """
@@ -33,6 +34,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from torch import nn
 
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.checkpoints.saver import Saver
@@ -221,42 +223,74 @@ def flips(folder: Path, count: int) -> dict:
 
 
 def stall(folder: Path, rounds: int, sizes: Sequence[int]) -> dict:
-    """Seconds that `save` holds training up, and of the three steps after it beside the steps before, by the megabytes of the state."""
+    """How long a save holds training up, and the three steps after it beside those before it, by the megabytes of the state."""
     return {f"{megabytes} MB": _stall(folder / f"{megabytes}", rounds, megabytes) for megabytes in sizes}
 
 
+class Training:
+    """Linear layers of a width of 1,024 with AdamW and averages: `megabytes` of state; a step is over 256 positions."""
+
+    def __init__(self, megabytes: int) -> None:
+        self.net = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(max(1, megabytes // 17))))
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-6, fused=True)
+        self.averages = [value.detach().clone() for value in self.net.parameters()]
+        self.positions = torch.randn(256, 1024)
+
+    def step(self, copied: Callable[[], None] = lambda: None) -> tuple[float, float, float]:
+        """Train a step; its seconds, those of processor time of this thread, and those of waiting for a copy."""
+        began, own = time.perf_counter(), time.thread_time()
+        self.net(self.positions).square().mean().backward()
+        waits = time.perf_counter()
+        copied()
+        waited = time.perf_counter() - waits
+        self.optimizer.step()
+        torch._foreach_lerp_(self.averages, [value.detach() for value in self.net.parameters()], 0.01)
+        self.optimizer.zero_grad()
+        return time.perf_counter() - began, time.thread_time() - own, waited
+
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The state, as a checkpoint has it."""
+        named = dict(self.net.named_parameters())
+        moments = {f"{name}.{kind}": moment for name, value in named.items() for kind, moment in self.optimizer.state[value].items()}
+        return {
+            "weights": {name: value.detach() for name, value in named.items()},
+            "ema": dict(zip(named, self.averages, strict=True)),
+            "moments": moments,
+        }
+
+
 def _stall(folder: Path, rounds: int, megabytes: int) -> dict:
-    state, matrix = groups(1.0, megabytes), torch.ones(700, 700)
-    seconds: dict[str, list[float]] = {"behind": [], "on_the_spot": []}
-    steps: dict[str, list[float]] = {"before": [], "after": []}
-    alone = Ranks(0, 1, torch.device("cpu"))
+    training, alone = Training(megabytes), Ranks(0, 1, torch.device("cpu"))
+    held: dict[str, list[float]] = {"behind": [], "on_the_spot": []}
+    steps: dict[str, list[float]] = {"before": [], "after": [], "before_processor": [], "after_processor": []}
     savers = {name: Saver(background, alone, lambda part: None) for name, background in (("behind", True), ("on_the_spot", False))}
-
-    def step() -> float:
-        began = time.perf_counter()
-        for _ in range(6):
-            matrix.mm(matrix)
-        return time.perf_counter() - began
-
     for name in savers:
         (folder / name).mkdir(parents=True)
+    training.step()
     for number in range(1 + rounds):  # the first allocates the memory of the copies
         for name, saver in savers.items():
-            before = [step() for _ in range(3)]
-            began = time.perf_counter()
-            saver.save(checkpoint.folder_of(folder / name, 1, "only", 1 + number), state, {"state": {"step": 1 + number}}, keep=1)
+            before = [training.step() for _ in range(3)]
+            began, tensors = time.perf_counter(), training.tensors()
+            copied = saver.save(
+                checkpoint.folder_of(folder / name, 1, "only", 1 + number), tensors, {"state": {"step": 1 + number}}, keep=1
+            )
             took = time.perf_counter() - began
-            after = [step() for _ in range(3)]
+            after = [training.step(copied) for _ in range(3)]
             saver.wait()
             if number:
-                seconds[name].append(took)
-                steps["before"] += before
-                steps["after"] += after if name == "behind" else []
+                held[name].append(took + sum(waited for _, _, waited in after))
+            if number and name == "behind":
+                for part, i in (("", 0), ("_processor", 1)):
+                    steps[f"before{part}"] += [step[i] for step in before]
+                    steps[f"after{part}"] += [step[i] for step in after]
+    for saver in savers.values():
+        saver.close()
     shutil.rmtree(folder)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    size = sum(tensor.nbytes for group in state.values() for tensor in group.values())
-    found = {"bytes": size, "seconds": seconds, "median_s": median, "share": median["behind"] / median["on_the_spot"]}
-    return found | {"step_s": statistics.median(steps["before"]), "step_after_s": statistics.median(steps["after"])}
+    median = {name: statistics.median(values) for name, values in held.items()}
+    size = sum(tensor.nbytes for group in training.tensors().values() for tensor in group.values())
+    found = {"bytes": size, "seconds": held, "median_s": median, "share": median["behind"] / median["on_the_spot"]}
+    found |= {"steps_s": steps, "step_s": statistics.median(steps["before"]), "step_after_s": statistics.median(steps["after"])}
+    return found | {"after_processor": statistics.median(steps["after_processor"]) / statistics.median(steps["before_processor"])}
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from plait import files
+from plait.engine.checkpoints import folders
 from plait.engine.checkpoints.folders import new_folder
 
 from .processes import kill_inside
@@ -58,7 +59,7 @@ def test_rows_make_no_folder_that_has_gone(tmp_path):
 def test_a_file_of_a_library_gets_the_permissions_of_any_other(tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
     (tmp_path / "plain").write_text("")
-    files.follow_umask(tmp_path / "x.safetensors")
+    folders.follow_umask(tmp_path / "x.safetensors")
     modes = {stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("x.safetensors", "plain")}
     assert len(modes) == 1
 

@@ -40,12 +40,12 @@ stages:
   - {name: second, train: {steps: 2}}
 train: {global_batch: 4}
 optim: {lr: 1.0e-3, ema: null, schedule: {name: constant, warmup_steps: 0}}
-checkpoint: {every_steps: 2, reference: false}
+checkpoint: {every_steps: 2, reference: false, async_save: false}
 evaluate: []
 track: {every_steps: 1, tensorboard: false, monitor: false}
 guard: {hang_timeout_s: null, spikes: ignore}
 """
-"""A run with all that is optional left away: one process, no workers, no averages, no evaluation, no watchdog, no look at spikes."""
+"""A run with all that is optional left away: one process, which waits for its saves; no workers, averages, evaluation, watchdog, spikes."""
 FAMILIES = {
     "theworld": """
         preset: tiny

@@ -24,8 +24,6 @@ STEP_KINDS: Mapping[str, Any] = {"step": int, "stage": int | None}
 
 _CHUNK_BYTES = 1 << 22
 _ONE_SLASH = re.compile(r"(s3a?|gc?s|hf|https?|s?ftp|ssh|az|abfss?|wasbs?|hdfs|memory):/(?!/)", re.IGNORECASE)
-_UMASK = os.umask(0)  # it can only be read by setting it
-os.umask(_UMASK)
 
 
 def write_whole(path: Path, body: bytes | str, *, parents: bool = True, sync: bool = True) -> None:
@@ -139,11 +137,6 @@ def xxh3(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def follow_umask(path: Path) -> None:
-    """Set a file's permissions to those of a new file (0666 less the umask). Some libraries make files that only their owner can read."""
-    path.chmod(0o666 & ~_UMASK)
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

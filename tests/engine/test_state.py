@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from plait.engine import averages
+from plait.engine.parallel.placing import load_weights
 from plait.engine.precision import set_precision
-from plait.engine.state import load_weights, with_batch
+from plait.engine.state import with_batch
 from plait.errors import PlaitError
 
 from .toy import Net, make_config, make_state, micro, step_batch

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from plait import cli
-from plait.engine.checkpoints import checkpoint, integrity, sharded_files, stored_files
+from plait.engine.checkpoints import checkpoint, integrity, stored_files
+from plait.engine.checkpoints.writing import tensor_file
 from plait.engine.parallel import distributed
 from plait.engine.state import State
 from plait.errors import PlaitError, Stopped
@@ -138,9 +139,10 @@ def refused(recipe, run, setting, out):
         saved.append(arguments)
         if rank == 1 and len(saved) > 3:
             raise OSError(28, "No space left on device")
-        save_file(*arguments, **keywords)
+        return write(*arguments, **keywords)
 
-    with mock.patch.object(sharded_files, "save_file", full), pytest.raises(PlaitError) as caught:
+    write = tensor_file.write
+    with mock.patch.object(tensor_file, "write", full), pytest.raises(PlaitError) as caught:
         toy.train(recipe, run, *FSDP, setting)
     out.with_suffix(f".{rank}").write_text(str(caught.value))
 

@@ -128,7 +128,7 @@ def saves(monkeypatch):
 
     def noted(self, folder, *given, **more):
         steps.append(checkpoint.step_of(folder))
-        save(self, folder, *given, **more)
+        return save(self, folder, *given, **more)
 
     monkeypatch.setattr(Saver, "save", noted)
     return steps

@@ -78,6 +78,7 @@ def _hook(callback: Callback) -> Hook:
     """Return a hook of the loop that calls `callback` with a copy of the step's metrics and the model; no gradient can come of it."""
 
     def call(state: State, row: Row) -> None:
+        state.copied()  # it may change the weights
         with torch.no_grad():
             callback(dict(row), state.model)
 

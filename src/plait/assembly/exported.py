@@ -23,7 +23,7 @@ from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint
 from plait.engine.evaluation import moment_of
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.state import load_weights
+from plait.engine.parallel.placing import load_weights
 from plait.errors import PlaitError, first_names
 from plait.families import offers, registry
 

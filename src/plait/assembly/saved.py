@@ -16,7 +16,7 @@ from plait.config.schema import RunConfig
 from plait.engine.checkpoints import chain, checkpoint, post_hoc_ema, renames
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.state import load_weights
+from plait.engine.parallel.placing import load_weights
 from plait.errors import PlaitError
 
 MODEL_SETTINGS = "plait.json"

@@ -203,6 +203,7 @@ def evaluation_mode(state: State) -> Iterator[nn.Module]:
     """
     parameters = dict(state.model.named_parameters())
     if state.ema is not None:
+        state.copied()
         state.ema.swap(parameters)
     state.model.eval()
     try:

@@ -147,6 +147,7 @@ class Loop:
         scaler.end_step(scale, sound=usable)
         if usable:
             optim.drop_idle(state.optimizer, self.loss.may_idle, row)
+            state.copied()
             state.optimizer.step()
             state.average()
         optim.drop_gradients(state.optimizer)

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from plait.config.schema import Optim
 from plait.engine import averages, optim, source_shares
 from plait.engine.averages import Ema, PowerEma
-from plait.engine.parallel.distributed import LazyShardedTensor, StoredTensor, full_tensor, local, reshard_like
+from plait.engine.parallel.distributed import LazyShardedTensor, StoredTensor, full_tensor, reshard_like
+from plait.engine.parallel.placing import load_weights
 from plait.engine.schedule import STAGE_TOKENS, TOKENS
-from plait.errors import PlaitError
 from plait.keys import key
 
 PLANNED = "planned steps done"
@@ -63,6 +62,9 @@ class State:
     """Averages from which other lengths are made after training, by tensor group; empty unless `optim.ema.post_hoc`."""
     paused: dict[str, StoredTensor] = field(default_factory=dict)
     """Moments of parameters that do not train in this stage, kept for the stage that trains them again."""
+
+    copied: Callable[[], None] = lambda: None
+    """Waits until a save has copied the tensors; called before any of them is changed in place."""
 
     @property
     def stage_step(self) -> int:
@@ -160,7 +162,7 @@ class State:
             average.update(self.trained(), self.step)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the state's tensors, {group (weights, ema, moments, ...): {name: tensor}}. Copy these live ones before the next step."""
+        """Return the state's tensors, {group (weights, ema, moments, ...): {name: tensor}}. They are live: `copied`."""
         parameters = dict(self.model.named_parameters())
         weights = {name: parameters[name].detach() for name in sorted(self.ever_trained)}
         live = optim.moments(self.optimizer) if self.optimizer is not None else {}
@@ -202,22 +204,3 @@ def with_batch(batches: Sequence[Sequence[int]], step: int, global_batch: int) -
         return [[0, global_batch]]
     kept = [list(item) for item in batches]
     return kept if kept[-1][1] == global_batch else [*kept, [step, global_batch]]
-
-
-@torch.no_grad()
-def load_weights(model: nn.Module, weights: Mapping[str, StoredTensor]) -> None:
-    """Copy saved weights, in float32, onto the parameters of their names. Raises PlaitError for an unknown name or another shape."""
-    parameters = dict(model.named_parameters())
-    for name, value in weights.items():
-        if name not in parameters:
-            raise PlaitError(f"the checkpoint holds {name!r}, which this model has not; is `model:` the one it was trained with?")
-        if parameters[name].shape != value.shape:
-            raise PlaitError(
-                f"{name!r} is {tuple(value.shape)} in the checkpoint and {tuple(parameters[name].shape)} in the model; "
-                "their `model:` sections differ"
-            )
-        parameter = parameters[name]
-        if isinstance(parameter, DTensor):
-            local(parameter).copy_(local(reshard_like(value, parameter)))
-        else:
-            parameter.data = full_tensor(value).to(device=parameter.device, dtype=torch.float32, copy=True)

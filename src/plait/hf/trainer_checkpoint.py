@@ -23,9 +23,9 @@ from plait.config.schema import RunConfig
 from plait.engine.averages import Ema
 from plait.engine.checkpoints import rundir
 from plait.engine.parallel.distributed import Ranks
+from plait.engine.parallel.placing import load_weights
 from plait.engine.parallel.rank_failures import on_every_rank
 from plait.engine.precision import set_precision
-from plait.engine.state import load_weights
 from plait.errors import PlaitError
 from plait.hf import checkpoint_files
 from plait.hf.checkpoint_files import TOLD

@@ -238,7 +238,7 @@ class StageRun:
         if self.monitor is not None:
             self.monitor.keep()
         keep, config = plan.config.checkpoint.keep, self.context.resolved.yaml
-        self.saver.save(folder, state.tensors(), manifest, keep=keep, spared=spared, config=config)
+        state.copied = self.saver.save(folder, state.tensors(), manifest, keep=keep, spared=spared, config=config)
 
     def _require_run(self) -> None:
         """Raise FileNotFoundError where the run directory is gone, or an empty one is in its place, as after a disk is unmounted."""

@@ -75,10 +75,10 @@ def folder_of(run: Path, stage: int, stage_name: str, step: int) -> Path:
 def write(folder: Path, groups: Groups, metadata: Mapping[str, Any], rank_files: RankFiles = ONE_RANK, config: str = "") -> Checkpoint:
     """Write a checkpoint: tensors into an unfinished folder, flushed and hashed, the manifest last, then rename the folder.
 
-    `groups`: {group: {name: tensor}}; `metadata`: JSON values for the manifest, such as `state`; `rank_files`: names and writes this rank's
-    files; `config`: the run's configuration as YAML, to be copied beside the tensors. An interrupted write leaves only an unfinished
-    folder, which the next start removes. A checkpoint of the same step is deleted only once the new one is in place. With several ranks
-    all call this, each with its own rows; rank 0 renames the folder once all have flushed. Raises PlaitError on every rank when
+    `groups`: {group: {name: tensor}}; empty ones have no file. `metadata`: JSON values, such as `state`; `rank_files`: names and writes
+    this rank's files; `config`: the run's configuration as YAML, to be copied beside the tensors. An interrupted write leaves only an
+    unfinished folder, which the next start removes. A checkpoint of the same step is deleted only once the new one is in place. With
+    several ranks all call this, each with its own rows; rank 0 renames the folder once all have flushed. Raises PlaitError on every rank if
     writing fails on one; earlier checkpoints are untouched.
     """
     unfinished, replaced = (folder.with_name(f"{prefix}{folder.name}") for prefix in (UNFINISHED, _REPLACED))
@@ -95,7 +95,7 @@ def write(folder: Path, groups: Groups, metadata: Mapping[str, Any], rank_files:
             shutil.rmtree(unfinished, ignore_errors=True)
             with contextlib.suppress(OSError):
                 _restore_replaced(replaced)
-        if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
+        if isinstance(error, OSError):
             held = "earlier checkpoints are intact" if disk_errors.has_checkpoint(folder.parent.parent) else "no checkpoint exists yet"
             raise PlaitError(f"checkpoint {folder} could not be written: {error}; {held}, free space or mend the disk") from error
         raise
@@ -112,14 +112,11 @@ def _make_folder(unfinished: Path, replaced: Path) -> None:
 def _write_files(unfinished: Path, groups: Groups, rank_files: RankFiles) -> dict[str, dict[str, Any]]:
     """Write this rank's files; returns the size and hash of each by name."""
     listed = {}
-    for group, tensors in groups.items():
+    for group, tensors in ((group, tensors) for group, tensors in groups.items() if tensors):
         name = rank_files.name(group)
         path = unfinished / name
         path.parent.mkdir(exist_ok=True)
-        rank_files.save(path, group, tensors)
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-        listed[name] = {"size": path.stat().st_size, "xxh3": files.xxh3(path)}
+        listed[name] = rank_files.save(path, group, tensors)
     return listed
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from plait import files
 from plait.errors import PlaitError
 
+_UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(_UMASK)
+
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
@@ -30,7 +33,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         yield beside
         for path in beside.rglob("*"):
             if path.is_file() and not path.is_symlink():
-                files.follow_umask(path)
+                follow_umask(path)
         try:
             beside.rename(target)
         except OSError as error:
@@ -70,3 +73,8 @@ def _open_folder(path: Path) -> int:
     with contextlib.suppress(FileExistsError):
         path.mkdir()
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def follow_umask(path: Path) -> None:
+    """Set a file's permissions to those of a new file (0666 less the umask). Some libraries make files that only their owner can read."""
+    path.chmod(0o666 & ~_UMASK)

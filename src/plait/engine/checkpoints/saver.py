@@ -1,4 +1,4 @@
-"""Save in the background: tensors are copied to host memory, then written and pruned (checkpoint.py) while training continues."""
+"""Save in the background: tensors are copied (writing/copying.py), written and pruned (checkpoint.py) while training goes on."""
 
 import functools
 import json
@@ -7,33 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from plait.engine.checkpoints import checkpoint, failed_writes, kept_averages, sharded_files
 from plait.engine.checkpoints.sharded_files import Groups
+from plait.engine.checkpoints.writing import copying
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
-
-
-def copy_out(groups: Groups, into: Groups | None = None) -> dict[str, dict[str, Tensor]]:
-    """Copy the tensors of a checkpoint, {"weights": {name: tensor}, "ema": ..., ...}, to host memory; empty groups are left out.
-
-    Training can continue while the copies are written. `into`: earlier copies, whose memory is reused where it fits.
-    """
-    old = into or {}
-
-    def copy(group: str, name: str, value: Tensor) -> Tensor:
-        buffer = old.get(group, {}).get(name)
-        if buffer is not None and buffer.shape == value.shape and buffer.dtype == value.dtype:
-            return buffer.copy_(value.detach())
-        return value.detach().to("cpu", copy=True).contiguous()
-
-    copied = {group: {name: copy(group, name, value) for name, value in tensors.items()} for group, tensors in groups.items() if tensors}
-    if any(value.is_cuda for tensors in groups.values() for value in tensors.values()):
-        torch.cuda.synchronize()
-    return copied
 
 
 class Saver:
@@ -49,29 +29,32 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._waiting = failed_writes.Waiting()
-        self._copied: dict[str, dict[str, Tensor]] = {}
+        self._copying = copying.Copying() if background else None
 
     def save(
         self, folder: Path, groups: Groups, metadata: Mapping[str, Any], *, keep: int, spared: int | None = None, config: str = ""
-    ) -> None:
-        """Wait for the last write and raise its error, then copy the tensors to host memory, to write them to `folder`.
+    ) -> Callable[[], None]:
+        """Wait for the last write and raise its error; then write copies of the tensors to `folder`, and prune old checkpoints.
 
-        They are written, and old ones pruned, in the background. All ranks call this. `groups`: {group: {name: tensor}}; `metadata`: JSON
-        values for the manifest. Of the stage's checkpoints the newest `keep` stay (0: all), and that of step `spared`. `config`: the run's
-        configuration as YAML, of which the folder gets a copy.
+        Returns a function that waits for the copy: call it before the tensors are changed in place; it raises the copy's error. All ranks
+        call this. `groups`: {group: {name: tensor}}; `metadata`: JSON values for the manifest. Of the stage's checkpoints the newest `keep`
+        stay (0: all), and that of step `spared`. `config`: the run's configuration as YAML, of which the folder gets a copy.
         """
         self.wait()
         if self._group is None and sharded_files.any_sharded(groups):
             self._group = dist.new_group(backend="gloo")
         rows, rank_files = sharded_files.divide(groups, self.ranks, self._group)
         writes = rank_files.ranks > 1 or self.ranks.first
-        copied, waiting = copy_out(rows, self._copied), failed_writes.Waiting()
-        self._copied, self._waiting = copied, waiting
+        copy, copied = self._copying.begin(rows) if self._copying is not None else (lambda: rows, lambda: None)
+        self._waiting = waiting = failed_writes.Waiting()
         metadata = json.loads(json.dumps(metadata))
 
         def work() -> None:
+            copies = copy()
+            if self.background and not waiting.awaited.is_set():
+                copying.give_way()
             if writes:
-                write = functools.partial(checkpoint.write, folder, copied, metadata, rank_files, config)
+                write = functools.partial(checkpoint.write, folder, copies, metadata, rank_files, config)
                 try:
                     write()
                 except Exception as error:  # noqa: BLE001  raised there, unless a later try succeeds
@@ -86,6 +69,7 @@ class Saver:
         self._thread.start()
         if not self.background:
             self.wait()
+        return copied
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -126,6 +110,8 @@ class Saver:
         """Wait for the last write on this rank alone, at the run's end or after an error: other ranks may be gone. Raises its error."""
         self._settle()
         self._join()
+        if self._copying is not None:
+            self._copying.release()
         if self._error is not None:
             error, self._error = self._error, None
             raise error

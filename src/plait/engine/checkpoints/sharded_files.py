@@ -11,15 +11,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
+from plait.engine.checkpoints.writing import tensor_file
 from plait.engine.parallel.distributed import Ranks, local_row_range
-from plait.files import follow_umask
 
 Result = TypeVar("Result")
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -42,15 +41,17 @@ class RankFiles:
         """Return this rank's file for a group: "weights.safetensors" of one rank, of four "weights/00002-of-00004.safetensors"."""
         return f"{group}.safetensors" if self.ranks == 1 else f"{group}/{self.rank:05d}-of-{self.ranks:05d}.safetensors"
 
-    def save(self, path: Path, group: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write this rank's tensors (or rows of them) of a group to the safetensors file `path`; the header says where rows belong."""
+    def save(self, path: Path, group: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Write this rank's tensors (or rows of them) of a group to the file `path`; returns its size and hash.
+
+        The header says where rows belong. At the return the file is on the disk.
+        """
         header = {"format": "pt"}
         if self.ranks > 1:
             rows = self.first_rows[group]
             offsets = {name: {"saved_offsets": [rows[name], *[0] * (value.ndim - 1)][: value.ndim]} for name, value in tensors.items()}
             header |= {"DCP_VERSION": "1.0", OFFSETS: json.dumps(offsets)}
-        save_file(dict(tensors), path, metadata=header)
-        follow_umask(path)
+        return tensor_file.write(path, tensors, header)
 
     def run_on_all(self, action: Callable[[], Result]) -> list[Result]:
         """Run `action` on each rank, all of which call this, and return the results of all ranks, in rank order.

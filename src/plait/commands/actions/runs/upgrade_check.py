@@ -21,7 +21,7 @@ from plait.engine.checkpoints import checkpoint, integrity, reference, renames
 from plait.engine.monitoring.json_output import show_json
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.state import load_weights
+from plait.engine.parallel.placing import load_weights
 from plait.errors import PlaitError, first_names
 from plait.training import start
 from plait.training.probes import probe_loss
