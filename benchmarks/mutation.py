@@ -92,6 +92,8 @@ TESTS: dict[str, str] = {
     "data/loading/workers.py": "data/test_loader.py",
     "engine/adamw.py": "engine/test_precision.py",
     "engine/blocks.py": "engine/test_blocks.py families/test_block_flops.py",
+    "engine/compilation/cache.py": "engine/test_compile_cache.py",
+    "engine/compilation/clock.py": "engine/test_compile_cache.py",
     "engine/compilation/choice.py": "engine/test_compilation.py training/test_compile_auto.py",
     "engine/evaluation.py": "engine/test_evaluation.py engine/test_loop.py engine/test_distributed.py",
     "engine/flops.py": "engine/test_flops.py engine/test_loop.py",

@@ -58,7 +58,7 @@ nothing else.
 | variable | what it is for |
 |---|---|
 | `CC` | the C compiler that `distributed.compile: auto` looks for; else `gcc` or `clang` |
-| `PLAIT_CACHE` | folder of indices, fetched files and features; else `~/.cache/plait` |
+| `PLAIT_CACHE` | folder of indices, fetched files, features and compiled blocks; else `~/.cache/plait` |
 | `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE` | as in `huggingface_hub`: the token, the cache, no network |
 | `WANDB_API_KEY`, `WANDB_MODE` | the key of Weights & Biases (secrets are read from the environment alone); `disabled`, `offline` |
 | `WANDB_RUN_ID`, `WANDB_SWEEP_ID` | set by a sweep's agent; the run takes its place in the sweep |

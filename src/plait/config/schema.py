@@ -104,7 +104,9 @@ class Data(Section):
     workers: Natural = Field(default=2, description="threads or processes that prepare samples; 0: none ahead of the step")
     worker_kind: Literal["threads", "processes"] = Field(default="threads", description="processes: for readers that hold Python's lock")
     prefetch: Natural = Field(default=2, description="steps prepared ahead")
-    cache: Folder | None = Field(default=None, description="indices, fetched files, features; None: $PLAIT_CACHE or ~/.cache/plait")
+    cache: Folder | None = Field(
+        default=None, description="indices, fetched files, features, compiled code; None: $PLAIT_CACHE or ~/.cache/plait"
+    )
     feature_cache: Switch = Field(default="off", description="keep what frozen encoders make of a picture; auto: where that is faster")
     feature_cache_gb: Rate = Field(default=20.0, description="1e9 bytes that all kept features may take on the disk, of every run")
     feature_cache_of: list[str] = Field(default=[], description="which encoders, such as world_latents; empty: all of the family")

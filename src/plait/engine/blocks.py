@@ -9,6 +9,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from plait.config.schema import Distributed, RunConfig
+from plait.engine.compilation.cache import kept_below
+from plait.engine.compilation.clock import CompileClock
 from plait.engine.flops import MOST_SHAPES, Flops, Meter
 from plait.engine.parallel import strategy
 from plait.engine.parallel.distributed import Ranks
@@ -150,6 +153,8 @@ class Compilations:
 
     costs: BlockFlops = field(default_factory=BlockFlops)
     """Knows the FLOPs of blocks that are compiled."""
+    clock: CompileClock = field(default_factory=CompileClock)
+    """Counts the seconds that compiling takes."""
 
     def watch(self, name: str, block: nn.Module, compiled: Forward) -> Forward:
         """Return `compiled`, a block's forward, wrapped to record under `name` each call that had to compile, with its input shapes.
@@ -195,17 +200,30 @@ class Compilations:
         self.compiled.clear()
         return recompiled
 
+    def figures(self, step: int) -> dict[str, float]:
+        """Close the training step that ended at `step`: log its recompilations, and return what its row tells of compiling."""
+        for line in self.end():
+            log.info(f"step {step}: {line}")
+        return {"recompiles": self.again, "compile_s": round(self.clock.seconds, 3)}
+
 
 @contextlib.contextmanager
-def changed(blocks: Sequence[nn.Module], settings: Distributed, meter: Meter | None = None) -> Iterator[Compilations | None]:
+def changed(
+    blocks: Sequence[nn.Module], settings: Distributed, cache: Path | None = None, meter: Meter | None = None
+) -> Iterator[Compilations | None]:
     """Checkpoint and compile the blocks while the `with` lasts; yields the counter of recompilations, or None without `compile`.
 
-    `settings`: the section `distributed`, whose `activation_checkpointing` and `compile` say what is done. `meter` counts FLOPs.
+    `settings`: the section `distributed`, whose `activation_checkpointing` and `compile` say what is done. `meter` counts FLOPs. `cache`:
+    the folder below which is kept what is compiled; None: where torch keeps it.
     """
+    compilations = None
+    fused = settings.compile and settings.compile_backend == "inductor"
     try:
-        with compiling(settings):
-            yield checkpoint_and_compile(blocks, settings, meter)
+        with kept_below(cache) if fused and cache is not None else contextlib.nullcontext(), compiling(settings):
+            yield (compilations := checkpoint_and_compile(blocks, settings, meter))
     finally:
+        if compilations is not None:
+            compilations.clock.stop()
         for block in blocks:
             block.__dict__.pop("forward", None)  # the method of its class is back
 
@@ -218,8 +236,9 @@ def checkpoint_and_compile(blocks: Sequence[nn.Module], settings: Distributed, m
     """
     compilations = Compilations(meter) if settings.compile else None
     selective = settings.activation_checkpointing == "selective"
-    if settings.compile:
+    if compilations is not None:
         torch._dynamo.reset()  # torch 2.11 does not see that a weight was unfrozen: it would go on with graphs that give it no gradient
+        compilations.clock.start()  # the reset ends those of before
     for i, block in enumerate(blocks):
         block.__dict__.pop("forward", None)  # an earlier wrapping of the class's method
         if _recomputed(i, settings):

@@ -15,9 +15,10 @@ from plait.assembly import data_look, overwritten
 from plait.assembly.data import check_data
 from plait.assembly.model import build_model
 from plait.config.messages import CONFIGURATION, LIST, TEXT, Wanted, check_arguments, optional
-from plait.config.resolved import Resolved, StageView
+from plait.config.resolved import Resolved, StageView, folder
 from plait.config.schema import RunConfig, Track
 from plait.config.sections.guard import Guard
+from plait.data.formats.index import cache_folder
 from plait.engine import blocks
 from plait.engine.compilation import choice
 from plait.engine.parallel.distributed import Ranks
@@ -148,7 +149,7 @@ def _open(view: StageView, out: Path, ranks: Ranks) -> Stage:
     if warning := caution(config.train.precision, ranks.device):
         log.info(warning)
     changes = contextlib.ExitStack()
-    changes.enter_context(blocks.changed(bundle.blocks, config.distributed))
+    changes.enter_context(blocks.changed(bundle.blocks, config.distributed, cache_folder(folder(config.data.cache))))
     set_precision(bundle.model, state.ever_trained | plan.trained_names, config.train.precision)
     for name, parameter in bundle.model.named_parameters():
         parameter.requires_grad_(name in plan.trained_names)

@@ -8,11 +8,13 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
 from plait.assembly.model import ModelBundle
+from plait.config.resolved import folder
+from plait.data.formats.index import cache_folder
 from plait.engine import blocks
 from plait.engine.blocks import Compilations
 from plait.engine.flops import Meter
@@ -27,8 +29,7 @@ from plait.training.stage_plan import StagePlan
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Counters:
+class Counters(NamedTuple):
     """Counters of a stage: `meter` of floating point operations, `compilations` of recompilations (None if nothing is compiled)."""
 
     meter: Meter
@@ -46,8 +47,9 @@ def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, mi
     if bundle.sharding is not None:
         bundle.sharding.unwrap()
     meter = Meter(ranks.device, config.train.precision)
-    changed = config.distributed.compile or config.distributed.activation_checkpointing != "none"
-    with blocks.changed(units, config.distributed, meter) if changed else contextlib.nullcontext() as compilations:
+    how, cache = config.distributed, config.data.cache
+    changed = how.compile or how.activation_checkpointing != "none"
+    with blocks.changed(units, how, cache_folder(folder(cache)), meter) if changed else contextlib.nullcontext() as compilations:
         for line in bundle.adapters.begin(state.ever_trained, names) if bundle.adapters is not None else ():
             log.info(line)
         if warning := caution(config.train.precision, ranks.device):

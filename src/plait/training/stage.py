@@ -112,7 +112,7 @@ class StageRun:
         self.features = stage_features.of_stage(config, bundle, plan.loss, ranks, amounts) if cached else None
         self.gradients = GradientWatch(list(plan.trained), stop=config.guard.no_gradient == "stop")
         watched = (context.resolved, plan.view, plan.components, plan.data.names(), plan.loss, state, ranks, context.heartbeat)
-        self.monitor = StageMonitor(Watched(*watched, counters.meter, context.tracker)) if config.track.monitor else None
+        self.monitor = StageMonitor(Watched(*watched, *counters, context.tracker)) if config.track.monitor else None
         self.loop = Loop(
             stage=plan.view.name,
             state=state,
@@ -175,9 +175,7 @@ class StageRun:
         if every and state.stage_step % every == 0 and ranks.size > 1 and not distributed.is_sharded(state.model):
             replicas.check(state.step, state.trained(), ranks)
         if self.counters.compilations is not None:
-            for line in self.counters.compilations.end():
-                log.info(f"step {state.step}: {line}")
-            row |= {"recompiles": self.counters.compilations.again}
+            row |= self.counters.compilations.figures(state.step)
         self.updated = self.updated if row.get("skipped") else state.step
         self.context.tracker.advance(row)
         self._record(row)

@@ -240,6 +240,15 @@ def test_blocks_that_are_compiled_again_are_named(recipe, tmp_path, capsys, monk
     compiled = "distributed={compile: true, compile_backend: aot_eager, compile_dynamic: false}"
     cause = first_cause(recipe, tmp_path / "run", capsys, compiled, "track.every_steps=2", steps=40)
     assert (cause["what"], cause["cure"]) == ("compiling", "--distributed.compile_dynamic=true")
+    window = why(tmp_path / "run", capsys)["window"]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    seconds, share = window["compiling"]
+    assert cause["share"] == window["recompiling"] / sum(window["seconds"].values()) > 0
+    assert rows[-1]["compile_s"] > rows[0]["compile_s"] > 0
+    assert seconds == pytest.approx(rows[-1]["compile_s"], abs=0.01) and seconds >= window["recompiling"] * window["steps"]
+    assert cli.main(["why", str(tmp_path / "run")]) == 0
+    told = f"  compiling took {seconds:.3g} s of the stage so far, {share:.1%} of the time of its steps"
+    assert told in capsys.readouterr().out.splitlines()
 
 
 def test_small_micro_batches_are_named(recipe, tmp_path, capsys):

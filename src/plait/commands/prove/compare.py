@@ -20,7 +20,7 @@ from plait.engine.state import GROUPS
 from plait.training.figures import forgetting
 from plait.training.monitor.learning import LOOKS
 
-CLOCK = frozenset({"samples_per_s", "data_wait_s", "step_s", "time_s", "recompiles", "tflop_per_s", "mfu", "spent"})
+CLOCK = frozenset({"samples_per_s", "data_wait_s", "step_s", "time_s", "recompiles", "compile_s", "tflop_per_s", "mfu", "spent"})
 """Fields of metrics.jsonl that depend on the process, not on the run: times, and what was compiled since its start."""
 
 BEFORE_UPDATE = ("sample ids", "loss terms", "other figures")

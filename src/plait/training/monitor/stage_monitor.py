@@ -17,6 +17,7 @@ import torch
 from plait.config.resolved import Resolved, StageView
 from plait.data.loading.loader import StepBatch
 from plait.engine import blocks, optim
+from plait.engine.blocks import Compilations
 from plait.engine.flops import Meter
 from plait.engine.loop import Row
 from plait.engine.loss import Loss
@@ -58,6 +59,7 @@ class Watched:
     ranks: Ranks
     heartbeat: Heartbeat
     meter: Meter
+    compilations: Compilations | None
     tracker: Tracker
 
 
@@ -91,7 +93,7 @@ class StageMonitor:
         self.rest_s, self.looked_s = 0.0, self.budget.look_s
         self.collate_s, self.positions, self.tokens = 0.0, 0, self.state.totals.get("tokens", 0.0)
         self.micro_batches: tuple[int, int] = (0, 0)
-        self.graphs = blocks.graphs() if self.watched.view.config.distributed.compile else 0
+        self.compiled = self._compiled()
 
     def begin(self, batch: StepBatch) -> None:
         """Look at the batch of the step that begins; where a row of it will be recorded, watch its forward passes too."""
@@ -162,7 +164,7 @@ class StageMonitor:
             **self._counted(),
             **(self.speed.figures() if self.speed is not None else {}),
             "device": self._device(),
-            **({"graphs": blocks.graphs() - self.graphs} if self.watched.view.config.distributed.compile else {}),
+            **{name: round(value - self.compiled[name], _DIGITS) for name, value in self._compiled().items()},
             **({"ranks": ranks} if ranks else {}),
             **_memory(self.ranks.device),
         }
@@ -225,6 +227,11 @@ class StageMonitor:
         """Return the step's FLOPs, the share that are those of attention with a mask that is a tensor, and the forward passes' calls."""
         total, masked, calls = (sum(getattr(count, name) for count in self.watched.meter.taken) for name in ("total", "masked", "calls"))
         return {"flops": total, "masked": round(masked / total, 4) if total else 0.0, "calls": calls}
+
+    def _compiled(self) -> dict[str, float]:
+        """Return the graphs that this process has compiled so far, and the seconds that those of the stage took; {} if nothing is."""
+        compilations = self.watched.compilations
+        return {} if compilations is None else {"graphs": blocks.graphs(), "compile": compilations.clock.seconds}
 
     def _device(self) -> str:
         device = self.ranks.device

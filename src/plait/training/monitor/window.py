@@ -51,7 +51,9 @@ class Window:
     graphs: int
     """How many were compiled meanwhile."""
     recompiling: float
-    """Seconds per step beyond those of the fastest rows."""
+    """Seconds per step that compiling took; of rows that do not tell, those of both passes beyond the fastest rows."""
+    compiling: tuple[float, float] | None
+    """Seconds of compiling in all rows of the stage, those that are left out included, and the share of the time; None: not recorded."""
     device: str
     memory: float | None
     """Share of the GPU's memory that was allocated at the most; None: not on a GPU."""
@@ -127,6 +129,7 @@ def window_of(rows: Sequence[Mapping[str, Any]]) -> Window | None:
         compiled="graphs" in last,
         graphs=sum(one.get("graphs", 0) for one in spent),
         recompiling=_recompiling(spent, steps),
+        compiling=_compiling([row["spent"] for row in rows if _is_sound(row.get("spent"))]),
         device=last["device"],
         memory=last["memory_gb"] / last["memory_of_gb"] if "memory_gb" in last else None,
         features_read=statistics.fmean(row.get("features_read", 0.0) for row in told),
@@ -164,8 +167,18 @@ def _prepared(rows: Sequence[Mapping[str, Sequence[float]]], steps: int) -> dict
 
 
 def _recompiling(spent: Sequence[Spent], steps: int) -> float:
-    """Return the seconds per step that compiling took: those of both passes beyond the fastest rows."""
+    """Return the seconds per step that compiling took, or those of both passes beyond the fastest rows."""
+    if all(_number_of(one, "compile") is not None for one in spent):
+        return float(sum(one["compile"] for one in spent) / steps)
     passes = [(one["seconds"].get("forward", 0.0) + one["seconds"].get("backward", 0.0)) / one["steps"] for one in spent]
     least = min(passes)
     beyond = sum(max(0.0, seconds - least) * one["steps"] for seconds, one in zip(passes, spent, strict=True) if one.get("graphs"))
     return float(beyond / steps)
+
+
+def _compiling(spent: Sequence[Spent]) -> tuple[float, float] | None:
+    """Return the seconds that compiling took, and their share of the time; None where a row does not tell."""
+    if any(_number_of(one, "compile") is None for one in spent):
+        return None
+    seconds, total = sum(one["compile"] for one in spent), sum(sum(one["seconds"].values()) for one in spent)
+    return float(seconds), seconds / total if total else 0.0

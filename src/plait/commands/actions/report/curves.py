@@ -29,6 +29,7 @@ _TITLES = {
     "idle": "largest share, of a layer, of units without a gradient",
     "ema_decay": "decay of the average",
     "recompiles": "graphs compiled again",
+    "compile_s": "seconds of compiling so far",
     "features_read": "features read from the cache",
 }
 _LEARNING = ("update/", "moved/", "activation/", "dead/", "idle/")

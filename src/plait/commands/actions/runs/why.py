@@ -85,6 +85,8 @@ def lines(view: StageView, window: Window, found: Sequence[Cause]) -> list[str]:
         told.append(f"  to read and encode a sample takes a worker: {shown}")
     if window.monitor is not None and window.total:
         told.append(f"  watching (track.monitor) takes {window.monitor / window.total:.2%}, which is in other parts")
+    if window.compiling is not None:
+        told.append(f"  compiling took {window.compiling[0]:.3g} s of the stage so far, {window.compiling[1]:.1%} of the time of its steps")
     told += ["", "causes, the costliest first" if found else "no known cause takes 5 % of a step"]
     for cause in found:
         told.append(f"  {cause.share:>4.0%}  {cause.what}: {cause.text}")
