@@ -5,7 +5,8 @@ machines round sums otherwise: SSE4.2 in place of AVX-512 moved the digits by 2e
 What is counted (ids, samples, tokens) and all functions of keys are exact everywhere.
 Recorded before the tree was redrawn. Since then theworld's and molmo's digits were recorded anew once, as their weight decay was mended to
 go by what a parameter is (their values moved by 4e-6 at most), theworld's and nanodit's rows gained the count of cut samples, and
-theworld's evaluations the mean over tasks and the count of empty answers.
+theworld's evaluations the mean over tasks and the count of empty answers. molmo's were recorded anew as its residual dropout came to draw
+at positions that have a rate alone.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from plait.families.molmo import family
@@ -123,10 +124,40 @@ def test_residual_dropout_has_one_rate_for_prompts_and_one_for_answers(make, pro
     model.hidden(model.embed(batch), batch)
     value = torch.ones(*batch["ids"].shape, 500)
     torch.manual_seed(0)
-    kept = (model._residual_dropout(model, (), value)[0] == 0).float().mean(-1)
+    kept = (model.dropout._drop(model, (), value)[0] == 0).float().mean(-1)
     supervised = batch["loss_weights"][0] > 0
     assert abs(kept[supervised].mean() - answer) < 0.05
     assert abs(kept[~supervised].mean() - prompt) < 0.05
+
+
+class Draws(TorchDispatchMode):
+    """Context manager: lists how many random numbers each operator drew, and their type."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in func.name():
+            first = out[0] if isinstance(out, tuple) else out
+            self.found.append((first.shape, first.dtype))
+        return out
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [(0.5, 0.0), (0.0, 0.5), (0.5, 0.25), (0.5, 0.5)])
+def test_residual_dropout_draws_at_positions_that_have_a_rate_alone(make, prompt, answer):
+    _, model, inputs = make(residual_dropout=prompt, response_residual_dropout=answer)
+    batch = inputs.collate([inputs.encode(sample(1), 0), inputs.encode(sample(2), 0)])
+    answers = int((batch["loss_weights"] > 0).sum())
+    prompts = batch["ids"].numel() - answers
+    model.train()
+    with Draws() as draws, torch.autocast("cpu", torch.bfloat16):
+        model.hidden(model.embed(batch), batch)
+    each = [prompts + answers] if prompt == answer else [count for count, rate in ((prompts, prompt), (answers, answer)) if rate]
+    layers, width = len(model.language.get_decoder().layers), model.language.config.hidden_size
+    assert draws.found == [((count, width), torch.bfloat16) for _ in range(2 * layers) for count in each]
+    assert 0 < answers < prompts
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from plait.families.molmo.config import Config
 from plait.families.molmo.features.crops import CROP_FEATURES
 from plait.families.molmo.hf.connector import Connector, add_features
 from plait.families.molmo.hf.vision_tower import VisionTower
+from plait.families.molmo.packing.dropout import ResidualDropout
 from plait.families.molmo.packing.sequence import attention_mask
 from plait.families.molmo.towers import embedding_rows
 from plait.keys import key
@@ -29,8 +30,6 @@ from plait.nn.weighted import weighted_cross_entropy
 Batch = dict[str, Any]
 COMPONENTS = ("connector", "vision", "language")
 _META_SCALE = 0.02  # rms assumed of embeddings on the meta device
-_NORMED_AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
-"""What adds to the residual stream in layers that norm the outputs of attention and MLP, such as OLMo 2's."""
 
 
 class Molmo(nn.Module):
@@ -43,11 +42,8 @@ class Molmo(nn.Module):
         sizes = language.get_decoder().config.to_dict()
         self.layer_types = frozenset(sizes.get("layer_types") or ())
         self.sliding_window: int | None = sizes.get("sliding_window")
-        self._keep_BL1: Tensor | None = None
-        if config.residual_dropout or config.response_residual_dropout:
-            for layer in language.get_decoder().layers:
-                for name in _NORMED_AFTER if _NORMED_AFTER[1] in dict(layer.named_children()) else ("self_attn", "mlp"):
-                    layer.get_submodule(name).register_forward_hook(self._residual_dropout)
+        rates = {"prompt": config.residual_dropout, "answer": config.response_residual_dropout}
+        self.dropout = ResidualDropout(language, **rates) if any(rates.values()) else None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss": sum of w * cross-entropy, "z_loss": sum of w * (log normaliser)^2} over positions of weight w; 0 without any."""
@@ -77,13 +73,8 @@ class Molmo(nn.Module):
 
     def hidden(self, embeds_BLD: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
         """Return the language model's last hidden states (B, L, D) for what `embed` returned; fills the key-value `cache`, if given."""
-        if self.training and (self.config.residual_dropout or self.config.response_residual_dropout):
-            answer_BL1 = (batch["loss_weights"] > 0)[..., None]
-            rates = (self.config.residual_dropout, self.config.response_residual_dropout)
-            keep, keep_answer = (embeds_BLD.new_full((), 1 - rate) for rate in rates)
-            self._keep_BL1 = torch.where(answer_BL1, keep_answer, keep)
-        else:
-            self._keep_BL1 = None
+        if self.dropout is not None:
+            self.dropout.begin(batch, training=self.training)
         positions_BL = batch["positions"]
         if (documents := batch["places"].get("documents")) is not None:
             decoder = self.language.get_decoder()
@@ -119,14 +110,6 @@ class Molmo(nn.Module):
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):  # a frozen tower keeps no activations
             features: Tensor = self.vision(crops)
         return features
-
-    def _residual_dropout(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        """Drop elements of a sublayer's output, which is added to the residual stream, with a rate per position (a forward hook)."""
-        if self._keep_BL1 is None:
-            return output
-        value = output[0] if isinstance(output, tuple) else output
-        kept = value * (torch.rand_like(value, dtype=torch.float32) < self._keep_BL1) / self._keep_BL1
-        return (kept.to(value.dtype), *output[1:]) if isinstance(output, tuple) else kept.to(value.dtype)
 
     def _zero_of_unused(self, batch: Batch) -> Tensor:
         """Return a zero that gives a zero gradient to each trainable parameter for which this batch has no input.
