@@ -239,6 +239,17 @@ def _tried(address: str, action: Callable[[], T], what: str, length: int) -> T:
     raise AssertionError("unreachable")
 
 
+def in_time(address: str, limit_s: float, action: Callable[[], T]) -> T:
+    """Return what `action` does with a store at an address, tried once; after two seconds it is said what is waited for.
+
+    Raises TimeoutError after `limit_s`, and what the action raises.
+    """
+    try:
+        return _within(limit_s, action, lambda: log.info(f"waiting for an answer of {_server(address)}, {limit_s:.0f} s at most"))
+    except _Silent as fault:
+        raise TimeoutError(str(fault)) from None
+
+
 class _Servers:
     """Per server that this process reads from: how many reads failed in a row, and whether a failure was logged."""
 

@@ -168,7 +168,7 @@ def test_a_file_that_arrives_damaged_is_not_a_checkpoint_and_is_sent_again(toys,
     def torn(self, path, source):
         monkeypatch.setattr(Store, "put", write)
         (tmp_path / "torn").write_bytes(source.read_bytes()[:-1])
-        monkeypatch.setattr(self.system, "put_file", lambda one, other: shutil.copy(tmp_path / "torn", other))
+        monkeypatch.setattr(self.system, "put_file", lambda one, other, callback: shutil.copy(tmp_path / "torn", other))
         try:
             return write(self, path, source)
         finally:

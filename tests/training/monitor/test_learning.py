@@ -63,6 +63,20 @@ def test_a_connector_without_a_rate_is_named_with_a_better_one(recipe, tmp_path)
     )
 
 
+@pytest.mark.parametrize(("every", "step"), [(20, 40), (25, 50), (40, 80)])
+def test_a_fault_is_named_within_fifty_steps_where_rows_are_far_apart_too(recipe, tmp_path, every, step):
+    settings = ("optim.components.projector.lr=1e-10", f"track.every_steps={every}", "train.steps=100")
+    (line,) = warned(recipe, tmp_path / "run", *settings)
+    assert line.startswith(f"step {step}: projector does not learn: ")
+
+
+def test_a_connector_without_a_rate_is_named_while_rates_warm_up(recipe, tmp_path):
+    warming = ("optim.schedule={name: cosine, warmup_steps: 100}", "train.steps=200")
+    lines = warned(recipe, tmp_path / "run", "optim.components.projector.lr=1e-10", "track.every_steps=25", *warming)
+    assert lines[0].startswith("step 50: projector does not learn: ")
+    assert warned(recipe, tmp_path / "healthy", "track.every_steps=25", *warming) == []
+
+
 def test_a_connector_that_is_frozen_by_mistake_is_named(recipe, tmp_path):
     (line,) = warned(recipe, tmp_path / "run", "trainable=[vision,language]")
     cure = '--trainable=["projector", "vision", "language"]'
@@ -149,6 +163,17 @@ def test_samples_that_are_learned_by_heart_are_named(recipe, tmp_path):
     settings = (few, "train.global_batch=4", "model.width=256", "evaluate=[{bench: loss, every_steps: 5}]", "optim.lr=3e-2")
     lines = warned(recipe, tmp_path / "run", *settings, "train.grad_clip=null")
     assert any("the model learns its samples by heart: their loss is " in line and "--checkpoint.best=loss" in line for line in lines)
+
+
+@pytest.mark.parametrize(("loss", "held_out", "told"), [(0.9, 6.1, True), (0.9, 5.9, False), (1.5, 6.1, False), (1.5, 6.7, True)])
+def test_a_wide_gap_needs_no_more_than_a_rise(loss, held_out, told):
+    """Held-out losses: 6, then twice this one."""
+    view = SimpleNamespace(index=1, config=SimpleNamespace(track=SimpleNamespace(every_steps=10), train=SimpleNamespace(grad_clip=None)))
+    resolved = SimpleNamespace(config=SimpleNamespace(stages=[], from_=None))
+    rules = Rules(resolved, view, [], [], start=0)
+    rules({"stage": 1, "step": 10, "lr/language": 1e-3, "loss": loss})
+    lines = [line for value in (6.0, held_out, held_out) for line in rules({"stage": 1, "step": 10, "eval/loss": value})]
+    assert bool(lines) == told and all("learns its samples by heart" in line for line in lines)
 
 
 def test_figures_are_norms_of_updates_over_norms_of_weights(tmp_path):
@@ -267,7 +292,7 @@ def test_a_killed_run_has_the_figures_of_one_that_was_not_and_repeats_no_warning
 
 
 def test_rules_ignore_other_stages_and_rows_without_figures():
-    view = SimpleNamespace(index=2)
-    rules = Rules(None, view, ["projector"], [])
+    view = SimpleNamespace(index=2, config=SimpleNamespace(track=SimpleNamespace(every_steps=1)))
+    rules = Rules(None, view, ["projector"], [], start=0)
     assert rules({"stage": 1, "step": 3, "lr/projector": 1.0, "loss": 1.0}) == rules({"stage": 2, "step": 3, "blind/own": 1.0}) == []
     assert rules({"stage": 2, "step": 3, "loss_by/lr/caption": 1.0}) == [], "a source may be called lr"

@@ -88,7 +88,7 @@ def test_a_row_says_what_watching_took(rows):
 
 def test_a_row_without_a_look_neither_confirms_a_fault_nor_ends_it(monkeypatch, tmp_path):
     resolved = open_config(toy.install(monkeypatch, tmp_path), [f"run={tmp_path}/run", *PLAIN])
-    rules, told = Rules(resolved, resolved.stages[0], ["language"], []), []
+    rules, told = Rules(resolved, resolved.stages[0], ["language"], [], start=0), []
     for step in range(2 * PATIENCE + 2):
         of_look = {} if step % 2 else {"update/language": 1e-3, "dead/language": 0.9}
         told.append(len(rules({"stage": 1, "step": 10 * step + 10, "loss": 1.0, "lr/language": 1e-3, **of_look})))

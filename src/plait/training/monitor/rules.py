@@ -16,8 +16,11 @@ from plait.config.show import override
 Row = Mapping[str, Any]
 
 CONNECTORS = ("projector", "connector")
-PATIENCE, SETTLED_STEP = 5, 20
-"""Recorded rows in a row (that have the figure) with a fault before it is told, and the step of a stage before which nothing is."""
+PATIENCE, FEWEST_ROWS, SETTLED_STEP = 5, 2, 20
+"""Recorded rows in a row (that have the figure) with a fault before it is told, those at the least, where rows are far apart, and the step
+of a stage before which nothing is."""
+PATIENCE_STEPS = 50
+"""Steps over which the rows before a fault is told are spread, at the most, unless that is fewer than the least."""
 STILL = 1e-6
 """Update over weights, in norms, below which a component does not learn. A run that learns has 1e-5 to 1e-2."""
 JUMP = 0.2
@@ -30,29 +33,31 @@ NO_GRADIENT = 1e-7
 DEAD = 0.5
 """Share of a component's output units that are constant, or of a layer's units that get no gradient."""
 GROWN = 200.0
-"""Scale of an output over what it was at first: that of a connector drawn at random grows forty times in a run that learns."""
+"""Scale of an output over what it was at the first look: that of a connector drawn at random grows forty times in a run that learns."""
 CLIPPED = 100.0
 """Norm of the gradient over train.grad_clip."""
-WORSE, GAP = 1.1, 0.6
-"""Held-out loss over its best, in two evaluations, and the training loss over it, from which a model learns its samples by heart."""
-_PEAK = 0.3
-"""Share of a component's peak rate from which it is to learn: not while it warms up, nor at the end."""
+WORSE, GAP, WIDE_GAP = 1.1, 0.6, 0.2
+"""Held-out loss over its best, in two evaluations, and the training loss over it, from which a model learns its samples by heart; with the
+last, any rise counts."""
+_PEAK = 0.1
+"""Share of a component's peak rate from which an update tells what one at the peak would be: not in the first steps, nor the last."""
 
 
 class Rules:
     """A monitor of the rows of one stage: call it with each recorded row, in order; it returns warnings. Rows of others are ignored.
 
-    `trained`: names of the components that train; `frozen`: of those that do not and never did.
+    `trained`: names of the components that train; `frozen`: of those that do not and never did; `start`: steps before the stage.
     """
 
-    def __init__(self, resolved: Resolved, view: StageView, trained: Sequence[str], frozen: Sequence[str]) -> None:
+    def __init__(self, resolved: Resolved, view: StageView, trained: Sequence[str], frozen: Sequence[str], *, start: int) -> None:
         self.resolved, self.view, self.trained, self.frozen = resolved, view, trained, frozen
+        self.patience = max(FEWEST_ROWS, min(PATIENCE, PATIENCE_STEPS // view.config.track.every_steps))
         self.counts: dict[tuple[str, str], int] = {}
         self.told: set[tuple[str, str]] = set()
-        self.first_scales: dict[str, list[float]] = {}
-        self.losses: deque[float] = deque(maxlen=PATIENCE)
+        self.first_scales: dict[str, float] = {}
+        self.losses: deque[float] = deque(maxlen=self.patience)
         self.held_out: list[float] = []
-        self.start: int | None = None
+        self.start = start
 
     def __call__(self, row: Row) -> list[str]:
         """Return warnings after this row."""
@@ -62,7 +67,6 @@ class Rules:
             return self._held_out(row)
         if not any(name.startswith("lr/") for name in row) or row.get("skipped"):
             return []
-        self.start = row["step"] - 1 if self.start is None else self.start
         self.losses.append(float(row["loss"]))
         warnings: list[str] = []
         looked = any(name.startswith("update/") for name in row)
@@ -95,7 +99,8 @@ class Rules:
         """Yield the message where the fault has lasted, once."""
         place = (rule, component)
         self.counts[place] = self.counts.get(place, 0) + 1
-        if self.counts[place] >= PATIENCE and row["step"] - (self.start or 0) >= SETTLED_STEP and place not in self.told:
+        patience = FEWEST_ROWS if rule == _grown.__name__ else self.patience  # what has added up is no matter of one step
+        if self.counts[place] >= patience and row["step"] - self.start >= SETTLED_STEP and place not in self.told:
             self.told.add(place)
             yield f"step {row['step']}: {message}"
 
@@ -111,7 +116,8 @@ class Rules:
         """Return a warning where the held-out loss rises and the training loss is far below it."""
         self.held_out.append(row["eval/loss"])
         best, train = min(self.held_out), statistics.fmean(self.losses) if self.losses else math.nan
-        worse = len(self.held_out) > 2 and all(value > WORSE * best for value in self.held_out[-2:])
+        limit = best if train < WIDE_GAP * self.held_out[-1] else WORSE * best
+        worse = len(self.held_out) > 2 and all(value > limit for value in self.held_out[-2:])
         if not (worse and train < GAP * self.held_out[-1]) or ("memorised", "") in self.told:
             return []
         self.told.add(("memorised", ""))
@@ -124,7 +130,7 @@ class Rules:
 
 def _still(rules: Rules, component: str, row: Row) -> str | None:
     update, rate, peak = row.get(f"update/{component}"), row.get(f"lr/{component}", 0.0), rules.peak(component)
-    if update is None or rate < _PEAK * peak or update >= STILL:
+    if update is None or rate < _PEAK * peak or update * peak / rate >= STILL:
         return None
     others = max((rules.peak(name) for name in rules.trained if name != component), default=peak)
     better = others if others > 10 * peak else 10 * peak
@@ -190,13 +196,10 @@ def _grown(rules: Rules, component: str, row: Row) -> str | None:
     scale = row.get(f"activation/{component}")
     if scale is None:
         return None
-    first = rules.first_scales.setdefault(component, [])
-    if len(first) < PATIENCE:
-        first.append(scale)
-    usual = statistics.median(first)
-    if scale <= GROWN * usual:
+    first = rules.first_scales.setdefault(component, scale)
+    if scale <= GROWN * first:
         return None
-    text = f"what {component} puts out has grown to {scale:.3g}, and was {usual:.3g} at first: what reads it saturates"
+    text = f"what {component} puts out has grown to {scale:.3g}, and was {first:.3g} at first: what reads it saturates"
     return f"{text}; {rules.rate(component, rules.peak(component) / 10)}"
 
 

@@ -192,7 +192,7 @@ class StageMonitor:
         view, trained = self.watched.view, optim.by_component(self.state.optimizer)
         ever = self.state.ever_trained
         frozen = [name for name, names in self.watched.components.items() if name not in trained and not ever.intersection(names)]
-        rules = Rules(self.watched.resolved, view, [*trained], frozen)
+        rules = Rules(self.watched.resolved, view, [*trained], frozen, start=self.state.step - self.state.stage_step)
 
         def judge(row: Mapping[str, Any]) -> list[str]:
             began = self.budget.clock()

@@ -88,12 +88,13 @@ class Pushes:
     def _start(self) -> SideProcess:
         kept = f"pushes wait in {self.run / outbox.FOLDER}, and checkpoints are where they were"
         words = Words("sends checkpoints", kept, "not all was sent", "not all was sent: the same command sends the rest")
-        settings = {"run": str(self.run.absolute()), "patience_s": outbox.PATIENCE_S, "hub": self.hub is not None, "mirror": self.mirror}
+        settings = {"run": str(self.run.absolute()), "hub": self.hub is not None, "mirror": self.mirror}
+        settings |= {"patience_s": outbox.PATIENCE_S, "untaken_s": min(outbox.UNTAKEN_S, outbox.PATIENCE_S)}
         settings["keep"] = {f"stage-{view.index}-{view.name}": view.config.checkpoint.keep for view in self.resolved.stages}
         return SideProcess("plait.commands.actions.publishing.uploader", settings, words, {"HF_HUB_DISABLE_PROGRESS_BARS": "1"})
 
     def finish(self) -> None:
-        """Put the last checkpoints into the queue, and wait until all is sent, or nothing was taken for ten minutes."""
+        """Put the last checkpoints into the queue, and wait until all is sent, or nothing was taken for some minutes (uploader.py)."""
         if not (self.run / signed.NAME).is_file():
             return
         self._look()

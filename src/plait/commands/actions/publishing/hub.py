@@ -5,11 +5,11 @@ The same item may be sent again, after a lost answer or a kill: what is there al
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, set_client_factory, utils
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, hf_hub_download, set_client_factory, utils
 from huggingface_hub.utils import _http
 
 from plait import files
@@ -18,8 +18,9 @@ from plait.commands.actions.publishing.outbox import Item, Job
 from plait.commands.actions.publishing.passports import Damaged
 from plait.errors import PlaitError
 
-ANSWER_S = 300.0
-"""Seconds without a byte after which a request is given up, to be made again. The client itself would wait for ever."""
+ANSWER_S, FIRST_ANSWER_S = 300.0, 30.0
+"""Seconds without a byte after which a request is given up, to be made again: a commit of many files takes its time, the first request of
+an item does not. The client itself would wait for ever."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt")
 _THREADS = 2
 
@@ -45,7 +46,8 @@ def send(item: Item, branches: Sequence[str]) -> tuple[str, str]:
     job = item.job
     _check(item)
     api = HfApi()
-    repo = api.create_repo(job.repo, private=job.private, exist_ok=True).repo_id
+    with _answered_within(FIRST_ANSWER_S):
+        repo = api.create_repo(job.repo, private=job.private, exist_ok=True).repo_id
     if job.private and not api.model_info(repo).private:
         raise PlaitError(f"{repo} is public, and is to be private: make it private there, or push with hub.private=false (or --public)")
     commits: list[str] = []
@@ -54,6 +56,17 @@ def send(item: Item, branches: Sequence[str]) -> tuple[str, str]:
             api.create_branch(repo, branch=branch, revision=commits[0] if commits else "main", exist_ok=True)
         commits.append(_commit(api, repo, branch, item))
     return repo, commits[0]
+
+
+@contextlib.contextmanager
+def _answered_within(seconds: float) -> Iterator[None]:
+    """Have the client wait for so long in the block, in place of ANSWER_S."""
+    session = get_session()
+    session.timeout = seconds
+    try:
+        yield
+    finally:
+        session.timeout = ANSWER_S
 
 
 def address(repo: str, commit: str) -> str:

@@ -34,6 +34,13 @@ class Way:
         self._told = set(refusals)
         return sent
 
+    @property
+    def moved_s(self) -> None:
+        """None: the Hub's client does not tell, and has limits of time for each request."""
+
+    def waits(self, limit_s: float) -> None:
+        """Return None, as the run has told it (beside.py)."""
+
     def left(self) -> str | None:
         """Return how many pushes wait."""
         count = len(outbox.waiting(self.run)) + len(outbox.damaged(self.run))

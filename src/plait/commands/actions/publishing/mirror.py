@@ -11,11 +11,12 @@ is what else a start needs of the run's directory, as it was then, and records.j
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import xxhash
+from fsspec.callbacks import Callback
 
 from plait import files
 from plait.commands.actions.publishing import outbox
@@ -31,15 +32,30 @@ _LEFT_OUT = ("outbox", "heartbeat", "lock", "events", "eval", "spikes", "average
 _CHUNK_BYTES = 1 << 22
 
 
+class _Moved(Callback):  # type: ignore[misc]  # fsspec has no types
+    """Calls a function whenever a part of a file was taken."""
+
+    def __init__(self, moved: Callable[[], None]) -> None:
+        super().__init__()
+        self._moved = moved
+
+    def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
+        """Note that a part was taken."""
+        self._moved()
+
+
 class Torn(Exception):
     """A file that was written is not what is read back."""
 
 
 class Store:
-    """The folder of a run at `address`. What its file system raises is passed on; paths are below the folder."""
+    """The folder of a run at `address`. What its file system raises is passed on; paths are below the folder.
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    `moved`: called whenever bytes were taken or came.
+    """
+
+    def __init__(self, address: str, moved: Callable[[], None] = lambda: None) -> None:
+        self.address, self.moved = address, moved
         self.system, root = remote.connect(address)
         self.root = root.rstrip("/")
 
@@ -47,6 +63,7 @@ class Store:
         """Return the paths of all files."""
         self.system.invalidate_cache()
         found = self.system.find(self.root)
+        self.moved()
         return sorted(str(path).removeprefix(self.root).lstrip("/") for path in found)
 
     def read(self, path: str) -> bytes:
@@ -61,7 +78,7 @@ class Store:
     def put(self, path: str, source: Path) -> None:
         """Copy a file there, and read it back. Raises Torn where it has another content."""
         self._make_folder(path)
-        self.system.put_file(str(source), f"{self.root}/{path}")
+        self.system.put_file(str(source), f"{self.root}/{path}", callback=_Moved(self.moved))
         if self.xxh3(path) != files.xxh3(source):
             raise Torn(f"{self.shown(path)} is not what was written there")
 
@@ -81,6 +98,7 @@ class Store:
         with self.system.open(f"{self.root}/{path}", "rb", block_size=_CHUNK_BYTES, cache_type="readahead") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
+                self.moved()
         return digest.hexdigest()
 
     def remove(self, path: str) -> None:
@@ -120,10 +138,13 @@ def _order(folder: str) -> tuple[int, int] | None:
 
 
 class Mirror:
-    """Keeps the store of a run like the run. `keep`: how many checkpoints of each stage stay, by the name of its folder; 0: all."""
+    """Keeps the store of a run like the run. `keep`: how many checkpoints of each stage stay, by the name of its folder; 0: all.
 
-    def __init__(self, run: Path, address: str, keep: Mapping[str, int]) -> None:
-        self.run, self.keep, self.store = run, keep, Store(address)
+    `moved`: called whenever bytes were taken or came.
+    """
+
+    def __init__(self, run: Path, address: str, keep: Mapping[str, int], moved: Callable[[], None] = lambda: None) -> None:
+        self.run, self.keep, self.store = run, keep, Store(address, moved)
         self._manifests: dict[str, bytes] = {}
         """What was read or written of the store's manifests, by folder."""
 

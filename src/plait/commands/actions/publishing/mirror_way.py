@@ -1,5 +1,6 @@
 """The way of a run's checkpoints to its mirror, for the process beside a run (uploader.py)."""
 
+import time
 from pathlib import Path
 
 from plait.commands.actions.publishing import mirror, retries
@@ -17,7 +18,7 @@ class Way:
         self.run, self.inbox, self.failures = run, inbox, 0
         self._mirror: Mirror | None = None
         """None until its store has answered once."""
-        self._behind = True
+        self._behind, self._moved_s = True, 0.0
 
     @property
     def pause_s(self) -> float:
@@ -32,7 +33,7 @@ class Way:
         self._behind = True
         try:
             if self._mirror is None:
-                self._mirror = Mirror(self.run, self.inbox.settings["mirror"], self.inbox.settings["keep"])
+                self._mirror = Mirror(self.run, self.inbox.settings["mirror"], self.inbox.settings["keep"], self._moved)
             line = self._mirror.update()
         except PlaitError:
             raise
@@ -53,6 +54,19 @@ class Way:
     def _shown(self) -> str:
         """The address, for people."""
         return Store.shown_of(self.inbox.settings["mirror"])
+
+    @property
+    def moved_s(self) -> float:
+        """When bytes were last taken or an answer came, by the monotonic clock; 0: never."""
+        return self._moved_s
+
+    def _moved(self) -> None:
+        self._moved_s = time.monotonic()
+
+    def waits(self, limit_s: float) -> str:
+        """Return a line on the mirror, for so long without an answer."""
+        again = command("train", self.run)
+        return f"waiting for the mirror {self._shown}, {limit_s:.0f} s at most without an answer; Ctrl-C leaves the rest to `{again}`"
 
     def left(self) -> str | None:
         """Return that checkpoints are not there."""

@@ -25,8 +25,9 @@ SENT = "sent.jsonl"
 """The file in it with a row for each item that was sent or given up."""
 LONGEST = 10
 """Items of a training run that may wait; the oldest beyond them are given up, so that no dead network fills the disk."""
-PATIENCE_S = 600.0
-"""Seconds without a success after which an ended run, or `plait push`, no longer waits."""
+PATIENCE_S, UNTAKEN_S = 600.0, 120.0
+"""Seconds without a success after which an ended run, or `plait push`, no longer waits, and those of a run of which nothing was taken
+since this start."""
 _LOCK, _JOB, _FILES = "lock", "job.json", "files"
 
 

@@ -18,10 +18,14 @@ from plait.commands.actions.publishing import mirror
 from plait.commands.actions.publishing.mirror import Store
 from plait.config import signed
 from plait.config.resolved import Resolved
+from plait.data import remote
 from plait.engine.checkpoints import chain, checkpoint, integrity, rundir
 from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
+
+ANSWER_S = 60.0
+"""Seconds that a mirror has to say what it holds: a store's own client waits for five minutes and more."""
 
 
 def from_mirror(resolved: Resolved, *, restart: bool, fresh: bool) -> None:
@@ -35,10 +39,8 @@ def from_mirror(resolved: Resolved, *, restart: bool, fresh: bool) -> None:
         return
     run = Path(str(resolved.config.run))
     with _told(address):
-        store = Store(address)
-        listed = store.list()
+        store, listed, theirs = remote.in_time(address, ANSWER_S, lambda: _looked_at(address))
         folders = mirror.complete(listed)
-        theirs = store.read(mirror.IDENTITY).decode(errors="replace").strip() if folders else ""
     if not folders:
         return
     if fresh:
@@ -51,6 +53,13 @@ def from_mirror(resolved: Resolved, *, restart: bool, fresh: bool) -> None:
     if newer:
         with contextlib.closing(rundir.lock(run)), _told(address):
             _bring(store, run, newer, listed, theirs)
+
+
+def _looked_at(address: str) -> tuple[Store, list[str], str]:
+    """Return a store, the paths of all its files, and the identity of the run that it holds, "" without a checkpoint."""
+    store = Store(address)
+    listed = store.list()
+    return store, listed, store.read(mirror.IDENTITY).decode(errors="replace").strip() if mirror.complete(listed) else ""
 
 
 def _is_newer(folder: str, than: str) -> bool:
