@@ -37,12 +37,13 @@ class Masks(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.seen, self.heads = [], []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
             mask = (kwargs or {}).get("attn_mask")
             self.seen.append((args[0].shape[2], args[1].shape[2], None if mask is None else tuple(mask.shape)))
+            self.heads.append((args[0].shape[1], args[1].shape[1]))
         return func(*args, **(kwargs or {}))
 
 
@@ -77,6 +78,10 @@ def test_packed_documents_have_no_mask_and_do_not_wait(case):
         sum(case.loss.sums(case.model, micro.batch).values()).backward()
     longest = max(document.stop - document.start for document in micro.batch["places"]["documents"])
     assert not waits.found
+    config = language_config(case)
+    shared = (config.num_attention_heads, config.num_key_value_heads)
+    assert shared[1] < shared[0]
+    assert masks.heads.count(shared) >= SAMPLES * config.num_hidden_layers  # keys and values are not repeated for each head
     assert max(queries for queries, _, _ in masks.seen) <= max(longest, micro.batch["real"].shape[1] + 1 if "real" in micro.batch else 0)
     assert micro.batch["ids"].shape[1] > 2 * longest
 

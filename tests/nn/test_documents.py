@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from plait.nn import documents
 from plait.nn.document import Document
@@ -66,3 +67,27 @@ def test_masks_are_as_large_as_a_window_or_a_branch_and_are_made_once():
     assert {tuple(mask.shape) for mask in first.values()} == {(32, 39), (4, 11), (8, 15)}
     attend(q, k, v, causal := Layout([Document(0, 60, blocks=((3, 30),))]))
     assert not causal.masks
+
+
+def grouped(repeat):
+    """Attention of eight heads that share two of keys and values, its gradients, and the bytes kept for the backward pass."""
+    random = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(1, heads, LENGTH, WIDTH, generator=random).requires_grad_() for heads in (8, 2, 2))
+    kept = {}
+
+    def pack(value):
+        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        out = attend(q, *((repeat_kv(each, 4) for each in (k, v)) if repeat else (k, v)), Layout(DOCUMENTS), window=7)
+    out.square().sum().backward()
+    return [out.detach(), q.grad, k.grad, v.grad], sum(kept.values())
+
+
+def test_heads_that_share_keys_and_values_are_not_repeated():
+    ours, bytes_kept = grouped(repeat=False)
+    repeated, bytes_repeated = grouped(repeat=True)
+    for one, other in zip(ours, repeated, strict=True):
+        assert (one - other).abs().max() <= 1e-6 * other.abs().max()  # gradients of four heads are summed in another order
+    assert bytes_repeated - bytes_kept >= 2 * (8 - 2) * LENGTH * WIDTH * 4

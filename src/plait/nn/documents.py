@@ -89,13 +89,11 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's
 def _attention_within(module: Any, given: tuple[Tensor, Tensor, Tensor], layout: Layout, how: dict[str, Any]) -> Tensor:
     rows, _, length, _ = given[0].shape
-    groups = given[0].shape[1] // given[1].shape[1]
     window = how.get("sliding_window") or getattr(module, "sliding_window", None)
     kernel = gpu_documents.choose(given[0], layout.documents, how.get("dropout", 0.0))
     if kernel != "each":
         return gpu_documents.attention(kernel, given, layout.documents, layout.shared, window=window, scale=how.get("scaling"))
-    flat = [value if rows == 1 else value.transpose(0, 1).flatten(1, 2)[None] for value in given]
-    query, key, value = (flat[0], *(repeat_kv(each, groups) for each in flat[1:]))
+    query, key, value = (value if rows == 1 else value.transpose(0, 1).flatten(1, 2)[None] for value in given)
     out = attend(query, key, value, layout, window=window, scale=how.get("scaling"), dropout=how.get("dropout", 0.0))
     result: Tensor = out[0].unflatten(1, (rows, length)).permute(1, 2, 0, 3).contiguous()
     return result
@@ -111,7 +109,7 @@ def attend(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Return softmax(scale query key^T) value (1, H, N, E) within each document; 0 at padding.
+    """Return softmax(scale query key^T) value (1, H, N, E) within each document; 0 at padding. Keys and values have H heads, or H / n.
 
     With a `window` a position sees those that are less than so many before it.
     """
@@ -179,5 +177,9 @@ class _How:
         return self.product(q[:, :, a - skipped : b - skipped], k[:, :, low:b], v[:, :, low:b], mask=mask)
 
     def product(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
-        """Return torch's own attention."""
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, dropout_p=self.dropout)
+        """Return torch's own attention. Its kernel of CPUs alone shares heads of keys and values of any type and with any mask."""
+        groups = q.shape[1] // k.shape[1]
+        shared = groups > 1 and q.device.type == "cpu"
+        k, v = (k, v) if shared else (repeat_kv(k, groups), repeat_kv(v, groups))
+        how: dict[str, Any] = {"scale": self.scale, "dropout_p": self.dropout, "enable_gqa": shared}
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, **how)
