@@ -50,7 +50,7 @@ def test_compiled_blocks_cost_what_plain_ones_do_and_run_once(family, pad, tmp_p
     calls = Calls(units, monkeypatch)
     monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
     meter, settings = Meter(torch.device("cpu"), "fp32"), Distributed(compile=True, activation_checkpointing="full")
-    with blocks.changed(units, settings, meter):
+    with blocks.changed(units, settings, meter=meter):
         for _ in range(2):
             with meter.forward(micro.batch):
                 case.loss.sums(case.model, micro.batch)
