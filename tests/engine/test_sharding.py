@@ -48,7 +48,7 @@ def laid(trained, cut_frozen, check, *more, strategy="fsdp"):
             names = {name for part in parts for name in NAMES[part].split()}
             for name, value in model.named_parameters():
                 value.requires_grad_(name in names)
-            sharding.wrap(model.blocks, names, Layout(strategy, 2, shard_frozen=cut_frozen), ranks)
+            sharding.wrap(model.blocks, names, Layout(strategy, 2, shard_frozen=cut_frozen), ranks, types={})
             check(model, sharding, names)
 
 
@@ -140,7 +140,7 @@ def held(trained, ever, cut_frozen, strategy):
         for parts in (ever, trained):
             names = {name for part in parts for name in NAMES[part].split()}
             state.pause()
-            sharding.wrap(model.blocks, names, layout, ranks)
+            sharding.wrap(model.blocks, names, layout, ranks, types={})
             state.pause()
             state.begin({"all": {name: model.get_parameter(name) for name in names}}, settings)
             model(torch.arange(4)).sum().backward()

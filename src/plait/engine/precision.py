@@ -18,9 +18,8 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.utils import swap_tensors
 
+from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks, local
 
 log = logging.getLogger(__name__)
@@ -62,20 +61,21 @@ def caution(precision: str, device: torch.device) -> str | None:
     return None
 
 
-def set_precision(model: nn.Module, full: Collection[str], precision: str) -> None:
-    """Cast a model's parameters in place to the dtypes of `precision`. Those named in `full` train or ever did; the others are frozen.
+def set_precision(model: nn.Module, full: Collection[str], precision: str, device: torch.device | None = None) -> None:
+    """Cast a model's parameters in place to the dtypes of `precision`, on `device`. Those named in `full` train or ever did.
 
-    Buffers keep their dtype. Updates at a learning rate of 1e-5 vanish in bfloat16's 8 bits; frozen weights have no updates to lose.
+    `device`: None: where each is. Buffers keep their dtype and place. Updates at a learning rate of 1e-5 vanish in bfloat16's 8 bits;
+    frozen weights have no updates to lose.
     """
-    types = TYPES[precision]
-    for name, parameter in model.named_parameters():
-        target = types.trained if name in full else types.frozen
-        if not parameter.is_floating_point() or parameter.dtype == target:
-            continue
-        if isinstance(parameter, DTensor):  # its `data` cannot change type
-            swap_tensors(parameter, nn.Parameter(parameter.detach().to(target), parameter.requires_grad))
-        else:
-            parameter.data = parameter.data.to(target)
+    types, parameters = types_of(model, full, precision), dict(model.named_parameters())
+    for name, dtype in types.items():
+        distributed.place(parameters[name], dtype, device or parameters[name].device)
+
+
+def types_of(model: nn.Module, full: Collection[str], precision: str) -> dict[str, torch.dtype]:
+    """Return the dtype of each floating-point parameter by name under `precision`. Those named in `full` train or ever did."""
+    types, named = TYPES[precision], model.named_parameters()
+    return {name: types.trained if name in full else types.frozen for name, value in named if value.is_floating_point()}
 
 
 def count(parameter: nn.Parameter) -> int:

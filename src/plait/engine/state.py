@@ -175,10 +175,11 @@ class State:
         """Return the state without tensors as JSON values (step, stage, totals, ...), for `state` in a checkpoint's manifest.json."""
         return {**{name: getattr(self, name) for name in _SAVED}, "totals": self.totals, "trained": sorted(self.ever_trained)}
 
-    def restore(self, metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, StoredTensor]]) -> None:
+    def restore(self, metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, StoredTensor]], *, mapped: bool = False) -> None:
         """Load a saved state into this one. The arguments are what the methods `metadata` and `tensors` returned when it was saved.
 
-        The optimizer's moments stay in `paused` until `begin` starts a stage.
+        The optimizer's moments stay in `paused` until `begin` starts a stage. `mapped`: whole tensors stay in their mapped files, uncopied,
+        as they move to another device before they change.
         Raises PlaitError when a saved weight has no parameter of its name and shape here.
         """
         for name in _SAVED:
@@ -186,11 +187,11 @@ class State:
         self.history = [(step, value) for step, value in metadata["history"]]
         self.totals = dict(metadata["totals"])
         self.ever_trained = set(metadata["trained"])
-        load_weights(self.model, tensors["weights"])
+        load_weights(self.model, tensors["weights"], mapped=mapped)
         self.paused = dict(tensors["moments"])
         device = next(self.model.parameters()).device
         saved = {
-            group: {name: full_tensor(value).to(device, torch.float32, copy=True) for name, value in tensors[group].items()}
+            group: {name: full_tensor(value).to(device, torch.float32, copy=not mapped) for name, value in tensors[group].items()}
             for group in ("ema", *averages.KEPT)
             if tensors.get(group)
         }

@@ -73,7 +73,7 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
         group: {name: value for name, value in part.items() if (name.rpartition(".")[0] if group == "moments" else name) in kept}
         for group, part in tensors.items()
     }
-    state.restore(State(bundle.model).metadata() | {"trained": sorted(kept)}, fitting)
+    state.restore(State(bundle.model).metadata() | {"trained": sorted(kept)}, fitting, mapped=ranks.device.type != "cpu")
 
 
 def _without_misfits(tensors: Tensors, view: StageView, bundle: ModelBundle) -> Tensors:

@@ -21,7 +21,7 @@ from plait.engine.flops import Meter
 from plait.engine.parallel import memory_estimate, strategy
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.sharding import Sharding
-from plait.engine.precision import caution, set_precision
+from plait.engine.precision import caution, set_precision, types_of
 from plait.engine.state import State
 from plait.training.moments import kept
 from plait.training.stage_plan import StagePlan
@@ -54,8 +54,8 @@ def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, mi
             log.info(line)
         if warning := caution(config.train.precision, ranks.device):
             log.info(warning)
-        set_precision(bundle.model, state.ever_trained | names, config.train.precision)
         if bundle.sharding is None:
+            set_precision(bundle.model, state.ever_trained | names, config.train.precision, ranks.device)
             bundle.model.to(ranks.device)
             if config.distributed.ddp_comm_hook != "none":
                 log.info("distributed.ddp_comm_hook changes nothing: one rank sends no gradients")
@@ -71,5 +71,6 @@ def _divide(sharding: Sharding, plan: StagePlan, state: State, ranks: Ranks, uni
     storage = kept.storage(config, plan.trained_parameters(sharding.model), units)
     accumulating = config.data.pack_tokens is not None or math.ceil(config.train.global_batch / (micro_batch * ranks.size)) > 1
     layout, reason = strategy.choose(config.distributed, counts, storage, ranks, accumulating=accumulating)
-    sharding.wrap(units, names, layout, ranks)
+    types = types_of(sharding.model, state.ever_trained | names, config.train.precision)
+    sharding.wrap(units, names, layout, ranks, types=types)
     return reason

@@ -56,7 +56,7 @@ def resume(
     view = views[saved["stage"] - 1]
     rows = migration_table(tensors, set(saved["trained"]), view.config, bundle)
     accept(rows, [], run=run, origin=f"{newest.folder}", ranks=ranks, allow_inexact=allow_inexact)
-    state.restore(saved, tensors)
+    state.restore(saved, tensors, mapped=ranks.device.type != "cpu")
     if ranks.first:
         post_hoc_ema.forget(run, state.step)
     before = newest.manifest["ranks"]

@@ -34,7 +34,7 @@ def main(out: Path, cut_frozen: bool | None = None, trainable: tuple[str, ...] =
         ]
         layout = Layout("ddp" if cut_frozen is None or ranks.size == 1 else "fsdp", ranks.size, shard_frozen=bool(cut_frozen))
         names = {name for part in trainable for name in family.components(model)[part]}
-        Sharding(model).wrap(family.blocks(model), names, layout, ranks)
+        Sharding(model).wrap(family.blocks(model), names, layout, ranks, types={})
         state = State(model)
         state.begin({part: family.components(model)[part] for part in trainable}, settings.optim)
         rows = []

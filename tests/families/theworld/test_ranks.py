@@ -62,7 +62,7 @@ def vision_after_text(made, ranks, layout, folder):
     """Weights and moments of what saw nothing, after a step with pictures and, by the loop as well, after one of text alone."""
     config, model, inputs = made
     settings = make_config(train={"steps": 2, "global_batch": 4}, optim={"lr": 0.01, "weight_decay": 0.5, "schedule": {"name": "constant"}})
-    Sharding(model).wrap(family.blocks(model), {name for name, _ in model.named_parameters()}, Layout(layout, ranks.size), ranks)
+    Sharding(model).wrap(family.blocks(model), {name for name, _ in model.named_parameters()}, Layout(layout, ranks.size), ranks, types={})
     state, seen = State(model), []
     state.begin({part: family.components(model)[part] for part in EVERYTHING}, settings.optim)
 

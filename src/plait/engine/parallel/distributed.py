@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils import swap_tensors
 
 from plait.engine.parallel import agent_store, leaving, replication
 from plait.errors import PlaitError, Stopped
@@ -203,6 +204,14 @@ def norms_of_all(norms: Sequence[Tensor], sharded: Tensor) -> Sequence[Tensor]:
     squares = torch.stack([*norms]).square()
     dist.all_reduce(squares, group=sharded.device_mesh.get_group(sharded.device_mesh.ndim - 1))
     return squares.sqrt().unbind()
+
+
+def place(parameter: nn.Parameter, dtype: torch.dtype, device: torch.device) -> None:
+    """Move a parameter to the device and there to the dtype, in place: the host holds no copy of another type."""
+    if not isinstance(parameter, DTensor):
+        parameter.data = parameter.data.to(device).to(dtype)
+    elif parameter.dtype != dtype:  # its `data` cannot change type
+        swap_tensors(parameter, nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad))
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -11,8 +11,11 @@ from plait.errors import PlaitError
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, weights: Mapping[str, StoredTensor]) -> None:
-    """Copy saved weights, in float32, onto the parameters of their names. Raises PlaitError for an unknown name or another shape."""
+def load_weights(model: nn.Module, weights: Mapping[str, StoredTensor], *, mapped: bool = False) -> None:
+    """Copy saved weights, in float32, onto the parameters of their names. Raises PlaitError for an unknown name or another shape.
+
+    `mapped`: parameters lie in the memory of whole tensors, uncopied.
+    """
     parameters = dict(model.named_parameters())
     for name, value in weights.items():
         if name not in parameters:
@@ -26,4 +29,4 @@ def load_weights(model: nn.Module, weights: Mapping[str, StoredTensor]) -> None:
         if isinstance(parameter, DTensor):
             local(parameter).copy_(local(reshard_like(value, parameter)))
         else:
-            parameter.data = full_tensor(value).to(device=parameter.device, dtype=torch.float32, copy=True)
+            parameter.data = full_tensor(value).to(device=parameter.device, dtype=torch.float32, copy=not mapped)

@@ -6,10 +6,11 @@ and what the loop does then (`distributed.py`).
 """
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -33,15 +34,22 @@ class Sharding:
     unwrapped: list[tuple[nn.Module, type[nn.Module], dict[str, Any], set[str]]] = field(default_factory=list, repr=False)
     """What `unwrap` restores: each module, its class, its hooks, and the attributes that sharding added to it."""
 
-    def wrap(self, blocks: Sequence[nn.Module], trained: Collection[str], layout: Layout, ranks: Ranks) -> None:
-        """Move the model to this rank's device and shard it over ranks as `layout` says; parameters keep names and values.
+    def wrap(
+        self, blocks: Sequence[nn.Module], trained: Collection[str], layout: Layout, ranks: Ranks, *, types: Mapping[str, torch.dtype]
+    ) -> None:
+        """Move the model to this rank's device and shard it over ranks as `layout` says; parameters keep their names.
 
         `blocks`: the modules (layers) that are sharded one by one; what trains outside of them is one more unit. `trained`: names of the
-        parameters that train in this stage. One unit at a time is full, so the model need not fit on one device.
+        parameters that train in this stage. `types`: the dtypes that parameters get, by name, on the device. One unit at a time is full
+        and of its dtypes, so the model need not fit on one device.
         """
         self.unwrap()
+        for name, value in self.model.named_parameters():
+            if isinstance(value, DTensor):
+                distributed.place(value, types.get(name, value.dtype), ranks.device)
         if layout.shards == 1:
             gather(self.model, set())
+            place(self.model, self.model, types, ranks.device)
             self.model.to(ranks.device)
             return
         self.reshards = layout.strategy != "shard_grad_op"
@@ -52,8 +60,7 @@ class Sharding:
         for module, names in _units(self.model, blocks, trained, layout.shard_frozen):
             gather(module, done)
             ignored = {value for name, value in module.named_parameters() if name not in names and not isinstance(value, DTensor)}
-            for value in ignored:
-                value.data = value.data.to(ranks.device)
+            place(self.model, module, types, ranks.device)
             fully_shard(module, mesh=mesh, reshard_after_forward=self.reshards and module is not self.model, ignored_params=ignored)
             done.update(id(part) for part in module.modules())
         self.unwrapped = [(module, kind, hooks, set(module.__dict__) - names) for module, kind, hooks, names in before]
@@ -125,6 +132,14 @@ def gather(module: nn.Module, done: Collection[int]) -> None:
                 if id(value) not in full:
                     full[id(value)] = nn.Parameter(value.detach().full_tensor(), value.requires_grad)
                 part._parameters[name] = full[id(value)]
+
+
+def place(model: nn.Module, part: nn.Module, types: Mapping[str, torch.dtype], device: torch.device) -> None:
+    """Move the full parameters of `part`, a module of `model`, to the device. There they get their dtypes, `types` by name."""
+    own = {id(value) for value in part.parameters() if not isinstance(value, DTensor)}
+    for name, value in model.named_parameters():
+        if id(value) in own:
+            distributed.place(value, types.get(name, value.dtype), device)
 
 
 def _hooks(module: nn.Module) -> dict[str, Any]:
