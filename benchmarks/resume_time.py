@@ -74,7 +74,7 @@ def move(near: Path, far: Path, every: int) -> None:
     for folder in checkpoint.published(far):
         shutil.rmtree(folder)
     checkpoint.write(checkpoint.folder_of(far, 1, "train", FAR), groups, {**facts, "state": state})
-    row = (files.read_rows(near / "metrics.jsonl") or [{"loss": 1.0}])[0]
+    row = files.read_rows(near / "metrics.jsonl", key='"grad_norm"')[0]
     (far / "metrics.jsonl").unlink(missing_ok=True)
     files.append_rows(far / "metrics.jsonl", (row | {"step": step} for step in range(every, FAR + 1, every)))
 

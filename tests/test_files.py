@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and rows of which a bad one costs that row alone."""
 
 import errno
+import itertools
 import json
 import os
 import stat
@@ -38,6 +39,31 @@ def test_a_line_that_a_kill_cut_short_is_left_out_without_a_word(tmp_path, caplo
     assert path.read_bytes() == b'{"n": 1}\n'
     assert caplog.text == ""
     assert files.read_rows(tmp_path / "none.jsonl") == []
+
+
+def test_of_a_long_file_the_ends_are_read_and_no_row_of_the_middle_is_lost(tmp_path, caplog):
+    path, filler = tmp_path / "rows.jsonl", "x" * 1000
+    files.append_rows(path, ({"step": step, "text": filler} for step in range(1, 8001)))
+    middle = path.read_bytes().replace(b'{"step": 2000,', b'{"step" 2000,')
+    path.write_bytes(middle)
+    steps = [row["step"] for row in files.read_rows(path, files.STEP_KINDS, ends=True)]
+    assert steps[:2] == [1, 2] and steps[-1] == 8000 and 3000 < len(steps) < 4500
+    assert [later - step for step, later in itertools.pairwise(steps) if later != step + 1] == [8000 - len(steps) + 1]
+    files.keep_rows(path, lambda row: row["step"] <= 7900, files.STEP_KINDS)
+    assert path.read_bytes() == middle[: middle.index(b'{"step": 7901,')]  # the middle is not looked at
+    assert caplog.text == ""
+    files.keep_rows(path, lambda row: row["step"] <= 3000, files.STEP_KINDS)  # further back than the end that is looked at
+    assert [row["step"] for row in files.read_rows(path)] == [step for step in range(1, 3001) if step != 2000]
+    assert f"line 2000 of {path} cannot be read" in caplog.text
+
+
+def test_a_bad_line_at_the_end_of_a_long_file_is_told_and_left_out(tmp_path, caplog):
+    path = tmp_path / "rows.jsonl"
+    files.append_rows(path, ({"step": step, "text": "x" * 1000} for step in range(8000)))
+    with path.open("ab") as file:
+        file.write(b"[\n")
+    files.keep_rows(path, lambda row: True, files.STEP_KINDS)
+    assert f"a line of {path} cannot be read" in caplog.text and path.read_bytes().endswith(b'"}\n')
 
 
 def test_half_of_a_surrogate_pair_is_written_as_json_escapes_it(tmp_path):

@@ -7,7 +7,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -22,8 +21,10 @@ NO_KINDS: Mapping[str, Any] = {}
 STEP_KINDS: Mapping[str, Any] = {"step": int, "stage": int | None}
 """The types that rows of metrics.jsonl and quarantine.jsonl must have, for `read_rows`."""
 
+HEAD_BYTES, TAIL_BYTES = 1 << 19, 7 << 19
+"""How much of the beginning and of the end of a long `.jsonl` file is read where not all of it is: some 500 and 3,500 rows of metrics."""
+
 _CHUNK_BYTES = 1 << 22
-_ONE_SLASH = re.compile(r"(s3a?|gc?s|hf|https?|s?ftp|ssh|az|abfss?|wasbs?|hdfs|memory):/(?!/)", re.IGNORECASE)
 
 
 def write_whole(path: Path, body: bytes | str, *, parents: bool = True, sync: bool = True) -> None:
@@ -56,27 +57,6 @@ def write_json(path: Path, value: Any) -> None:
 def expanded(path: str | Path) -> Path:
     """Return a path with a leading ~ or ~name replaced by that user's home directory. ~name of an unknown user stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  pathlib raises where the user is not known
-
-
-def on_disk(path: str) -> str:
-    """Return `path`, where plait writes, unchanged. Raises ValueError for an address such as gs://bucket/run, and a name not in UTF-8.
-
-    gs:/bucket/run is taken for an address too, unless there is a folder `gs:`.
-    """
-    scheme, mark, rest = (with_two_slashes(path) or path).partition("://")
-    if mark and scheme == "file":
-        raise ValueError(f"{path} is an address: write the path alone, {rest or '/'}")
-    if mark:
-        raise ValueError(f"{path} is an address, and files are written on disks only: name a folder, and copy it to {scheme}:// afterwards")
-    if any("\ud800" <= letter <= "\udfff" for letter in path):
-        raise ValueError(f"{path!a} is not UTF-8, in which libraries write their files: give another name")
-    return path
-
-
-def with_two_slashes(path: str) -> str | None:
-    """Return the address that a path such as s3:/bucket/x is meant to be, s3://bucket/x; None for what is no address mistyped so."""
-    mistyped = _ONE_SLASH.match(path)
-    return f"{mistyped[1]}://{path[mistyped.end() :]}" if mistyped and not Path(f"{mistyped[1]}:").exists() else None
 
 
 def json_text(value: Any) -> str:
@@ -149,30 +129,58 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def read_rows(path: Path, kinds: Mapping[str, Any] = NO_KINDS) -> list[dict[str, Any]]:
+def read_rows(path: Path, kinds: Mapping[str, Any] = NO_KINDS, *, ends: bool = False, key: str = "") -> list[dict[str, Any]]:
     """Return the rows of a `.jsonl` file; [] without one. An unreadable line is skipped, with a warning unless it is a last one cut short.
 
     `kinds`: {key: type, as `isinstance` takes it} that a row must have, `int | None` of a key it may lack; others are unreadable too.
+    `ends`: of a file longer than both only the rows in its first HEAD_BYTES and its last TAIL_BYTES, which takes as long for any length.
+    `key`: only lines with this text are read, such as the name of a figure that the rows asked for have.
     """
-    return [row for _, row in _lines(path, kinds)]
+    tail, at = _tail(path) if ends else _tail(path, None)
+    head, number = b"", 1
+    if at:
+        with path.open("rb") as file:
+            head, number = file.read(HEAD_BYTES).rpartition(b"\n")[0] + b"\n", 0
+    return [row for _, row in _lines(path, head + tail, number, kinds, key.encode())]
 
 
 def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool], kinds: Mapping[str, Any] = NO_KINDS) -> None:
     """Remove the rows of a `.jsonl` file for which `wanted(row)` is false, and lines that cannot be read. Without a file, do nothing.
 
-    `kinds`: as in `read_rows`: {key: type} that a row must have; rows without them are removed too.
+    `kinds`: as in `read_rows`: {key: type} that a row must have; rows without them are removed too. Rows are in the order of their steps,
+    so of a long file only the last TAIL_BYTES are looked at where their first row is wanted.
     """
-    if path.is_file():
-        body = b"".join(line + b"\n" for line, row in _lines(path, kinds) if wanted(row))
-        if body != path.read_bytes():
-            write_whole(path, body)
+    tail, at = _tail(path)
+    lines = _lines(path, tail, 0, kinds) if at else []
+    if not lines or not wanted(lines[0][1]):
+        tail, at = _tail(path, None)
+        lines = _lines(path, tail, 1, kinds)
+    body = b"".join(line + b"\n" for line, row in lines if wanted(row))
+    if body != tail:
+        write_whole(path, path.read_bytes()[:at] + body)
 
 
-def _lines(path: Path, kinds: Mapping[str, Any]) -> list[tuple[bytes, dict[str, Any]]]:
-    """Return (line, row) of every line that holds a JSON object. Lines end at newlines alone: JSON may hold other separators."""
-    *lines, _ = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+def _tail(path: Path, most: int | None = HEAD_BYTES + TAIL_BYTES) -> tuple[bytes, int]:
+    """Return the whole lines in the last TAIL_BYTES of a file, and where they begin; all, and 0, of one of no more than `most` bytes."""
+    if not path.is_file():
+        return b"", 0
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        at = file.seek(0 if most is None or size <= most else size - TAIL_BYTES)
+        cut = file.readline() if at else b""
+        return file.read(), at + len(cut)
+
+
+def _lines(path: Path, body: bytes, first: int, kinds: Mapping[str, Any], key: bytes = b"") -> list[tuple[bytes, dict[str, Any]]]:
+    """Return (line, row) of every line of `body` that holds a JSON object. Lines end at newlines alone: JSON may hold other separators.
+
+    `first`: the number of its first line in the file, for warnings; 0: not known. `key`: lines without it are passed over.
+    """
+    *lines, _ = body.split(b"\n")
     read = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, first):
+        if key not in line:
+            continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -182,5 +190,5 @@ def _lines(path: Path, kinds: Mapping[str, Any]) -> list[tuple[bytes, dict[str, 
             read.append((line, row))
         else:
             why = f"has no usable {' and '.join(wrong)}" if wrong else "cannot be read"
-            log.warning(f"line {number} of {path} {why} and is left out")
+            log.warning(f"{f'line {number}' if first else 'a line'} of {path} {why} and is left out")
     return read

@@ -11,7 +11,7 @@ from plait.assembly.configuration import open_config
 from plait.assembly.data import open_training
 from plait.config import mixture
 from plait.config import resolved as settings
-from plait.config.data_paths import has_moved
+from plait.config.sections.places import has_moved
 from plait.config.source_rules import unknown_kind
 from plait.data.sources.open import KINDS
 from plait.errors import PlaitError

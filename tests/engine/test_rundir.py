@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from plait.config.sections import continued
 from plait.engine.checkpoints import folders, rundir
 from plait.errors import PlaitError
 
@@ -26,17 +27,17 @@ def test_a_folder_of_something_else_is_never_taken_for_a_run(tmp_path):
 
 def test_a_run_of_another_configuration_is_refused_with_the_differences(tmp_path):
     with pytest.raises(PlaitError, match=r"another configuration \(optim\.lr: 0\.1 -> 0\.2; seed: 0 -> 1\); undo that"):
-        rundir.refuse(tmp_path, [("optim.lr", 0.1, 0.2), ("seed", 0, 1)])
+        continued.refuse(tmp_path, [("optim.lr", 0.1, 0.2), ("seed", 0, 1)])
 
 
 @pytest.mark.parametrize("key", ["track.every_steps", "data.workers", "train.micro_batch", "stages.0.checkpoint.keep", "run", "evaluate"])
 def test_what_does_not_change_the_answer_may_differ(key):
-    assert rundir.binding([(key, 1, 2)]) == []
+    assert continued.binding([(key, 1, 2)]) == []
 
 
 @pytest.mark.parametrize("key", ["optim.lr", "data.train", "train.global_batch", "stages.1.optim.lr", "model.base", "tracker"])
 def test_what_changes_the_answer_binds(key):
-    assert rundir.binding([(key, 1, 2)]) == [(key, 1, 2)]
+    assert continued.binding([(key, 1, 2)]) == [(key, 1, 2)]
 
 
 def test_set_aside_keeps_every_earlier_run(tmp_path):
@@ -95,12 +96,12 @@ def test_half_written_files_are_swept_at_any_depth_of_a_run_and_others_stay(tmp_
 
 
 def test_the_same_configuration_is_not_refused(tmp_path):
-    rundir.refuse(tmp_path, [])
+    continued.refuse(tmp_path, [])
 
 
 @pytest.mark.parametrize(("key", "free"), [("stages", False), ("stages.0", False), ("stages.0.trainable", False), ("stages.0.track", True)])
 def test_a_stage_binds_but_for_what_is_free_in_it(key, free):
-    assert (rundir.binding([(key, 1, 2)]) == []) is free
+    assert (continued.binding([(key, 1, 2)]) == []) is free
 
 
 def test_clearing_removes_what_was_made_for_a_configuration_and_nothing_else(tmp_path):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from plait.commands.command import Arguments, Parser
 from plait.config.dialects import table
+from plait.config.sections.places import on_disk
 from plait.errors import PlaitError
-from plait.files import expanded, on_disk
+from plait.files import expanded
 from plait.training import launch
 
 SPEC = "RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder"

@@ -9,20 +9,18 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from glob import escape, iglob
 from pathlib import Path
 
 from plait.config import secrets
 from plait.config.nodes import COMMAND_LINE, Node
+from plait.config.sections.places import is_there, with_two_slashes
 from plait.config.source_rules import SourceRules
 from plait.errors import PlaitError
-from plait.files import with_two_slashes
 
 _FOLDERS: tuple[tuple[str, ...], ...] = (("data", "root"), ("data", "cache"))
 _LISTS: tuple[tuple[str, ...], ...] = (("data", "train"), ("data", "validation"), ("evaluate", "*", "data"))
 _MIXTURES = (".yaml", ".yml", ".json")
 _BEGINS_WITH_VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})(?:/|$)")
-_BRACE = re.compile(r"(?<!\$)\{[^{}]*\}")
 _CLASS_IN_FILE = re.compile(r"(.+\.py)(:\w+)")
 
 
@@ -131,15 +129,6 @@ def resolve_rows(tree: Node, kinds: Mapping[str, SourceRules]) -> Node:
     return tree
 
 
-def has_moved(before: object, after: object) -> bool:
-    """Return whether both are absolute paths, `before` no longer exists, and `after` has the same last part: the data was moved.
-
-    The content is not compared: checkpoints have hashes of the data for that.
-    """
-    paths = [value for value in (before, after) if isinstance(value, str) and value.startswith("/")]
-    return len(paths) == 2 and Path(paths[0]).name == Path(paths[1]).name and not _is_there(Path("/"), paths[0].lstrip("/"))
-
-
 def _change(node: Node, keys: tuple[str, ...], change: Callable[[Node], Node]) -> Node:
     """Return `node` with what is at `keys` changed, where there is such a thing; `*` stands for every item of a list."""
     if not keys:
@@ -167,7 +156,7 @@ def _absolute(node: Node, base: Path | None) -> Node:
         raise PlaitError(f"{node.location}: {node.path} is {text!r}, an address with one slash: write {meant}")
     here = Path.cwd()
     folder = here if node.file == COMMAND_LINE else base or Path(node.file).absolute().parent
-    if not _is_there(folder, text) and _is_there(here, text):
+    if not is_there(folder, text) and is_there(here, text):
         spelling = os.path.relpath(_join(here, text), os.path.realpath(folder))
         raise PlaitError(
             f"{node.location}: {node.path} is {text!r}, which is not in {folder}: a path of data is relative to the file that it is "
@@ -179,9 +168,3 @@ def _absolute(node: Node, base: Path | None) -> Node:
 def _join(folder: Path, text: str) -> str:
     """Join and normalise; `..` leaves the folder that links lead to, as it does for the system."""
     return os.path.normpath((folder.resolve() if text.startswith("..") else folder) / text)
-
-
-def _is_there(folder: Path, text: str) -> bool:
-    """Return whether anything in `folder` has the name, or fits the pattern, `text`."""
-    pattern = Path(escape(str(folder)), _BRACE.sub("*", text))
-    return (folder / text).exists() or next(iglob(str(pattern)), None) is not None  # noqa: PTH207  Path.glob finds hidden files

@@ -13,12 +13,12 @@ from typing import Any
 from urllib.parse import unquote
 
 from plait.config import secrets
+from plait.config.sections.places import with_two_slashes
 from plait.data import splits
 from plait.data.addresses import is_remote, is_web, name_of, shown
 from plait.data.formats.open_file import check_size, try_again
 from plait.data.remote import connect, listing
 from plait.errors import BadSample, PlaitError
-from plait.files import with_two_slashes
 
 _BRACE = re.compile(r"(?<!\$)\{([^{}]*)\}")  # ${NAME} is an environment variable
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")

@@ -25,6 +25,7 @@ from plait.commands.actions.passport import checked, listing, seal, training, wr
 from plait.commands.actions.passport.checked import Verdict
 from plait.commands.actions.passport.claims import File
 from plait.config.sections.adapters import LAYOUT
+from plait.config.sections.places import on_disk
 from plait.engine.parallel.rank_failures import reason_of
 from plait.engine.state import PLANNED
 from plait.errors import PlaitError, first_names
@@ -89,7 +90,7 @@ def _export(stage: Stage, out: str | Path) -> None:
 def _target(out: str | Path) -> Path:
     """Return the folder that is meant, absolute and without links. Raises PlaitError for an address and for what is no folder."""
     try:
-        given = files.expanded(files.on_disk(str(out)))
+        given = files.expanded(on_disk(str(out)))
     except ValueError as error:
         raise PlaitError(f"save_model: {error}") from error
     if given.is_symlink() and not given.exists():

@@ -14,6 +14,7 @@ from transformers.training_args import trainer_log_levels
 
 from plait import files
 from plait.config.messages import NUMBER, PLACE, SWITCH, TEXT, WHOLE, Wanted, check_arguments, optional, with_type
+from plait.config.sections.places import on_disk
 from plait.errors import PlaitError
 
 _WANTED = {bool: SWITCH, int: WHOLE, float: NUMBER, str: TEXT}
@@ -84,7 +85,7 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
 def output_folder(given: Any) -> Path:
     """Return `output_dir`, made if it is not there. Raises PlaitError for an address, for what is no folder, and where none can be made."""
     try:
-        folder = files.expanded(files.on_disk(str(given)))
+        folder = files.expanded(on_disk(str(given)))
     except ValueError as error:
         raise PlaitError(f"args: output_dir: {error}") from error
     try:

@@ -20,8 +20,8 @@ from plait.assembly import weight_files
 from plait.config.messages import with_type
 from plait.config.resolved import difference, dump
 from plait.config.schema import RunConfig
+from plait.config.sections import continued
 from plait.engine.averages import Ema
-from plait.engine.checkpoints import rundir
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.placing import load_weights
 from plait.engine.parallel.rank_failures import on_every_rank
@@ -131,7 +131,7 @@ def restore(folder: Path, stage: Stage) -> None:
             f"{folder} has no averages, {averages.relative_to(folder)}, and was trained with optim.ema: begin from its weights"
         )
     constant = stage.config.optim.schedule.name == "constant"
-    changed = rundir.binding(difference(before, stage.config))
+    changed = continued.binding(difference(before, stage.config))
     if changed := [item for item in changed if not (constant and item[0] in _LENGTH)]:
         shown = "; ".join(f"{key}: {then} -> {now}" for key, then, now in changed)
         raise PlaitError(f"{folder} was trained with other settings ({shown}): undo that, or begin from its weights with from")

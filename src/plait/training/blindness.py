@@ -51,10 +51,7 @@ class Blindness(StageLook):
     name = "blindness"
     unknown = "whether its pictures make a difference is not known (guard.blindness)"
     unusable = "can be shown with its own pictures and with another's"
-
-    def is_row(self, row: Mapping[str, Any]) -> bool:
-        """Return whether a recorded row says what pictures save."""
-        return picture_use.is_row(row)
+    key = picture_use.GAIN
 
     def _picture(self) -> Ablation | None:
         """Return how the pictures of a sample are exchanged, None where this model sees none."""

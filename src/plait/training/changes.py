@@ -19,11 +19,11 @@ from plait.assembly.model import ModelBundle
 from plait.config.messages import one_line
 from plait.config.resolved import ABSENT, Resolved
 from plait.config.schema import Optim, RunConfig
+from plait.config.sections.continued import Difference
 from plait.data.order import segments
 from plait.engine import optim, schedule
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.checkpoint import Checkpoint
-from plait.engine.checkpoints.rundir import Difference
 from plait.engine.state import PLANNED, with_batch
 from plait.errors import PlaitError, command
 from plait.training.stage_plan import steps_of

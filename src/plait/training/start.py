@@ -19,6 +19,7 @@ from plait.assembly.saved import check_frozen
 from plait.config import signed
 from plait.config.resolved import Resolved, StageView, difference
 from plait.config.schema import RunConfig
+from plait.config.sections import continued
 from plait.engine import averages, optim
 from plait.engine.checkpoints import chain, checkpoint, integrity, migrate, post_hoc_ema, renames, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
@@ -92,12 +93,12 @@ def reconcile_configuration(run: Path, resolved: Resolved, allow_inexact: bool) 
     differences = difference(before, resolved)
     if differences:
         log.info(f"configuration changed:\n{changes.describe_changes(before, resolved, differences, saved[0] if saved else None)}")
-    binding = rundir.binding(differences)
+    binding = continued.binding(differences)
     if binding and not saved:
         log.info("nothing was saved under the old configuration: the run begins with the new one")
         rundir.clear(run)
     elif binding and not allow_inexact:
-        rundir.refuse(run, changes.without_more_steps(before, resolved, binding, _newest_intact(run, saved)))
+        continued.refuse(run, changes.without_more_steps(before, resolved, binding, _newest_intact(run, saved)))
 
 
 def _newest_intact(run: Path, saved: Sequence[Path]) -> Checkpoint:

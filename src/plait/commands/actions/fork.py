@@ -19,10 +19,10 @@ from plait.assembly.run_configuration import file_of_checkpoint, open_file
 from plait.assembly.saved import check_frozen
 from plait.config import signed
 from plait.config.resolved import Resolved, difference
+from plait.config.sections.continued import within
 from plait.engine.checkpoints import checkpoint, migrate, renames, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.folders import new_folder
-from plait.engine.checkpoints.rundir import within
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import GROUPS
 from plait.errors import PlaitError, command

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from plait.files import on_disk
+from plait.config.sections.places import address, on_disk
 
 
 def as_number(value: Any) -> Any:
@@ -23,18 +23,6 @@ def _as_whole_number(value: Any) -> Any:
     return int(number) if isinstance(number, float) and number.is_integer() else value
 
 
-def _address(text: str) -> str:
-    """Return the address of a folder unchanged. Raises ValueError for a path, and for what can only be read."""
-    scheme, separator, rest = text.partition("://")
-    if not separator or not rest.strip("/"):
-        raise ValueError(f"{text} is no address of a folder: write it as s3://bucket/folder, gs://bucket/folder or file:///disk/folder")
-    if scheme in ("http", "https", "hf"):
-        raise ValueError(f"{text} is an address that plait only reads: give one of s3://, gs:// or file://")
-    if scheme == "memory":
-        raise ValueError(f"{text} is gone when the process ends: give one of s3://, gs:// or file://")
-    return text
-
-
 Float = Annotated[float, BeforeValidator(as_number)]
 """A number, which may be written as text ("3e-4"); Int, Count (from 1) and Natural (from 0) are whole numbers, also as 1e4."""
 Int = Annotated[int, BeforeValidator(_as_whole_number)]
@@ -44,7 +32,7 @@ Rate = Annotated[Float, Field(gt=0)]
 """A number above 0; a Share is one from 0 to below 1."""
 Folder = Annotated[str, AfterValidator(on_disk)]
 """A path on a disk, not an address such as s3://bucket/folder."""
-Address = Annotated[str, AfterValidator(_address)]
+Address = Annotated[str, AfterValidator(address)]
 """An address of a folder, such as s3://bucket/folder."""
 Share = Annotated[Float, Field(ge=0, lt=1)]
 Switch = Annotated[Literal["off", "auto", "on"], BeforeValidator(lambda value: {True: "on", False: "off"}.get(value, value))]  # YAML's

@@ -7,23 +7,15 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from plait import files
-from plait.config.data_paths import has_moved
 from plait.engine.checkpoints import failed_start, regular_files
 from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
-
-FREE = (
-    *("run", "track", "checkpoint", "evaluate", "distributed", "guard", "alert", "hub"),
-    *("data.workers", "data.worker_kind", "data.prefetch", "data.cache", "data.pack_tokens", "train.micro_batch"),
-    *("data.feature_cache", "data.feature_cache_gb", "data.feature_cache_of"),
-)
-"""Keys that may differ when a run is continued: they change how it computes or what it reports, never its results."""
 
 _OF_A_START = frozenset(
     ["lock", "config.yaml", "identity", "assets", "lineage.json", "migrations.jsonl", "heartbeat", "events", "metrics.jsonl", "ledger"]
@@ -32,9 +24,6 @@ _OF_A_START = frozenset(
 
 _locked: dict[Path, int] = {}
 """The inode of each run directory that this process has locked: another folder may take its place."""
-
-Difference = tuple[str, Any, Any]
-"""(dotted key, value before, value after)."""
 
 
 def lock(run: Path) -> IO[str]:
@@ -110,28 +99,6 @@ def sweep(run: Path) -> None:
     """Delete temporary files that killed processes left half written. Call it with the run's lock held: nobody else is writing then."""
     for path in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp"), *run.glob("*/*/.*.tmp")]:
         files.remove(path)
-
-
-def refuse(run: Path, differences: Sequence[Difference]) -> None:
-    """Raise PlaitError when there are differences from the configuration that the run was begun with, listing each."""
-    if differences:
-        shown = "; ".join(f"{key}: {before} -> {after}" for key, before, after in differences)
-        raise PlaitError(
-            f"{run} was begun with another configuration ({shown}); undo that, give another --run, or --restart (keeps the old run aside)"
-        )
-
-
-def binding(differences: Sequence[Difference]) -> list[Difference]:
-    """Return the differences that would change results: not those of keys in `FREE` (how to compute or report), nor data that moved."""
-    return [item for item in differences if not (any(within(item[0], free) for free in FREE) or has_moved(*item[1:]))]
-
-
-def within(key: str, section: str) -> bool:
-    """Return whether a dotted key, of the configuration or of one of its stages, is `section` or below it."""
-    parts = key.split(".")
-    if parts[0] == "stages":
-        parts = parts[2:] or parts
-    return ".".join(parts) == section or ".".join(parts).startswith(section + ".")
 
 
 def clear(run: Path) -> None:

@@ -81,8 +81,11 @@ class Tracker:
             self.screen.begin(stage, step, stop)
 
     def attach(self, monitor: Monitor) -> None:
-        """Give every row from now on to one more monitor, which first reads those that are recorded already and repeats no warning."""
-        for row in files.read_rows(self.path, files.STEP_KINDS) if self.path is not None else ():
+        """Give every row from now on to one more monitor, which first reads those that are recorded already and repeats no warning.
+
+        Of a long `metrics.jsonl` those are the first and the last rows.
+        """
+        for row in files.read_rows(self.path, files.STEP_KINDS, ends=True) if self.path is not None else ():
             monitor({name: _number(value) for name, value in row.items()})
         self.monitors = [*self.monitors, monitor]
 
@@ -147,7 +150,8 @@ def open_tracker(
 ) -> Tracker:
     """Open the tracker of a run that continues at `state`, after removing rows of later steps from `metrics.jsonl` and the event files.
 
-    `identity`: the run's id at W&B. `monitors` read the rows that stay, so that they remember earlier steps and repeat no warning.
+    `identity`: the run's id at W&B. `monitors` read the rows that stay, so that they remember earlier steps and repeat no warning; of a
+    long `metrics.jsonl` the first and the last, so that a start takes no longer at a later step.
     """
 
     def done(step: int, held_out: bool) -> bool:
@@ -157,7 +161,7 @@ def open_tracker(
     files.keep_rows(path, lambda row: done(row["step"], any(name.startswith("eval/") for name in row)), files.STEP_KINDS)
     for name, kinds in shown.KINDS.items():
         files.keep_rows(run / name, lambda row: done(row["step"], True), kinds)
-    rows = [{name: _number(value) for name, value in row.items()} for row in files.read_rows(path, files.STEP_KINDS)]
+    rows = [{name: _number(value) for name, value in row.items()} for row in files.read_rows(path, files.STEP_KINDS, ends=True)]
     mirrors: list[Mirror] = []
     try:
         there = event_files.cut(run, done)

@@ -60,6 +60,7 @@ class SourceLosses(StageLook):
     name = "source losses"
     unknown = "the losses of its samples are not known (track.monitor)"
     unusable = "can be used"
+    key = source_rule.SAMPLES
 
     def __init__(
         self, plan: Plan, bundle: ModelBundle, state: State, context: Context, keep_failure: Callable[[int, str, Exception], str]
@@ -75,10 +76,6 @@ class SourceLosses(StageLook):
     def _first(self, samples: int) -> int:
         """Return the step from which two looks at so many samples are paid for."""
         return max(FIRST_STEPS, math.ceil(2 * samples / (3 * _SHARE * self.plan.config.train.global_batch)))
-
-    def is_row(self, row: dict[str, Any]) -> bool:
-        """Return whether a recorded row has losses by source."""
-        return source_rule.is_row(row)
 
     def after_failure(self) -> None:
         """Look no more in this stage."""

@@ -75,6 +75,8 @@ class StageLook:
     """What nobody knows where a look failed, with the setting that switches it off."""
     unusable = ""
     """Why a chosen sample is of no use: "none of 16 samples ..."."""
+    key = ""
+    """The name of a figure that the recorded rows of such looks have, and no others."""
 
     def __init__(
         self, plan: Plan, bundle: ModelBundle, state: State, context: Context, keep_failure: Callable[[int, str, Exception], str]
@@ -86,10 +88,6 @@ class StageLook:
 
     def is_time(self) -> bool:
         """Return whether to look at this step, as far as is known without a sample."""
-        raise NotImplementedError
-
-    def is_row(self, row: dict[str, Any]) -> bool:
-        """Return whether a recorded row is of such a look."""
         raise NotImplementedError
 
     def measured(self) -> dict[str, Any] | None:
@@ -135,8 +133,8 @@ class StageLook:
         """Return the rows of this stage's looks, those from before the run was continued included. All ranks call it."""
 
         def recorded() -> list[dict[str, Any]]:
-            rows = files.read_rows(self.context.run / "metrics.jsonl", files.STEP_KINDS) if self.context.ranks.first else []
-            return [row for row in rows if self.is_row(row) and row.get("stage") == self.state.stage]
+            rows = files.read_rows(self.context.run / "metrics.jsonl", files.STEP_KINDS, key=self.key) if self.context.ranks.first else []
+            return [row for row in rows if self.key in row and row.get("stage") == self.state.stage]
 
         if self.rows is None:
             self.rows = on_every_rank(self.context.ranks, recorded)[0]

@@ -13,7 +13,7 @@ from plait import __version__, files
 from plait.assembly.run_configuration import open_run_config
 from plait.config import signed
 from plait.config.resolved import Resolved, difference
-from plait.engine.checkpoints import rundir
+from plait.config.sections import continued
 from plait.errors import first_names
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def run_of(config: Path, resolved: Resolved) -> Path | None:
     named = config if (config / signed.NAME).is_file() else Path(str(resolved.config.run))
     if not (named / signed.NAME).is_file():
         return None
-    if others := [key for key, _, _ in rundir.binding(difference(open_run_config(named), resolved))]:
+    if others := [key for key, _, _ in continued.binding(difference(open_run_config(named), resolved))]:
         log.info(f"the verdict is not kept in {named}, whose settings are others: {first_names(others)}")
         return None
     return named
