@@ -168,6 +168,33 @@ def test_fused_adamw_equals_its_equation_in_float64():
     assert weight.item() == pytest.approx(x, rel=1e-5)  # five fp32 updates
 
 
+def test_the_step_is_torchs_to_the_bit_also_for_a_parameter_that_joins_late():
+    net, oracle = Net(), Net()
+    oracle.load_state_dict(net.state_dict())
+    made = optim.build(net.components(), Optim.model_validate({"lr": 0.01, "weight_decay": 0.1}))
+    groups = [{**group, "params": [dict(oracle.named_parameters())[name] for name in group["names"]]} for group in made.param_groups]
+    plain = torch.optim.AdamW(groups, fused=True)
+    for step in range(4):
+        for ours, theirs in zip(net.parameters(), oracle.parameters(), strict=True):
+            ours.grad = None if step == 0 and ours.ndim == 1 else torch.randn(ours.shape, generator=torch.Generator().manual_seed(step))
+            theirs.grad = None if ours.grad is None else ours.grad.clone()
+        made.step()
+        plain.step()
+    for ours, theirs in zip(net.parameters(), oracle.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert all(torch.equal(made.state[ours][kind], plain.state[theirs][kind]) for kind in optim.MOMENTS)
+
+
+def test_hooks_of_the_optimizer_are_called_around_a_step():
+    net, seen = Net(), []
+    made = optim.build(net.components(), Optim.model_validate({"lr": 0.01}))
+    made.register_step_pre_hook(lambda *_: seen.append(net.head.bias.item()))
+    made.register_step_post_hook(lambda *_: seen.append(net.head.bias.item()))
+    net.head.bias.grad = torch.ones(1)
+    made.step()
+    assert seen[1] == net.head.bias.item() != seen[0]
+
+
 def test_a_component_warms_up_at_its_own_pace():
     settings = {"lr": 1e-3, "schedule": {"name": "constant", "warmup_steps": 10}, "components": {"tower": {"warmup_steps": 4}}}
     made = optim.build(Net().components(), settings := Optim.model_validate(settings))

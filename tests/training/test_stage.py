@@ -20,6 +20,7 @@ from plait.engine.checkpoints.saver import Saver
 from plait.engine.evaluation import Bench
 from plait.engine.guards import Quarantine
 from plait.engine.monitoring.heartbeat import Heartbeat
+from plait.engine.monitoring.memory_trial import probed_steps
 from plait.engine.monitoring.signals import Paused
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Layout
@@ -80,7 +81,7 @@ def test_memory_is_probed_where_it_is_wanted(recipe, tmp_path, wanted, on_cpu, o
 )
 def test_the_probe_for_memory_looks_at_64_samples_and_at_least_a_step(recipe, tmp_path, batch, start, steps):
     plan = planned(recipe, tmp_path / "run", "stages=[]", "train.steps=100", f"train.global_batch={batch}")
-    assert probes.probed_steps(plan, start) == steps
+    assert probed_steps(start, plan.steps, batch) == steps
 
 
 def test_the_manifest_says_what_the_stage_trains_and_holds(recipe, tmp_path):

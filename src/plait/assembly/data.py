@@ -10,6 +10,7 @@ from plait.config import mixture
 from plait.config.resolved import StageView, folder
 from plait.config.schema import RunConfig, SourceEntry
 from plait.data.buckets import BucketOrder
+from plait.data.download.absent import all_absent
 from plait.data.loading.bucketing import order_of
 from plait.data.order import BatchChanges, Order
 from plait.data.sources.contract import Absent, Source
@@ -97,23 +98,9 @@ def _open_training(config: RunConfig, *, held_out: bool) -> TrainingData:
         except Absent as error:
             absent.append((str(entry.name), error))
     if absent:
-        raise _absent(absent, len(entries), None if mixed is None else mixed.title)
+        raise all_absent(absent, len(entries), None if mixed is None else mixed.title)
     weights = [entry.weight for entry in entries] if mixed is None else mixed.sampling_weights([len(source) for source in opened])
     return TrainingData(opened, weights)
-
-
-def _absent(absent: Sequence[tuple[str, Absent]], of: int, title: str | None) -> PlaitError:
-    """Return the error for named datasets that are not there, of `of` in a mixture `title` or in `data.train`, with what fetches them."""
-    names, first = list(dict.fromkeys(name for name, _ in absent)), absent[0][1]
-    if title is None and len(names) == 1:
-        return first
-    fetch = list(dict.fromkeys(command for _, error in absent for command in error.commands))
-    notes = ", ".join(dict.fromkeys(error.estimate for _, error in absent if error.estimate))
-    fetched = f"; these commands fetch what can be fetched so ({notes}): {'; '.join(fetch)}" if fetch else ""
-    listed = f"{len(absent)} of its {of} datasets are not there ({', '.join(names)}); the first: {first}{fetched}"
-    if title is None:
-        return PlaitError(f"data.train: {listed}")
-    return PlaitError(f"mixture {title}: {listed}; to train without them, say so: --data.without='[{', '.join(names)}]'")
 
 
 def check_data(views: Sequence[StageView]) -> None:

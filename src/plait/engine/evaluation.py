@@ -20,13 +20,13 @@ from plait.engine.held_out_loss import NoUsableSample, held_out_loss
 from plait.engine.loop import StopChannel
 from plait.engine.loss import Loss, StepBatch
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.parallel.rank_failures import BenchFailed, attempt, on_every_rank, raise_on_all, reason_of
+from plait.engine.parallel.every_rank import on_every_rank
+from plait.engine.parallel.rank_failures import BenchFailed, attempt, raise_on_all, reason_of
 from plait.engine.precision import autocast
 from plait.engine.state import State
 from plait.errors import BadSample, PlaitError, Stopped, sample_errors
 
 log = logging.getLogger(__name__)
-
 Part = TypeVar("Part")
 
 PORTION_BATCHES = 4  # per rank, between two looks at whether to stop

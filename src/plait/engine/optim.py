@@ -14,6 +14,7 @@ from plait.config.schema import Component, Optim
 from plait.config.sections.adapters import component_of
 from plait.engine.adamw import ChunkedAdamW, Noise
 from plait.engine.optimizers import choice
+from plait.engine.optimizers.fused_adamw import FusedAdamW
 from plait.engine.parallel.distributed import StoredTensor, full_tensor, local, norms_of_all, reshard_like
 from plait.engine.schedule import Progress, factor, warmup_of
 from plait.errors import PlaitError
@@ -88,7 +89,7 @@ def build(trained: Trained, optim: Optim, noise: Noise | None = None, blocks: Se
         return choice.make(groups, optim, blocks)
     if optim.offload or any(group["moments_dtype"] != torch.float32 for group in groups):
         return ChunkedAdamW(groups, noise or _unseeded)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    return FusedAdamW(groups)
 
 
 def decays(name: str, parameter: Tensor) -> bool:

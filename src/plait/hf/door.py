@@ -22,7 +22,7 @@ from plait.data.formats.index import cache_folder
 from plait.engine import blocks
 from plait.engine.compilation import choice
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.parallel.rank_failures import on_every_rank
+from plait.engine.parallel.every_rank import on_every_rank
 from plait.engine.precision import caution, set_precision
 from plait.engine.state import State
 from plait.errors import PlaitError

@@ -26,7 +26,8 @@ from plait.engine.loop import own_loss_weights, seed, sum_over_ranks
 from plait.engine.loss import has_targets, sums_of
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.parallel.rank_failures import attempt, on_every_rank, raise_on_all
+from plait.engine.parallel.every_rank import on_every_rank
+from plait.engine.parallel.rank_failures import attempt, raise_on_all
 from plait.engine.precision import autocast
 from plait.errors import PlaitError, Recurring
 from plait.hf import checkpoint_files, model_folder, trainer_checkpoint

@@ -23,8 +23,8 @@ from plait.config.schema import RunConfig
 from plait.config.sections import continued
 from plait.engine.averages import Ema
 from plait.engine.parallel.distributed import Ranks
+from plait.engine.parallel.every_rank import on_every_rank
 from plait.engine.parallel.placing import load_weights
-from plait.engine.parallel.rank_failures import on_every_rank
 from plait.engine.precision import set_precision
 from plait.errors import PlaitError
 from plait.hf import checkpoint_files

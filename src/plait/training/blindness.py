@@ -15,7 +15,7 @@ from plait.assembly.held_out import ChosenSamples, HeldOutData, choose
 from plait.config.schema import Evaluate
 from plait.engine.evaluation import LOSS
 from plait.engine.loss import Batch, has_targets
-from plait.engine.parallel.rank_failures import on_every_rank
+from plait.engine.parallel.every_rank import on_every_rank
 from plait.errors import BadSample, sample_errors
 from plait.families import registry
 from plait.families.ablation import Ablation, partners

@@ -24,7 +24,7 @@ from plait.engine.evaluation import LOSS, Bench, Row, evaluation_mode, moment_of
 from plait.engine.held_out_loss import NoUsableSample
 from plait.engine.loss import Batch
 from plait.engine.parallel import distributed
-from plait.engine.parallel.rank_failures import on_every_rank
+from plait.engine.parallel.every_rank import on_every_rank
 from plait.engine.precision import autocast
 from plait.engine.state import State
 from plait.errors import BadSample, PlaitError, Stopped, sample_errors

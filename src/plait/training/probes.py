@@ -22,7 +22,6 @@ from plait.training.stage_plan import StagePlan
 log = logging.getLogger(__name__)
 
 _PROBE_SAMPLES = 4
-_PROBED_SAMPLES = 64  # at least a step's; the largest micro-batch of them is tried for memory
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,3 @@ def wants_memory_probe(plan: StagePlan, ranks: Ranks) -> bool:
     """Return whether to try memory before the first step: if `guard.memory_probe` is "always", or "auto" and there is a GPU."""
     wanted = plan.config.guard.memory_probe
     return wanted == "always" or (wanted == "auto" and ranks.device.type != "cpu")
-
-
-def probed_steps(plan: StagePlan, stage_step: int) -> tuple[int, int]:
-    """Return (first, end): the next steps of the stage, of about 64 samples, whose largest micro-batch `probe_memory` is to try."""
-    return stage_step, min(stage_step + max(1, _PROBED_SAMPLES // plan.config.train.global_batch), plan.steps)

@@ -24,7 +24,7 @@ from plait.engine.checkpoints.saver import Saver
 from plait.engine.guards import GradientWatch, Quarantine
 from plait.engine.loop import Loop, Row
 from plait.engine.micro_batch import MicroBatchSize
-from plait.engine.monitoring.memory_trial import probe_memory
+from plait.engine.monitoring.memory_trial import probe_memory, probed_steps
 from plait.engine.monitoring.signals import Paused, stopped_by
 from plait.engine.monitoring.spikes import SpikeWatch
 from plait.engine.parallel import distributed, replicas
@@ -38,7 +38,7 @@ from plait.training.layout import Counters, lay_out
 from plait.training.ledger import Ledger
 from plait.training.monitor.source_losses import SourceLosses
 from plait.training.monitor.stage_monitor import StageMonitor, Watched
-from plait.training.probes import ProbeLoss, probe_loss, probed_steps, wants_memory_probe
+from plait.training.probes import ProbeLoss, probe_loss, wants_memory_probe
 from plait.training.run_context import RunContext
 from plait.training.spikes.black_box import FOLDER, BlackBox, Look
 from plait.training.stage_evaluation import StageEvaluation, keep_failure
@@ -282,7 +282,8 @@ class StageRun:
         data = self.plan.config.data
         pad = "to_max" if data.max_tokens and data.pad != "none" else data.pad
         inputs = self.bundle.inputs(self.plan.config, train=True, pad=pad)
-        with contextlib.closing(self._loader(*probed_steps(self.plan, self.state.stage_step), inputs=inputs)) as loader:
+        steps = probed_steps(self.state.stage_step, self.plan.steps, self.plan.config.train.global_batch)
+        with contextlib.closing(self._loader(*steps, inputs=inputs)) as loader:
             probe_memory(self.loop, loader)
         self._drop_gradients()
 

@@ -11,6 +11,13 @@ from plait.engine.loop import Loop
 from plait.engine.loss import StepBatch
 from plait.engine.parallel.distributed import local
 
+_SAMPLES = 64  # at least a step's
+
+
+def probed_steps(stage_step: int, steps: int, global_batch: int) -> tuple[int, int]:
+    """Return (first, end): the next steps of a stage of `steps`, of about 64 samples, whose largest micro-batch is to be tried."""
+    return stage_step, min(stage_step + max(1, _SAMPLES // global_batch), steps)
+
 
 def probe_memory(loop: Loop, batches: Iterable[StepBatch]) -> None:
     """Run forward and backward on the largest micro-batch; gradients stay. Raises Exceeded or ExceededAlone out of memory."""

@@ -13,26 +13,6 @@ class BenchFailed(PlaitError):
     """Raised on all ranks when a bench failed on one of several; the message is the reason in one line."""
 
 
-def on_every_rank(ranks: Ranks, work: Callable[[], Result]) -> list[Result]:
-    """Return what `work`, which has no collectives in it, returns on each rank, in rank order; all ranks call this.
-
-    Raises BenchFailed on all of several ranks where it fails on any; alone, what it raised.
-    """
-    if ranks.size == 1:
-        return [work()]
-    result: Result | None = None
-    failure: Exception | None = None
-    try:
-        result = work()
-    except Exception as error:  # noqa: BLE001  raised on every rank, below
-        failure = error
-    outcomes = ranks.gather((result, failure and reason_of(failure)))
-    reason = next((reason for _, reason in outcomes if reason is not None), None)
-    if reason is not None:
-        raise BenchFailed(reason) from failure
-    return [result for result, _ in outcomes]
-
-
 def attempt(work: Callable[[], Result], otherwise: Result) -> tuple[Result, PlaitError | None]:
     """Return (what `work` returns, None), or (`otherwise`, the PlaitError that it raised), for `raise_on_all`. Other errors pass."""
     try:

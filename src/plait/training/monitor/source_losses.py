@@ -17,7 +17,7 @@ from plait.assembly.held_out import choose
 from plait.assembly.model import ModelBundle
 from plait.data.sources.contract import read
 from plait.engine.loss import Batch, has_targets
-from plait.engine.parallel.rank_failures import on_every_rank
+from plait.engine.parallel.every_rank import on_every_rank
 from plait.engine.source_shares import PREFIX as DRAWN
 from plait.engine.state import State
 from plait.errors import BadSample, sample_errors

@@ -18,7 +18,7 @@ from plait.engine.monitoring.signals import Signals
 from plait.engine.monitoring.tracking import Tracker
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.parallel.rank_failures import on_every_rank
+from plait.engine.parallel.every_rank import on_every_rank
 from plait.engine.precision import autocast
 from plait.engine.state import State
 from plait.errors import BadSample, PlaitError, Stopped, sample_errors

@@ -11,13 +11,12 @@ from plait.config.schema import RunConfig
 from plait.data.loading.loader import Loader
 from plait.data.order import SampleId, Slices
 from plait.engine.loss import Loss, weights_of
-from plait.engine.monitoring.memory_trial import size
+from plait.engine.monitoring.memory_trial import probed_steps, size
 from plait.engine.schedule import TOKENS
 from plait.errors import BadSample, PlaitError
 from plait.families.planning import planner
 from plait.training.planning.entries import training_entries
 from plait.training.planning.meta_model import without_downloads
-from plait.training.probes import probed_steps
 from plait.training.stage_plan import StagePlan
 
 Batch = Mapping[str, Any]
@@ -99,7 +98,7 @@ def _read(plan: StagePlan, inputs: Any, ranks: int, rows: int) -> list[tuple[Bat
         world_size=ranks,
         micro_batch=rows,
         workers=0,
-        stop_step=probed_steps(plan, 0)[1],
+        stop_step=probed_steps(0, plan.steps, plan.config.train.global_batch)[1],
     )
     with loader:
         micros = [micro for step in loader for micro in step.micro if not micro.padding]

@@ -29,7 +29,8 @@ from plait.engine.loss import Loss, StepBatch
 from plait.engine.monitoring.spikes import WATCHED
 from plait.engine.monitoring.tracking import Tracker
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.parallel.rank_failures import on_every_rank, reason_of
+from plait.engine.parallel.every_rank import on_every_rank
+from plait.engine.parallel.rank_failures import reason_of
 from plait.engine.state import State
 from plait.errors import BadSample, PlaitError, Stopped, sample_errors
 from plait.keys import key

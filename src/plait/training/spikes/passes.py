@@ -19,7 +19,7 @@ from plait.engine import loop
 from plait.engine.loss import Loss, has_targets, sums_of
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks, local
-from plait.engine.parallel.rank_failures import on_every_rank
+from plait.engine.parallel.every_rank import on_every_rank
 from plait.engine.precision import autocast
 from plait.keys import key
 
