@@ -15,7 +15,7 @@ import torch
 from plait.config.schema import SourceEntry, Template
 from plait.data.loading import processes
 from plait.data.loading.loader import Loader
-from plait.data.loading.micro_batch import pinned
+from plait.data.loading.pinning import pinned
 from plait.data.memory import tensors
 from plait.data.order import Order, SampleId
 from plait.data.sources.contract import Source

@@ -6,6 +6,7 @@ gradient of one global batch, however it is split. A source is one training data
 """
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -20,6 +21,7 @@ from plait.config.schema import RunConfig
 from plait.engine import blocks, guards, micro_batch, nonfinite, nonfinite_report, optim, schedule, source_shares
 from plait.engine.loss import Batch, Loss, MicroBatch, StepBatch, has_targets, sums_of, weights_of
 from plait.engine.parallel import distributed
+from plait.engine.parallel.copies import Copies
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import Scaler, autocast
 from plait.engine.state import State
@@ -96,6 +98,11 @@ class Loop:
     meter: Meter
     spikes: SpikeWatch | None
     """Finds steps whose finite loss or gradient norm stands out, and responds; None: nobody looks (`guard.spikes`)."""
+
+    @functools.cached_property
+    def copies(self) -> Copies | None:
+        """What copies micro-batches to a GPU ahead; None on a CPU, where they are."""
+        return Copies(self.ranks.device) if self.ranks.device.type == "cuda" else None
 
     @property
     def scaler(self) -> Scaler:
@@ -174,6 +181,8 @@ class Loop:
             self.stop.agree(self.ranks.any(self.stop.requested()))
             return {"loss": math.nan, "skipped": 1}, False
         sums = self.accumulate(net, batch.micro, loss_weights)
+        if self.copies:
+            self.copies.begin(batch.following())
         self.mark("update")
         if audit and guard.audit:
             for line in guards.audit(state.model):
@@ -211,7 +220,8 @@ class Loop:
             for i, micro in enumerate(micros):
                 seed(key(self.config.seed, "dropout", self.state.step, self.ranks.rank, i), self.ranks.device)
                 self.mark("copy")
-                inputs, last = distributed.to_device(micro.batch, self.ranks.device), i == len(micros) - 1
+                copies, last = self.copies, i == len(micros) - 1
+                inputs = copies.take(*micros[i : i + 2]) if copies else distributed.to_device(micro.batch, self.ranks.device)
                 self.mark("forward")
                 with distributed.accumulating(net, last):
                     with micro_batch.guarded(self.ranks, meet=last, collective=sharded):

@@ -90,6 +90,9 @@ class StepBatch(Protocol):
     def wait_s(self) -> float:
         """Return the seconds that the loop waited for data loading to deliver this batch."""
 
+    def following(self) -> MicroBatch | None:
+        """Return the next step's first micro-batch if it can be copied to a GPU already; None if not."""
+
 
 class Loss(abc.ABC):
     """Terms of a loss as sums (differentiable numerators) over weights (denominators, known without the model).

@@ -12,6 +12,7 @@ from typing import Literal, Self
 import torch
 
 from plait.data.loading.micro_batch import Bad, Inputs, MicroBatch, MicroBatchBuilder
+from plait.data.loading.pinning import PinningWorkers, first_pinned
 from plait.data.loading.prefetch import PrefetchingWorkers
 from plait.data.loading.processes import ProcessWorkers
 from plait.data.loading.threads import ThreadWorkers
@@ -30,6 +31,7 @@ class StepBatch:
     micro: list[MicroBatch]
     bad: list[Bad]
     wait_s: float
+    following: Callable[[], MicroBatch | None] = lambda: None  # the next step's first one, if pinned; that step is not taken by it
 
 
 class Loader:
@@ -63,9 +65,9 @@ class Loader:
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         assert [len(source) for source in sources] == list(order.sizes), "the order is for other sources"
-        pin = pin and torch.cuda.is_available()
+        self._pin = pin and torch.cuda.is_available()
         builder = MicroBatchBuilder(tuple(sources), order, inputs, seed=seed, rank=rank, world_size=world_size, micro_batch=micro_batch)
-        self._builder = dataclasses.replace(builder, pin=pin, replace=replace, slicing=slicing)
+        self._builder = dataclasses.replace(builder, replace=replace, slicing=slicing)
         self._worker_count, self._kind, self._prefetch = workers, kind, prefetch
         self._start, self._stop, self._interrupted = start_step, stop_step, interrupted
         self._workers: Workers | None = None
@@ -73,7 +75,7 @@ class Loader:
     def __iter__(self) -> Iterator[StepBatch]:
         """Yield a StepBatch per step. Raises a worker's error, PlaitError after 50 bad samples in a row, Stopped once a worker has died."""
         self.close()
-        workers = self._workers = self._start_workers()
+        workers = self._workers = PinningWorkers(self._start_workers()) if self._pin else self._start_workers()
         ahead = max(self._prefetch, workers.lookahead) if self._worker_count else 0
         pending: deque[tuple[int, PendingStep]] = deque()
         next_step = self._start
@@ -87,7 +89,8 @@ class Loader:
                     return
                 step, wait_for = pending.popleft()
                 micro = wait_for(self._interrupted)
-                yield StepBatch(step, micro, [bad for part in micro for bad in part.bad], time.perf_counter() - before)
+                bad, wait_s = [bad for part in micro for bad in part.bad], time.perf_counter() - before
+                yield StepBatch(step, micro, bad, wait_s, lambda: first_pinned(pending))
         except Interrupted:
             return
         finally:

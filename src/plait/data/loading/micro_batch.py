@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-import torch
-
 from plait.config.secrets import masked
 from plait.data.loading.bucketing import bucket_of
 from plait.data.order import Ordering, SampleId, Slices, Slicing, rank_slices
@@ -65,7 +63,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class MicroBatchBuilder:
-    """Builds any micro-batch of this rank; picklable. `micro_batch`: samples in each (None: all). `pin`: copy to page-locked memory.
+    """Builds any micro-batch of this rank; picklable. `micro_batch`: samples in each (None: all).
 
     `sources`: what samples are read from; `order`: which ones each step takes. `inputs`: make tensors of them. `seed`: of all randomness.
     `slicing`: divides a step's samples over ranks and micro-batches.
@@ -78,7 +76,6 @@ class MicroBatchBuilder:
     rank: int
     world_size: int
     micro_batch: int | None
-    pin: bool = False
     replace: bool = True
     """Whether another sample takes the place of a bad one. Without, it is left out; a micro-batch of bad ones alone is padding."""
     slicing: Slicing = rank_slices
@@ -116,7 +113,7 @@ class MicroBatchBuilder:
             error.add_note(f"while collating the samples {[tuple(i) for i in ids]}")
             raise
         read_s = [(example.id.source, example.read_s) for example in examples]
-        return MicroBatch(pinned(batch) if self.pin else batch, ids, padding, bad, read_s, time.perf_counter() - began)
+        return MicroBatch(batch, ids, padding, bad, read_s, time.perf_counter() - began)
 
     def build(self, ids: Sequence[SampleId], padding: bool) -> MicroBatch:
         """Return the micro-batch of the samples `ids`, bad ones replaced. `padding`: only fills up a rank; adds no loss."""
@@ -149,12 +146,3 @@ def collated(inputs: Inputs, examples: list[Any]) -> dict[str, Any]:
         where = f"{type(inputs).__module__}.{type(inputs).__qualname__}.collate(examples)"
         raise PlaitError(f"{where} returned a {type(batch).__name__}: it is to return a dict, tensors by name")
     return dict(batch)
-
-
-def pinned(value: Any) -> Any:
-    """Return `value` with every tensor in its nested dicts, lists and tuples copied to page-locked memory, for fast copies to a GPU."""
-    if isinstance(value, torch.Tensor):
-        return value.pin_memory()
-    if isinstance(value, dict):
-        return {name: pinned(item) for name, item in value.items()}
-    return type(value)(map(pinned, value)) if type(value) in (list, tuple) else value

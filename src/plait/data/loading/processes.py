@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 import torch
 import torch.multiprocessing
 
-from plait.data.loading.micro_batch import MicroBatch, MicroBatchBuilder, pinned
+from plait.data.loading.micro_batch import MicroBatch, MicroBatchBuilder
 from plait.data.loading.workers import POLL_S, STOP_TIMEOUT_S, Interrupted, PendingStep, Stop
 from plait.data.memory.shared import BufferPool, BufferWriter, PackedBatch, keep_freed_memory
 from plait.errors import PlaitError, Stopped
@@ -73,7 +73,7 @@ class ProcessWorkers:
                 for number in range(workers):
                     ours, theirs = context.Pipe()
                     with theirs:
-                        process = context.Process(target=_work, args=(theirs, replace(builder, pin=False)), daemon=True)
+                        process = context.Process(target=_work, args=(theirs, builder), daemon=True)
                         process.start()
                     self._workers.append(_Worker(number, process, ours, BufferPool()))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -114,8 +114,7 @@ class ProcessWorkers:
             error.add_note(f"in data worker {worker.number}:\n{answer.text}")
             raise error
         micro, packed = answer
-        batch = worker.buffers.unpack(packed, buffer)
-        return replace(micro, batch=pinned(batch) if self._builder.pin else batch)
+        return replace(micro, batch=worker.buffers.unpack(packed, buffer))
 
     def close(self) -> None:
         """Close the connections to the workers, at which they exit, and kill those that still run after 2 s. What they built is dropped."""
