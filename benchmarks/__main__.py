@@ -89,13 +89,15 @@ def cache(found: Figures, _: str) -> Iterator[Row]:
 
 
 def saving(found: Figures, _: str) -> Iterator[Row]:
-    """Seconds that a save holds training up, and the steps after it."""
+    """Seconds that a save holds training up, and the steps after it by the clock and by the training thread's processor time."""
     for size, part in found["stall"].items():
         median = part["median_s"]
         behind, there = (1e3 * median[name] for name in ("behind", "on_the_spot"))
         yield Row(f"save {size} behind", f"{behind:.0f} ms", "on the spot", f"{there:.0f} ms", behind / there, "lower")
         after, others = 1e3 * part["step_after_s"], 1e3 * part["step_s"]
         yield Row(f"three steps after a save of {size}", f"{after:.0f} ms", "others", f"{others:.0f} ms", after / others, "lower")
+        ratio = part["after_processor"]
+        yield Row(f"their processor time, {size}", f"{100 * ratio:.1f} %", "others", "100 %", ratio, "lower")
 
 
 def resume(found: Figures, _: str) -> Iterator[Row]:
