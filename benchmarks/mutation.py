@@ -110,6 +110,7 @@ TESTS: dict[str, str] = {
     "engine/optimizers/choice.py": "engine/optimizers/test_muon.py training/test_optimizers.py",
     "training/moments/kept.py": "engine/optimizers/test_muon.py training/test_optimizers.py engine/test_strategy.py",
     "engine/optimizers/fused_adamw.py": "engine/test_optim.py",
+    "engine/optimizers/eight_bit.py": "engine/optimizers/test_eight_bit.py",
     "engine/optimizers/muon.py": "engine/optimizers/test_muon.py",
     "engine/optimizers/sharded_muon.py": "engine/optimizers/test_muon.py",
     "engine/averages.py": "engine/test_averages.py engine/test_optim.py engine/test_state.py engine/test_post_hoc_ema.py",

@@ -51,6 +51,7 @@ OPTIONAL_PACKAGES = {
     "trackio",
     "peft",
     "bitsandbytes",
+    "torchao",
     "deepspeed",
 }
 """Imported inside a function because plait runs without them."""

@@ -164,6 +164,10 @@ COMMANDS = {
         "command line: optim.components.projector.muon is set, but optim.name is adamw: set optim.name=muon as well, or leave it out"
     ),
     "--optim={name: muon, offload: true}": ("command line: optim.offload is for AdamW, and optim.name is muon: leave one of them out"),
+    "--stages.0={name: a, optim: {name: adamw8bit}, distributed: {strategy: fsdp}}": (
+        "command line: stages.0.distributed.strategy is fsdp, but moments of adamw8bit are whole on each rank: "
+        "set distributed.strategy=ddp, or optim.name=adamw"
+    ),
     "--stages.0={name: a, optim: {name: muon}, train: {precision: pure_bf16}}": (
         "command line: stages.0.train.precision is pure_bf16, whose updates are rounded by chance, those of AdamW alone: "
         "set bf16, or optim.name=adamw, not muon"

@@ -125,6 +125,9 @@ def _optimizer_conflicts(config: RunConfig) -> list[Conflict]:
     name, result = config.optim.name, list[Conflict]()
     if name != "adamw" and config.optim.offload:
         result.append((("optim", "offload"), f"is for AdamW, and optim.name is {name}: leave one of them out"))
+    if name == "adamw8bit" and (strategy := config.distributed.strategy) not in ("ddp", "auto"):
+        message = f"is {strategy}, but moments of adamw8bit are whole on each rank: set distributed.strategy=ddp, or optim.name=adamw"
+        result.append((("distributed", "strategy"), message))
     if name != "adamw" and config.train.precision == "pure_bf16":
         message = f"is pure_bf16, whose updates are rounded by chance, those of AdamW alone: set bf16, or optim.name=adamw, not {name}"
         result.append((("train", "precision"), message))

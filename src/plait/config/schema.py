@@ -226,9 +226,10 @@ class Component(Section):
 class Optim(Section):
     """The optimizer and its schedule."""
 
-    name: Literal["adamw", "muon"] = Field(
+    name: Literal["adamw", "muon", "adamw8bit"] = Field(
         default="adamw",
-        description="AdamW, its weight decay apart from the gradient; muon: Muon for matrices of blocks, and AdamW for the rest",
+        description="AdamW, its weight decay apart from the gradient; muon: Muon for matrices of blocks, and AdamW for the rest; "
+        "adamw8bit: AdamW with moments in 8 bits",
     )
     lr: Rate = Field(default=1e-4, description="peak learning rate")
     betas: Annotated[tuple[Share, Share], Strict(False)] = Field(default=(0.9, 0.95), description="decay of the two moments per step")

@@ -214,10 +214,10 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTen
             state, device = {}, group["moments_device"] or parameter.device
             for kind in group["moments"]:
                 value = saved[f"{name}.{kind}"]
-                if kind != "step" and value.shape != parameter.shape:
+                if kind not in choice.OF_OWN_FORM and value.shape != parameter.shape:
                     raise PlaitError(f"saved moment {name}.{kind} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
-                moment = full_tensor(value) if kind == "step" else reshard_like(value, parameter)
-                state[kind] = moment.to(device, torch.float32 if kind == "step" else group["moments_dtype"], copy=True)
+                moment = full_tensor(value) if kind in choice.OF_OWN_FORM else reshard_like(value, parameter)
+                state[kind] = moment.to(device, torch.float32 if kind in choice.OF_OWN_FORM else group["moments_dtype"], copy=True)
             optimizer.state[parameter] = state
     if lost := [name for name in missing if any(f"{name}.{kind}" in saved for kind in choice.KINDS)]:
         choice.tell_dropped(lost)

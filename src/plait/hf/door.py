@@ -96,6 +96,7 @@ def _view(resolved: Resolved, stage: str | None) -> StageView:
         "train.precision fp16": config.train.precision == "fp16",
         "train.plateau": config.train.plateau is not None,
         "optim.offload": schedule.offload,
+        "optim.name adamw8bit": schedule.name == "adamw8bit",
     }
     for setting, is_set in refused.items():
         if is_set:

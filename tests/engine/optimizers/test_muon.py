@@ -162,7 +162,7 @@ def sharded(strategy, expected):
     with distributed.join("cpu") as ranks:
         model = Model()
         names = {name for name, _ in model.named_parameters()}
-        Sharding(model).wrap(model.layers, names, Layout(strategy, 2), ranks)
+        Sharding(model).wrap(model.layers, names, Layout(strategy, 2), ranks, types={})
         optimizer, _ = made(model)
         assert all(isinstance(value, DTensor) for value in model.parameters())
         for _ in range(3):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
-_MOMENT = re.compile(r"\.(?:exp_avg|exp_avg_sq|step|momentum_buffer)$")
+_MOMENT = re.compile(r"\.(?:(?:exp_avg|exp_avg_sq)(?:_codes|_scale)?|step|momentum_buffer)$")
 
 
 def former_names(table: Mapping[str, str], saved: Collection[str], present: Collection[str]) -> dict[str, str]:

@@ -8,20 +8,24 @@ import torch
 from torch import nn
 
 from plait.config.schema import Optim
-from plait.engine.optimizers import muon
+from plait.engine.optimizers import eight_bit, muon
 
 log = logging.getLogger(__name__)
 
-KINDS = ("exp_avg", muon.MOMENT)
+KINDS = ("exp_avg", muon.MOMENT, "exp_avg_codes")
 """What tells the moments of a parameter in a checkpoint, "PARAMETER.exp_avg": the first one of each optimizer, of the parameter's shape."""
+
+
+OF_OWN_FORM = ("step", *eight_bit.SCALES)
+"""Those that have another shape than the parameter, and are float32: counts of updates, and scales of blocks of 8 bits."""
 
 
 def make(groups: Sequence[dict[str, Any]], settings: Optim, blocks: Iterable[nn.Module]) -> torch.optim.Optimizer:
     """Build the optimizer that `settings` names, another than AdamW, from AdamW's groups. `blocks`: the model's repeated layers.
 
-    Raises PlaitError where it has nothing to update.
+    Raises PlaitError where it has nothing to update, for one that needs a package which is missing, or weights that are not sharded.
     """
-    return muon.make(groups, settings, blocks)
+    return muon.make(groups, settings, blocks) if settings.name == "muon" else eight_bit.make(groups, settings)
 
 
 def tell_dropped(names: Sequence[str]) -> None:

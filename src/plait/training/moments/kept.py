@@ -8,10 +8,12 @@ from torch import nn
 from plait.config.schema import Optim, RunConfig
 from plait.config.sections.muon import Muon
 from plait.engine import optim
-from plait.engine.optimizers import muon
+from plait.engine.optimizers import eight_bit, muon
 from plait.engine.parallel.distributed import StoredTensor
 from plait.engine.parallel.memory_estimate import Storage
 from plait.engine.precision import TYPES
+
+_DTYPE = {1: "U8", 2: "BF16", 4: "F32"}
 
 
 def kinds(trained: optim.Trained, settings: Optim, blocks: Iterable[nn.Module]) -> dict[str, tuple[str, ...]]:
@@ -20,6 +22,9 @@ def kinds(trained: optim.Trained, settings: Optim, blocks: Iterable[nn.Module]) 
     `trained`: {component: {name: parameter}}; `blocks`: the model's repeated layers.
     """
     names = [name for part in trained.values() for name in part]
+    if settings.name == "adamw8bit":
+        large = {name for part in trained.values() for name, value in part.items() if eight_bit.is_large(value)}
+        return {name: eight_bit.MOMENTS if name in large else optim.MOMENTS for name in names}
     if settings.name != "muon":
         return dict.fromkeys(names, optim.MOMENTS)
     decaying = {part: {name: value for name, value in named.items() if optim.decays(name, value)} for part, named in trained.items()}
@@ -34,7 +39,7 @@ def misfits(saved: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[str, .
 
 
 class Orthogonalised(NamedTuple):
-    """What Muon updates in each step: so many `matrices` of so many `values` together, with so many `flops` (docs/training_guide.md)."""
+    """What Muon updates in each step: so many `matrices` of so many `values` together, with so many `flops` (docs/configuration.md)."""
 
     matrices: int
     values: int
@@ -51,12 +56,31 @@ def orthogonalised(trained: optim.Trained, settings: Optim, blocks: Iterable[nn.
     return Orthogonalised(len(chosen), sum(value.numel() for value in chosen), sum(muon.flops(value.shape, steps) for value in chosen))
 
 
+class Form(NamedTuple):
+    """A tensor in a checkpoint: the name that safetensors gives its dtype, its shape, and its bytes."""
+
+    dtype: str
+    shape: list[int]
+    size: int
+
+
+def form_of(kind: str, parameter: nn.Parameter, itemsize: int) -> Form:
+    """Return the form of what is kept of a parameter under the name `kind`, as "exp_avg". `itemsize`: bytes of a value of a moment."""
+    values = parameter.numel()
+    if kind == "step":
+        return Form("F32", [], 4)
+    if kind in eight_bit.SCALES:
+        return Form("F32", [values // eight_bit.BLOCK], values // eight_bit.BLOCK * 4)
+    size = 1 if kind in eight_bit.MOMENTS else itemsize
+    return Form(_DTYPE[size], list(parameter.shape), values * size)
+
+
 def storage(config: RunConfig, trained: optim.Trained, blocks: Iterable[nn.Module]) -> Storage:
     """Return the bytes of each value of a stage with settings `config`, of which `trained` trains; see `kinds`."""
     itemsize = TYPES[config.train.precision].trained.itemsize
     parameters = {name: value for part in trained.values() for name, value in part.items()}
-    tensors = {name: len(set(kept) - {"step"}) for name, kept in kinds(trained, config.optim, blocks).items()}
-    values = sum(value.numel() for value in parameters.values())
-    moments = sum(itemsize * count * parameters[name].numel() for name, count in tensors.items()) / max(1, values)
+    tensors = {(name, kind) for name, kept in kinds(trained, config.optim, blocks).items() for kind in kept if kind != "step"}
+    size = sum(form_of(kind, parameters[name], itemsize).size for name, kind in tensors)
+    moments = size / max(1, sum(value.numel() for value in parameters.values()))
     hook = config.distributed.ddp_comm_hook
     return Storage.of(config.train.precision, config.optim.average_count, comm_hook=hook, moments=moments)

@@ -86,11 +86,9 @@ def _file(parameters: Mapping[str, nn.Parameter], kinds: Mapping[str, Sequence[s
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     values = 0
     for name in sorted(kinds):
-        shape, count = list(parameters[name].shape), parameters[name].numel()
-        whole = (_DTYPE[itemsize], shape, count * itemsize)
         for kind in kinds[name]:
-            dtype, form, size = (_DTYPE[_FLOAT32], [], _FLOAT32) if kind == ".step" else whole
-            header[name + kind] = {"dtype": dtype, "shape": form, "data_offsets": [values, values + size]}
+            dtype, shape, size = kept.form_of(kind.removeprefix("."), parameters[name], itemsize)
+            header[name + kind] = {"dtype": dtype, "shape": shape, "data_offsets": [values, values + size]}
             values += size
     return values + -(-len(json.dumps(header, separators=(",", ":"))) // _ALIGNMENT) * _ALIGNMENT + _ALIGNMENT
 
