@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from plait.config.schema import Distributed
 from plait.engine import blocks
 from plait.engine.flops import Flops, Meter
+from plait.engine.precision import autocast
 from plait.families import registry
 from plait.nn import gpu_documents
 from tests.families.test_conformance import SAMPLES, Case
@@ -15,6 +16,7 @@ from tests.families.test_packing import FAMILIES, micros
 
 CASES = [(family, "longest") for family in registry.names()] + [(family, "none") for family in FAMILIES]
 
+CPU = torch.device("cpu")
 KINDS = {"theworld": 3, "molmo": 2, "nanodit": 1}
 """Kinds of blocks of the tiny models: vision's, and language's, of which theworld's have a sliding window or none."""
 
@@ -41,19 +43,22 @@ class Calls:
 
 @pytest.mark.parametrize(("family", "pad"), CASES)
 def test_compiled_blocks_cost_what_plain_ones_do_and_run_once(family, pad, tmp_path, monkeypatch):
+    precision = "bf16" if pad == "none" else "fp32"
     case = Case(family, tmp_path)
     (micro,) = micros(case, pad, SAMPLES)[:1]
     case.loss.sums(case.model, micro.batch)  # within_documents sets the attention once
-    with Flops() as plain:
-        case.loss.sums(case.model, micro.batch)
+    with Flops() as plain, autocast(precision, CPU):
+        expected = case.loss.sums(case.model, micro.batch)
     units = case.family.blocks(case.model)
     calls = Calls(units, monkeypatch)
     monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
-    meter, settings = Meter(torch.device("cpu"), "fp32"), Distributed(compile=True, activation_checkpointing="full")
+    meter, settings = Meter(CPU, precision), Distributed(compile=True, activation_checkpointing="full")
     with blocks.changed(units, settings, meter=meter):
         for _ in range(2):
-            with meter.forward(micro.batch):
-                case.loss.sums(case.model, micro.batch)
+            with meter.forward(micro.batch), autocast(precision, CPU):
+                sums = case.loss.sums(case.model, micro.batch)
+            assert all(torch.equal(value, expected[name]) for name, value in sums.items())
+            torch.autograd.backward([value for value in sums.values() if value.requires_grad])
     (once, again) = meter.taken if meter.take() else ()
     assert once is again
     assert (once.total, once.masked, once.calls) == (plain.total, plain.masked, plain.calls)

@@ -55,7 +55,7 @@ class BlockFlops:
         """
         name = (torch.is_grad_enabled(), *_kind(block), _given(args), _given(kwargs))
         if (cost := self._known.pop(name, None)) is None:
-            with self._fake, _unsaved():
+            with self._fake, _unsaved(), _uncached():
                 args, kwargs = _without_values(args), _without_values(kwargs)
                 with _Shapes() as count:
                     type(block).forward(block, *args, **kwargs)
@@ -122,6 +122,17 @@ def _unsaved() -> contextlib.AbstractContextManager[None]:
     """Return a context in which nothing is kept for a backward pass, nor shown to the hooks of others."""
     hooks: contextlib.AbstractContextManager[None] = torch.autograd.graph.saved_tensors_hooks(_forgotten, _forgotten)
     return hooks
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Keep autocast from remembering copies of weights without values, which the pass that follows would compute with."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
 
 
 def _forgotten(_: Tensor) -> Any:
