@@ -279,3 +279,24 @@ def test_a_thread_that_gives_way_leaves_the_others_their_priority():
         after = pool.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
     assert after == min(before + 15, 19)
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities on Linux")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_write_that_is_waited_for_gets_its_priority_back_where_that_is_allowed(tmp_path, monkeypatch, allowed):
+    go, own, asked = threading.Event(), os.getpriority(os.PRIO_PROCESS, 0), []
+    write, saver = checkpoint.write, Saver(True, ALONE, lambda part: None)
+
+    def set_priority(kind, thread, value):
+        asked.append((thread == saver._thread.native_id, value))
+        go.set()
+        if not allowed:
+            raise PermissionError
+
+    monkeypatch.setattr(checkpoint, "write", lambda *given: (go.wait(60), write(*given))[1])
+    monkeypatch.setattr(copying, "give_way", lambda: None)
+    monkeypatch.setattr(os, "setpriority", set_priority)
+    save(saver, tmp_path, 1, w=torch.zeros(2))()
+    saver.wait()
+    assert asked == [(True, own)]
+    assert integrity.newest_intact(tmp_path)[0].step == 1

@@ -99,6 +99,8 @@ class Saver:
         """Wait for the write, but not for its last try."""
         self._waiting.awaited.set()
         if self._thread is not None:
+            if self.background:
+                copying.hurry(self._thread)
             self._waiting.settled.wait()
 
     def _join(self) -> None:

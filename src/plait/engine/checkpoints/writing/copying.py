@@ -142,7 +142,7 @@ def _fill(copies: Groups, rows: Groups, ready: Mapping[torch.device, Any]) -> li
 
 
 def _copy_on_host(copy: Tensor, value: Tensor) -> None:
-    if value.is_contiguous():  # in this thread alone: `copy_` would take as many as training has, and theirs is the core
+    if type(value) is Tensor and value.is_contiguous():  # by this thread alone: `copy_` takes as many as training does
         ctypes.memmove(copy.data_ptr(), value.data_ptr(), value.nbytes)
     else:
         copy.copy_(value)
@@ -151,5 +151,11 @@ def _copy_on_host(copy: Tensor, value: Tensor) -> None:
 def give_way() -> None:
     """Lower the priority of the calling thread (Linux): cores that training wants are training's."""
     if sys.platform == "linux":
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
+
+
+def hurry(thread: threading.Thread) -> None:
+    """Give `thread` the priority of the calling one, which waits for it, as at a stop (Linux, and only where the user may do so)."""
+    if sys.platform == "linux" and thread.is_alive() and thread.native_id is not None:
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, thread.native_id, os.getpriority(os.PRIO_PROCESS, 0))
