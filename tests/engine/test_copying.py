@@ -76,6 +76,7 @@ ALWAYS = ("stages=[]", "checkpoint.async_save=true", "checkpoint.every_steps=1",
     [
         ("evaluate=[]", "checkpoint.best=null"),  # the update, and the averages
         ("evaluate=[]", "checkpoint.best=null", "optim.ema.post_hoc=true"),
+        ("evaluate=[]", "checkpoint.best=null", "optim.name=muon"),
         ("evaluate=[{bench: loss, every_steps: 1}]", "train.precision=pure_bf16"),  # a swap of averages and weights of another type
         ("evaluate=[]", "checkpoint.best=null", "optim.offload=true", "train.precision=pure_bf16"),
     ],

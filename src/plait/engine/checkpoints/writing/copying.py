@@ -155,7 +155,10 @@ def give_way() -> None:
 
 
 def hurry(thread: threading.Thread) -> None:
-    """Give `thread` the priority of the calling one, which waits for it, as at a stop (Linux, and only where the user may do so)."""
+    """Give `thread` the priority of the calling one, which waits for it, as at a stop.
+
+    On Linux, and only where the user may raise a priority.
+    """
     if sys.platform == "linux" and thread.is_alive() and thread.native_id is not None:
         with contextlib.suppress(PermissionError, ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, thread.native_id, os.getpriority(os.PRIO_PROCESS, 0))
