@@ -194,6 +194,7 @@ TESTS: dict[str, str] = {
     "training/monitor/learning.py": "training/monitor/test_learning.py",
     "training/monitor/device_speed.py": "training/monitor/test_why.py",
     "training/monitor/look_budget.py": "training/monitor/test_look_budget.py",
+    "training/monitor/picture_texts.py": "training/monitor/test_picture_texts.py",
     "training/monitor/rules.py": "training/monitor/test_learning.py",
     "training/monitor/source_losses.py": "training/monitor/test_source_losses.py",
     "training/monitor/source_rule.py": "training/monitor/test_source_losses.py",

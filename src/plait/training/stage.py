@@ -111,7 +111,7 @@ class StageRun:
         cached, amounts = config.data.feature_cache != "off", (plan.steps - state.stage_step, sum(plan.order.sizes))
         self.features = stage_features.of_stage(config, bundle, plan.loss, ranks, amounts) if cached else None
         self.gradients = GradientWatch(list(plan.trained), stop=config.guard.no_gradient == "stop")
-        watched = (context.resolved, plan.view, plan.components, plan.data.names(), plan.loss, state, ranks, context.heartbeat)
+        watched = (context.resolved, plan.view, plan.components, plan.data, plan.loss, state, ranks, context.heartbeat)
         self.monitor = StageMonitor(Watched(*watched, *counters, context.tracker)) if config.track.monitor else None
         self.loop = Loop(
             stage=plan.view.name,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from plait.assembly.data import TrainingData, open_validation
 from plait.config.resolved import Resolved, StageView
 from plait.data.loading.loader import StepBatch
 from plait.engine import blocks, optim
@@ -26,7 +27,7 @@ from plait.engine.monitoring.tracking import Tracker
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
-from plait.training.monitor import causes
+from plait.training.monitor import causes, picture_texts
 from plait.training.monitor.device_speed import DeviceSpeed, measure
 from plait.training.monitor.gather_waits import GatherWaits
 from plait.training.monitor.learning import LEARNING, Learning
@@ -48,12 +49,12 @@ _OF_RANKS = ("data", "start", "forward", "backward", "positions")
 
 @dataclass(frozen=True)
 class Watched:
-    """What a stage's monitor looks at. `components`: names of all parameters by component; `sources`: names of the training data sets."""
+    """What a stage's monitor looks at. `components`: names of all parameters by component; `data`: the training data sets."""
 
     resolved: Resolved
     view: StageView
     components: Mapping[str, Sequence[str]]
-    sources: Sequence[str]
+    data: TrainingData
     loss: Loss
     state: State
     ranks: Ranks
@@ -68,6 +69,7 @@ class StageMonitor:
 
     def __init__(self, watched: Watched) -> None:
         self.watched, self.state, self.ranks = watched, watched.state, watched.ranks
+        self.sources = watched.data.names()
         self.forward = ForwardWatch(modules_of(self.state.model, watched.components), self.ranks.device)
         sharded = distributed.is_sharded(self.state.model)
         self.own_passes = GatherWaits(self.state.model, self.ranks.device) if sharded else None
@@ -78,6 +80,8 @@ class StageMonitor:
         """As `learning`."""
         self.speed: DeviceSpeed | None = None
         """As `learning`; None on a GPU."""
+        self.unrelated: list[str] = []
+        """Sentences on sources whose pictures tell nothing of their texts, which the next row has."""
         self.rows: deque[Row] = deque(maxlen=_KEPT)
         """What was recorded in this start, for the look while it runs."""
         self.look, self.told, self.begun = _FIRST_LOOK, False, False
@@ -108,7 +112,7 @@ class StageMonitor:
         for micro in batch.micro:
             self.collate_s += micro.collate_s
             for source, seconds in micro.read_s:
-                of_source = self.prepare.setdefault(self.watched.sources[source], [0.0, 0.0])
+                of_source = self.prepare.setdefault(self.sources[source], [0.0, 0.0])
                 of_source[0] += seconds
                 of_source[1] += 1
             if positions is not None and not micro.padding:
@@ -196,13 +200,25 @@ class StageMonitor:
 
         def judge(row: Mapping[str, Any]) -> list[str]:
             began = self.budget.clock()
-            warnings = rules(row)
+            warnings = [*(f"step {row['step']}: {line}" for line in self.unrelated), *rules(row)]
+            self.unrelated = []
             self.rest_s += self.budget.clock() - began
             return warnings
 
-        self.watched.tracker.attach(judge)
+        self.watched.tracker.attach(judge)  # which gives it the rows of before
+        self.unrelated = self._unrelated() if self.state.stage_step == 0 and view.config.guard.blindness else []
         path = self.watched.tracker.path.parent / LEARNING / f"stage-{view.index}-{view.name}.safetensors"
         return Learning(trained, path, continues=self.state.stage_step > 0)
+
+    def _unrelated(self) -> list[str]:
+        """Compare pictures with texts. What fails is told: it never costs the training."""
+        config = self.watched.view.config
+        try:
+            held_out = {f"the held-out {source.name}": source for source in open_validation(config)}
+            return [*picture_texts.unrelated(dict(zip(self.sources, self.watched.data.sources, strict=True)), held_out, config.seed)]
+        except Exception as error:  # noqa: BLE001  of any source
+            log.warning(f"whether pictures belong to their texts is not known (guard.blindness): {type(error).__name__}: {error}")
+            return []
 
     def _units(self) -> UnitGradients:
         assert self.state.optimizer is not None
