@@ -220,22 +220,28 @@ class Compilations:
 
 @contextlib.contextmanager
 def changed(
-    blocks: Sequence[nn.Module], settings: Distributed, cache: Path | None = None, meter: Meter | None = None
+    blocks: Sequence[nn.Module],
+    settings: Distributed,
+    cache: Path | None = None,
+    meter: Meter | None = None,
+    recomputed: Sequence[nn.Module] = (),
 ) -> Iterator[Compilations | None]:
     """Checkpoint and compile the blocks while the `with` lasts; yields the counter of recompilations, or None without `compile`.
 
     `settings`: the section `distributed`, whose `activation_checkpointing` and `compile` say what is done. `meter` counts FLOPs. `cache`:
-    the folder below which is kept what is compiled; None: where torch keeps it.
+    the folder below which is kept what is compiled; None: where torch keeps it. `recomputed`: modules that are checkpointed as the blocks
+    are, and not compiled.
     """
     compilations = None
     fused = settings.compile and settings.compile_backend == "inductor"
     try:
         with kept_below(cache) if fused and cache is not None else contextlib.nullcontext(), compiling(settings):
+            checkpoint_and_compile(recomputed, settings.model_copy(update={"compile": False}))
             yield (compilations := checkpoint_and_compile(blocks, settings, meter))
     finally:
         if compilations is not None:
             compilations.clock.stop()
-        for block in blocks:
+        for block in (*blocks, *recomputed):
             block.__dict__.pop("forward", None)  # the method of its class is back
 
 

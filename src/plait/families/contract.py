@@ -71,6 +71,8 @@ class Family:
     """From config to pretrained parts: [{'part', 'name': Hub name or path, 'revision', optional 'folder': the only one read}]."""
     build_over: BuildOver | None = None
     """Build without the weights of pretrained parts that a start overwrites; None: every start reads them."""
+    recomputed: Callable[[nn.Module], Sequence[nn.Module]] = _none
+    """From model to further modules, in order, that are recomputed in backward as blocks are, but neither sharded nor compiled."""
     never_trained: frozenset[str] = frozenset()
     """Components that no setting may train: nothing uses their weights."""
     limits: Callable[[Any], Limits] = no_limits

@@ -27,6 +27,7 @@ OPTIONAL: Mapping[str, str] = {
     "prepare": "prepare(config, assets, texts)",
     "base": "base(config)",
     "build_over": "build_over(config, assets, *, seed, parts)",
+    "recomputed": "recomputed(model)",
     "never_trained": "never_trained, a frozenset of component names",
     "limits": "limits(config)",
     "monitors": "monitors(config)",

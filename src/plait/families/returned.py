@@ -74,7 +74,8 @@ def checked(family: Family) -> Family:
         build=build,
         build_over=None if family.build_over is None else build_over,
         components=lambda model: _components(family, model),
-        blocks=lambda model: _blocks(family, model),
+        blocks=lambda model: _blocks(family, model, "blocks"),
+        recomputed=lambda model: _blocks(family, model, "recomputed"),
         Inputs=inputs,
         Loss=lambda section: _loss(family, section),
         base=base,
@@ -111,12 +112,12 @@ def _components(family: Family, model: nn.Module) -> dict[str, Parameters]:
     return components
 
 
-def _blocks(family: Family, model: nn.Module) -> list[nn.Module]:
-    """Return `family.blocks(model)`. Raises PlaitError unless they are modules of the model."""
-    blocks, modules = family.blocks(model), set(model.modules())
+def _blocks(family: Family, model: nn.Module, member: str) -> list[nn.Module]:
+    """Return what the member `blocks` or `recomputed` does of the model. Raises PlaitError unless that are modules of it."""
+    blocks, modules = getattr(family, member)(model), set(model.modules())
     several = isinstance(blocks, Sequence | nn.ModuleList)
     if not several or not all(isinstance(block, nn.Module) and block in modules for block in blocks):
-        _refuse(f"family {family.name!r}: blocks(model)", blocks, "a list of modules of the model")
+        _refuse(f"family {family.name!r}: {member}(model)", blocks, "a list of modules of the model")
     return list(blocks)
 
 

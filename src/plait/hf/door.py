@@ -149,8 +149,10 @@ def _open(view: StageView, out: Path, ranks: Ranks) -> Stage:
         log.info(line)
     if warning := caution(config.train.precision, ranks.device):
         log.info(warning)
+    rest = bundle.family.recomputed(bundle.model)
     changes = contextlib.ExitStack()
-    changes.enter_context(blocks.changed(bundle.blocks, config.distributed, cache_folder(folder(config.data.cache))))
+    kept = cache_folder(folder(config.data.cache))
+    changes.enter_context(blocks.changed(bundle.blocks, config.distributed, kept, recomputed=rest))
     set_precision(bundle.model, state.ever_trained | plan.trained_names, config.train.precision)
     for name, parameter in bundle.model.named_parameters():
         parameter.requires_grad_(name in plan.trained_names)

@@ -47,9 +47,11 @@ def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, mi
     if bundle.sharding is not None:
         bundle.sharding.unwrap()
     meter = Meter(ranks.device, config.train.precision)
-    how, cache = config.distributed, config.data.cache
+    how, cache, rest = config.distributed, config.data.cache, bundle.family.recomputed
     changed = how.compile or how.activation_checkpointing != "none"
-    with blocks.changed(units, how, cache_folder(folder(cache)), meter) if changed else contextlib.nullcontext() as compilations:
+    with (
+        blocks.changed(units, how, cache_folder(folder(cache)), meter, rest(bundle.model)) if changed else contextlib.nullcontext()
+    ) as compilations:
         for line in bundle.adapters.begin(state.ever_trained, names) if bundle.adapters is not None else ():
             log.info(line)
         if warning := caution(config.train.precision, ranks.device):

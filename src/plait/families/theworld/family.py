@@ -14,6 +14,7 @@ from plait.families.theworld.loss import Loss
 from plait.families.theworld.model import NEVER_TRAINED, blocks, build, build_over, components
 from plait.families.theworld.options import GenerateOptions
 from plait.families.theworld.pretrained import hub
+from plait.families.theworld.pretrained.recomputed import recomputed
 from plait.families.theworld.tiny import write_tokenizer
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "limits",
     "never_trained",
     "prepare",
+    "recomputed",
     "token_lengths",
 ]
 

@@ -169,7 +169,9 @@ def measure(bundle: ModelBundle, loss: Loss, batch: Batch, precision: str, setti
     live = Live([*bundle.model.parameters(), *bundle.model.buffers(), *given])
     hooks = [value.register_post_accumulate_grad_hook(live.is_gradient) for value in parameters]
     try:
-        with _known(), blocks.changed(bundle.blocks, settings.model_copy(update={"compile": False})), _Logits(live) as logits:
+        rest = bundle.family.recomputed(bundle.model)
+        changed = blocks.changed(bundle.blocks, settings.model_copy(update={"compile": False}), recomputed=rest)
+        with _known(), changed, _Logits(live) as logits:
             with blocks.cast_once(precision) if casts_kept and settings.activation_checkpointing != "none" else contextlib.nullcontext():
                 with live, autocast(precision, _CPU):
                     sums = loss.sums(model, batch)

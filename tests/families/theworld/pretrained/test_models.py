@@ -9,6 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import plait.hf  # noqa: F401  registers
+from plait.config.schema import Distributed
+from plait.engine import blocks
 from plait.engine.flops import Flops
 from plait.families.ablation import ablated
 from plait.families.theworld import evaluate, export, family
@@ -180,3 +182,26 @@ def test_published_sizes_on_the_meta_device(tmp_path, published, encoder, unused
     found = model.world.grid
     assert (found.channels, found.side, found.first, found.later) == grid
     assert counts["projector"] == projector + 2560 + 2560**2 + 2560 + 5_120 + 17 * 2560
+
+
+@pytest.mark.parametrize("name", CLIP)
+def test_recomputing_the_encoder_changes_no_bit_of_a_gradient(make, name):
+    config, model, inputs = make(world=world_of(name, 2))
+    train_only(model, STAGES[3])
+    samples = [clip(name, 1), sample(say="left")]
+
+    def gradients():
+        model.zero_grad()
+        torch.manual_seed(0)
+        loss_of(config, model, inputs, samples)[0].backward()
+        return {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
+
+    plain, listed = gradients(), family.recomputed(model)
+    runs = []
+    hooks = [block.register_forward_hook(lambda module, args, output: runs.append(module)) for block in listed]
+    with blocks.changed([], Distributed(activation_checkpointing="full"), recomputed=listed):
+        found = gradients()
+    for hook in hooks:
+        hook.remove()
+    assert set(runs) == set(listed) and listed
+    assert all(torch.equal(found[key], value) for key, value in plain.items())
