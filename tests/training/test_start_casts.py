@@ -41,7 +41,9 @@ class Gpu(TorchFunctionMode):
 
 def started(model, blocks, config, names, ranks):
     """A stage that trains `names` in 16 bits, laid out on `ranks` as the run does."""
-    bundle = SimpleNamespace(model=model, blocks=blocks, adapters=None, sharding=sharding.Sharding(model) if ranks.size > 1 else None)
+    divided = sharding.Sharding(model) if ranks.size > 1 else None
+    family = SimpleNamespace(recomputed=lambda model: [])
+    bundle = SimpleNamespace(model=model, blocks=blocks, family=family, adapters=None, sharding=divided)
     plan = SimpleNamespace(config=config, trained_names=names, trained_parameters=lambda model: {"all": dict(model.named_parameters())})
     return lay_out(plan, bundle, State(model), ranks, 2)
 
