@@ -240,15 +240,7 @@ TESTS: dict[str, str] = {
 """Test files by source file, relative to `src/plait` and `tests`, the fastest first; those of minutes are left out."""
 
 EQUIVALENT: list[tuple[str, str, str, str]] = [
-    (
-        "engine/parallel/sharding.py",
-        "value.data = value.data.to(ranks.device)",
-        "value.data = value.data.to(ranks.device) -> left out",
-        "on a CPU the model is there already",
-    ),
     ("engine/blocks.py", "torch._dynamo.reset()", "torch._dynamo.reset() -> left out", "torch 2.11 alone needs it"),
-    ("engine/blocks.py", "if settings.compile:", "settings.compile -> True", "torch 2.11 alone needs it; nothing is compiled otherwise"),
-    ("engine/blocks.py", "if settings.compile:", "settings.compile -> False", "torch 2.11 alone needs it"),
     ("engine/state.py", 'key(seed, "rounding"', "1 -> 2", "another noise, as good: which bits of the key are used is free"),
     ("training/stage.py", "ranks.size > 1 and not", "ranks.size > 1 -> ranks.size >= 1", "one rank agrees with itself"),
     (

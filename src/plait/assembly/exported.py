@@ -20,6 +20,7 @@ from plait.assembly import checkpoint_specs, overwritten, saved, weight_files
 from plait.assembly.model import ModelBundle, build_model, write_assets
 from plait.config.messages import one_line
 from plait.config.schema import RunConfig
+from plait.engine import blocks
 from plait.engine.checkpoints import checkpoint
 from plait.engine.evaluation import moment_of
 from plait.engine.parallel.distributed import Ranks
@@ -59,6 +60,7 @@ class ExportedModel:
             raise PlaitError(f"{self.folder} does not hold all weights, and those of {names} are not what its run was built over")
         load_weights(bundle.model, weights)
         bundle.model.to(ranks.device)
+        blocks.cast_inputs(bundle.blocks, self.config.train.residual_dtype)
         return bundle
 
     def _run(self) -> Path:

@@ -13,6 +13,7 @@ from plait.assembly.run_configuration import open_of_checkpoint
 from plait.config import signed
 from plait.config.resolved import Resolved
 from plait.config.schema import RunConfig
+from plait.engine import blocks
 from plait.engine.checkpoints import chain, checkpoint, post_hoc_ema, renames
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks
@@ -71,6 +72,7 @@ def open_checkpoint(saved: SavedModel, ranks: Ranks, *, averaged: bool = True, l
     if bundle.adapters is not None:
         bundle.adapters.begin({former.get(name, name) for name in located.manifest["state"]["trained"]})
     bundle.model.to(ranks.device).eval()
+    blocks.cast_inputs(bundle.blocks, saved.config.train.residual_dtype)
     return bundle
 
 

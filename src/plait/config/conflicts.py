@@ -58,6 +58,9 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
             cure = f"for example --adapters.{name}.rank=16"
             result.append((("trainable",), f"names {component!r}, the adapters of {name}, and there are none: {cure}"))
     result += _mirror_conflicts(config) + _quantised_conflicts(config) + _optimizer_conflicts(config)
+    if config.train.residual_dtype == "bfloat16" and config.train.precision in ("fp32", "fp16"):
+        message = f"is 'bfloat16', but products are in {config.train.precision}: set train.precision=bf16, or leave it out"
+        result.append((("train", "residual_dtype"), message))
     return result + _device_conflicts(config.distributed, config.train.precision) + _data_conflicts(config, kinds)
 
 

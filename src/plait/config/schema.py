@@ -181,6 +181,10 @@ class Train(Section):
     precision: Literal["fp32", "bf16", "fp16", "pure_bf16"] = Field(
         default="fp32", description="bf16, fp16: products and frozen parts in 16 bits; pure_bf16: what trains and its moments as well"
     )
+    residual_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="of the residual stream through blocks, where it is not of 16 bits anyhow; bfloat16 is for bf16",
+    )
 
 
 class Schedule(Section):

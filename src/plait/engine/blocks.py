@@ -1,4 +1,6 @@
-"""Activation checkpointing and torch.compile, applied to a model block by block (layer by layer); counts of recompilations and FLOPs.
+"""Activation checkpointing, torch.compile and the dtype of what goes through, applied to a model block by block (layer by layer).
+
+Also counts of recompilations and FLOPs.
 
 Checkpointing: Chen et al. 2016 (arXiv 1604.06174); selective: results of matrix products and attention are kept, the rest is computed
 again (Korthikanti et al. 2022, arXiv 2205.05198, section 5). A compiled block contains its checkpointing.
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.hooks import RemovableHandle
 
 from plait.config.schema import Distributed, RunConfig
 from plait.engine.compilation.cache import kept_below
@@ -290,6 +293,41 @@ def _policy(context: object, operator: torch._ops.OpOverload, *args: object, **k
     name = name.removeprefix("aten::").partition(".")[0]
     keep = name in _EXPENSIVE or name.startswith(_ATTENTION)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@contextlib.contextmanager
+def residual_stream(blocks: Sequence[nn.Module], dtype: str) -> Iterator[None]:
+    """Have blocks get their inputs as `dtype`, a `train.residual_dtype`, while the `with` lasts, as `cast_inputs` does."""
+    handles = cast_inputs(blocks, dtype)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def cast_inputs(blocks: Sequence[nn.Module], dtype: str) -> list[RemovableHandle]:
+    """Cast what each block is given to `dtype`, a `train.residual_dtype`, under autocast; returns what removes that again.
+
+    What goes through the blocks, and what they are told of positions, is float32 where embeddings train; products then give 16 bits, and
+    their sum with the stream is float32 again. Masks stay as they are. With "float32" nothing is cast.
+    """
+    if dtype == "float32":
+        return []
+    hook = functools.partial(_cast_given, dtype=getattr(torch, dtype))
+    return [block.register_forward_pre_hook(hook, with_kwargs=True) for block in blocks]
+
+
+def _cast_given(block: nn.Module, args: Any, kwargs: dict[str, Any], *, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    return _cast(args, dtype), {name: value if "mask" in name else _cast(value, dtype) for name, value in kwargs.items()}
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Return float32 tensors, and those in tuples, as `dtype` where autocast is on; anything else as it is."""
+    if type(value) is tuple:
+        return tuple(_cast(one, dtype) for one in value)
+    wide = isinstance(value, Tensor) and value.dtype == torch.float32
+    return value.to(dtype) if wide and torch.is_autocast_enabled(value.device.type) else value
 
 
 def keeps_casts(settings: Distributed, model: nn.Module, memory: float) -> bool:

@@ -151,6 +151,7 @@ def _open(view: StageView, out: Path, ranks: Ranks) -> Stage:
         log.info(warning)
     rest = bundle.family.recomputed(bundle.model)
     changes = contextlib.ExitStack()
+    changes.enter_context(blocks.residual_stream(bundle.blocks, config.train.residual_dtype))
     kept = cache_folder(folder(config.data.cache))
     changes.enter_context(blocks.changed(bundle.blocks, config.distributed, kept, recomputed=rest))
     set_precision(bundle.model, state.ever_trained | plan.trained_names, config.train.precision)

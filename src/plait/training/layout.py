@@ -49,9 +49,13 @@ def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, mi
     meter = Meter(ranks.device, config.train.precision)
     how, cache, rest = config.distributed, config.data.cache, bundle.family.recomputed
     changed = how.compile or how.activation_checkpointing != "none"
+    stream, halved = config.train.residual_dtype, config.train.residual_dtype != "float32"
     with (
-        blocks.changed(units, how, cache_folder(folder(cache)), meter, rest(bundle.model)) if changed else contextlib.nullcontext()
-    ) as compilations:
+        blocks.residual_stream(units, stream) if halved else contextlib.nullcontext(),
+        blocks.changed(units, how, cache_folder(folder(cache)), meter, rest(bundle.model))
+        if changed
+        else contextlib.nullcontext() as count,
+    ):
         for line in bundle.adapters.begin(state.ever_trained, names) if bundle.adapters is not None else ():
             log.info(line)
         if warning := caution(config.train.precision, ranks.device):
@@ -63,7 +67,7 @@ def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, mi
                 log.info("distributed.ddp_comm_hook changes nothing: one rank sends no gradients")
         else:
             log.info(_divide(bundle.sharding, plan, state, ranks, units, micro_batch))
-        yield Counters(meter, compilations)
+        yield Counters(meter, count)
 
 
 def _divide(sharding: Sharding, plan: StagePlan, state: State, ranks: Ranks, units: Sequence[nn.Module], micro_batch: int) -> str:

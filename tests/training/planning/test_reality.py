@@ -33,6 +33,7 @@ RECIPES = {
         model: {space: pixels, depth: 4, hidden: 128, heads: 4, patch: 4, text: words, text_dim: 32, words: 64, image_dim: 0,
                 dropout: {neither: 0.1, text_only: 0.0, image_only: 0.0}}
         optim: {name: muon}
+        train: {precision: bf16, residual_dtype: bfloat16}
         trainable: ["*"]""",
 }
 CHECKPOINTING = {"theworld": "none", "molmo": "full", "nanodit": "selective"}

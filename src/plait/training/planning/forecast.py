@@ -4,6 +4,7 @@ Every figure comes from the function that the run itself uses: its plan (stage_p
 loss on tensors without memory (fake_step.py).
 """
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import nn
 
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import Resolved, StageView
-from plait.config.schema import Distributed, RunConfig
+from plait.config.schema import Distributed, RunConfig, Train
 from plait.data.link_lists.refusal import refuse_known
 from plait.engine import blocks, optim
 from plait.engine.parallel import memory_estimate, strategy
@@ -250,21 +251,23 @@ class _Stage:
     def step(self, batch: StageBatch | None, settings: Distributed) -> StepMemory | None:
         if batch is None:
             return None
-        return measured(self.bundle, batch, self.view.config.train.precision, settings, self.hardware.memory(settings))
+        return measured(self.bundle, batch, self.view.config.train, settings, self.hardware.memory(settings))
 
 
-def measured(bundle: ModelBundle, batch: StageBatch, precision: str, settings: Distributed, memory: float) -> StepMemory:
+def measured(bundle: ModelBundle, batch: StageBatch, train: Train, settings: Distributed, memory: float) -> StepMemory:
     """Return what forward and backward of the run's largest micro-batch hold, on the fake weights of `bundle`. `memory`: of a device.
 
     Of one that is larger than is made, that follows from a smaller one and from half of that, as memory is linear in samples. Raises
     PlaitError for a model whose operators depend on values that it computes.
     """
     kept = blocks.keeps_casts(settings, bundle.model, memory)
-    large = fake_step.measure(bundle, bundle.loss(), batch.largest, precision, settings, casts_kept=kept)
-    if batch.part is None:
-        return large
-    half, share = batch.part
-    return fake_step.between(fake_step.measure(bundle, bundle.loss(), half, precision, settings, casts_kept=kept), large, share)
+    measure = functools.partial(fake_step.measure, bundle, bundle.loss(), precision=train.precision, settings=settings, casts_kept=kept)
+    with blocks.residual_stream(bundle.blocks, train.residual_dtype):
+        large = measure(batch.largest)
+        if batch.part is None:
+            return large
+        half, share = batch.part
+        return fake_step.between(measure(half), large, share)
 
 
 def layouts_of(ranks: int, group: int) -> list[Layout]:

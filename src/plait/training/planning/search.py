@@ -105,4 +105,4 @@ def _step(stage: StageForecast, bundle: ModelBundle, hardware: Hardware, size: i
     else:
         batch = stage_batch.assumed(config, bundle, bundle.loss(), size, "")
     settings = config.distributed.model_copy(update={"activation_checkpointing": kind})
-    return measured(bundle, batch, config.train.precision, settings, hardware.memory(settings))
+    return measured(bundle, batch, config.train, settings, hardware.memory(settings))
