@@ -64,6 +64,13 @@ def test_sound_sources_are_left_alone_and_so_is_one_with_nothing_to_hold_it_to(t
     assert [*picture_texts.unrelated({"bad": bad}, {}, 0)] == []
 
 
+def test_on_a_slow_disk_nothing_is_compared_which_is_told(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.setattr(picture_texts, "MOST_S", -1.0)
+    assert warned(tmp_path, data) == []
+    line = "whether pictures belong to their texts is not compared (guard.blindness): reading some samples of each source takes over -1 s"
+    assert f"{line}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("task", ["colour", "shape", "exists", "caption"])
 def test_pairs_of_sound_sources_are_left_alone(task):
     options = {**SCENE, "size": [32, 32], "tasks": [task], "supersample": 1}

@@ -7,6 +7,7 @@ sentence is true), so that a source is held to one with the same questions and a
 """
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,22 +26,25 @@ SAMPLES, FEWEST = 64, 48
 RELATED, UNRELATED = 12.0, 2.0
 """Standard deviations of mixed-up pairs above their mean from which pictures and texts surely belong together, and up to which nothing of
 it is seen."""
-_TEXTS, _MOST_SOURCES, _KNOWN = 256, 8, 0.8
+_TEXTS, _MOST_SOURCES, _KNOWN = 160, 8, 0.8
 """Texts that are read of a source; sources; and the share of a text's words that another source has, from which it could be its own."""
 _MIXED = 200
 """Orders of the texts that the value is compared with."""
 _SIDE, _LEVELS = 8, 4
 _LEAST = 64
 """Pixels of a side that a picture is decoded to at the least."""
+MOST_S = 20.0
+"""Seconds after which no further sample is read: on a slow disk nothing is compared."""
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """Some texts of a source: their indices there, and the words of their questions and answers."""
+    """Some texts of a source: their indices there, the words of their questions and answers, and the moment after which none is read."""
 
     source: Source
     indices: list[int]
     words: list[tuple[frozenset[str], frozenset[str]]]
+    until_s: float
 
     def alike(self, vocabulary: tuple[frozenset[str], frozenset[str]]) -> list[int]:
         """Return the positions of up to SAMPLES texts whose words are among these, of questions and of answers."""
@@ -56,6 +60,7 @@ class _Texts:
         """Return how surely the pictures of these texts are related to their answers; None where too few have one that can be used."""
         shown, answers = list[tuple[Tensor, Tensor]](), list[frozenset[str]]()
         for position in positions:
+            _in_time(self.until_s)
             try:
                 with sample_errors:
                     pictures = read(self.source, self.indices[position])["images"]
@@ -68,9 +73,13 @@ class _Texts:
 
 
 def unrelated(training: Mapping[str, Source], held_out: Mapping[str, Source], seed: int) -> Iterator[str]:
-    """Yield a sentence for each training source whose pictures tell nothing of its texts, unlike those of another with such texts."""
+    """Yield a sentence for each training source whose pictures tell nothing of its texts, unlike those of another with such texts.
+
+    Raises TimeoutError after MOST_S.
+    """
+    until_s = time.monotonic() + MOST_S
     chosen = {**dict([*training.items()][:_MOST_SOURCES]), **dict([*held_out.items()][:_MOST_SOURCES])}
-    texts = {name: _texts(source, seed) for name, source in chosen.items() if not source.may_wait}
+    texts = {name: _texts(source, seed, until_s) for name, source in chosen.items() if not source.may_wait}
     for name in [name for name in texts if name in training]:
         for other in [other for other in texts if other != name]:
             if (line := _compared(name, texts[name], other, texts[other], seed)) is not None:
@@ -98,20 +107,26 @@ def _compared(name: str, own: _Texts, other: str, theirs: _Texts, seed: int) -> 
     return f"source {name}: its pictures tell nothing of its texts {above}, {theirs_do}: {look}"
 
 
-def _texts(source: Source, seed: int) -> _Texts:
-    """Read some texts of a source; samples without pictures, or without an answer, are left out."""
+def _in_time(until_s: float) -> None:
+    if time.monotonic() > until_s:
+        raise TimeoutError(f"reading some samples of each source takes over {MOST_S:g} s")
+
+
+def _texts(source: Source, seed: int, until_s: float) -> _Texts:
+    """Read some texts of a source; samples without an answer are left out."""
     indices, words = list[int](), list[tuple[frozenset[str], frozenset[str]]]()
     for _, index, _ in choose([len(source)], _TEXTS, seed):
+        _in_time(until_s)
         try:
             with sample_errors:
-                sample = read(source, index)
+                sample = source.worded(index)
                 told = _words(sample, "user"), _words(sample, "assistant")
         except BadSample:
             continue
-        if sample["images"] and told[1]:
+        if told[1]:
             indices.append(index)
             words.append(told)
-    return _Texts(source, indices, words)
+    return _Texts(source, indices, words, until_s)
 
 
 def _words(sample: Sample, role: str) -> frozenset[str]:

@@ -216,9 +216,11 @@ class StageMonitor:
         try:
             held_out = {f"the held-out {source.name}": source for source in open_validation(config)}
             return [*picture_texts.unrelated(dict(zip(self.sources, self.watched.data.sources, strict=True)), held_out, config.seed)]
+        except TimeoutError as error:
+            log.info(f"whether pictures belong to their texts is not compared (guard.blindness): {error}")
         except Exception as error:  # noqa: BLE001  of any source
-            log.warning(f"whether pictures belong to their texts is not known (guard.blindness): {type(error).__name__}: {error}")
-            return []
+            log.warning(f"whether pictures belong to their texts is not known (guard.blindness): {error or type(error).__name__}")
+        return []
 
     def _units(self) -> UnitGradients:
         assert self.state.optimizer is not None
