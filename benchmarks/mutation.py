@@ -171,6 +171,7 @@ TESTS: dict[str, str] = {
     "engine/parallel/network.py": "engine/test_network.py",
     "engine/parallel/memory_estimate.py": "engine/test_memory_estimate.py engine/test_strategy.py",
     "engine/parallel/agent_store.py": "engine/test_distributed.py",
+    "engine/parallel/gathering.py": "engine/test_gathering.py",
     "engine/parallel/leaving.py": "engine/test_leaving.py",
     "engine/parallel/replication.py": "engine/test_replication.py",
     "engine/parallel/sharding.py": "engine/test_sharding.py training/test_reshard.py",

@@ -37,8 +37,6 @@ def freed_before_the_group():
         broken_with_a_replica(ranks)
     assert freed == [True]
     assert not torch.distributed.is_initialized()
-    with distributed.join("cpu") as ranks:  # as a program may that goes on after the error
-        assert ranks.sum(torch.ones(1)).item() == 2.0
 
 
 def test_a_replica_that_an_error_holds_is_freed_before_the_group_of_ranks_is():

@@ -21,7 +21,7 @@ from plait.engine.flops import Meter
 from plait.engine.parallel import memory_estimate, strategy
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.sharding import Sharding
-from plait.engine.precision import caution, set_precision, types_of
+from plait.engine.precision import TYPES, caution, set_precision, types_of
 from plait.engine.state import State
 from plait.training.moments import kept
 from plait.training.stage_plan import StagePlan
@@ -78,5 +78,5 @@ def _divide(sharding: Sharding, plan: StagePlan, state: State, ranks: Ranks, uni
     accumulating = config.data.pack_tokens is not None or math.ceil(config.train.global_batch / (micro_batch * ranks.size)) > 1
     layout, reason = strategy.choose(config.distributed, counts, storage, ranks, accumulating=accumulating)
     types = types_of(sharding.model, state.ever_trained | names, config.train.precision)
-    sharding.wrap(units, names, layout, ranks, types=types)
+    sharding.wrap(units, names, layout, ranks, types=types, products=TYPES[config.train.precision].products)
     return reason

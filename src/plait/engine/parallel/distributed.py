@@ -123,7 +123,6 @@ def accumulating(net: nn.Module, last: bool) -> contextlib.AbstractContextManage
     """Return a context for the backward of one micro-batch, which reduces gradients over ranks only for the `last` one of a step."""
     if isinstance(net, FSDPModule):
         net.set_requires_gradient_sync(last)
-        net.set_is_last_backward(last)
     if isinstance(net, DistributedDataParallel) and not last:
         return net.no_sync()
     return contextlib.nullcontext()

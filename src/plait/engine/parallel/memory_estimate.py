@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
+from plait.engine.parallel import gathering
+
 Strategy = Literal["ddp", "fsdp", "shard_grad_op", "hsdp"]
 """A way to divide the state over ranks, as `distributed.strategy` names it; see Layout."""
 
@@ -41,6 +43,12 @@ class ParameterCounts:
     """Those of `paused` outside of blocks, or in a block that trains in part: never sharded, full on every rank."""
     unsharded_frozen: int = 0
     """Those of `frozen` that are never sharded either."""
+    matrices: int = 0
+    """Those of `trained` that are gathered in the dtype of products (`gathering.py`), where that is smaller than the weights'."""
+    unit_matrices: int = 0
+    """Those of `trained_unit`, the largest unit."""
+    paused_matrices: int = 0
+    """Those of `paused` in blocks that do not train."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,11 @@ class Storage:
         trained = 2 if precision == "pure_bf16" else _FLOAT32
         kept = _MOMENTS * trained if moments is None else moments
         return cls(trained, 2 if precision != "fp32" else _FLOAT32, averages, kept, comm_hook != "none")
+
+    @property
+    def saved(self) -> int:
+        """Bytes by which a matrix that trains is smaller per value where it is gathered in the dtype of products."""
+        return self.trained - self.frozen
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,7 @@ def count_parameters(model: nn.Module, trained: Collection[str], ever: Collectio
     """Count a model's values. `trained`, `ever`: names of parameters that train now, and that ever did; `blocks`: the units of sharding."""
     sizes = {id(value): (name, value.numel()) for name, value in model.named_parameters()}  # a tied weight once
     units = [{id(value) for value in block.parameters()} for block in blocks]
+    plain = set().union(*(gathering.plain(block) for block in blocks))
     now, before = set(trained), set(ever) - set(trained)
     in_frozen_blocks = set().union(*(unit for unit in units if not any(sizes[parameter][0] in now for parameter in unit)))
     rest = set(sizes).difference(*units)
@@ -127,14 +141,18 @@ def count_parameters(model: nn.Module, trained: Collection[str], ever: Collectio
         return sum(sizes[parameter][1] for parameter in parameters if sizes[parameter][0] in names)
 
     never = {name for name, _ in sizes.values()} - now - before
+    largest = max((*units, rest), key=lambda unit: values(now, unit))
     return ParameterCounts(
         trained=values(now, sizes),
         paused=values(before, sizes),
         frozen=values(never, sizes),
-        trained_unit=max(values(now, unit) for unit in (*units, rest)),
+        trained_unit=values(now, largest),
         frozen_unit=max((values(before | never, unit) for unit in units if unit <= in_frozen_blocks), default=0),
         unsharded_paused=values(before, sizes.keys() - in_frozen_blocks),
         unsharded_frozen=values(never, sizes.keys() - in_frozen_blocks),
+        matrices=values(now, plain),
+        unit_matrices=values(now, largest & plain),
+        paused_matrices=values(before, in_frozen_blocks & plain),
     )
 
 
@@ -168,13 +186,20 @@ def _gathered(counts: ParameterCounts, layout: Layout, storage: Storage, *, full
 
     Full sharding holds two units' weights at a time, gradient sharding all weights until the backward pass has used them.
     """
-    unit = counts.trained_unit * storage.trained
+    unit = counts.trained_unit * storage.trained - storage.saved * counts.unit_matrices
     (_, paused), (_, frozen) = _split(counts, layout)
     if layout.strategy == "shard_grad_op":
-        weights = counts.trained * storage.trained + paused * _FLOAT32 + frozen * storage.frozen
+        weights = _sharded(counts, layout, storage)
     else:
         weights = _UNITS_AT_ONCE * (unit + (counts.frozen_unit * (_FLOAT32 if paused else storage.frozen) if paused + frozen else 0))
-    return weights + (0 if full_gradients else _UNITS_AT_ONCE * unit)
+    return weights + (0 if full_gradients else _UNITS_AT_ONCE * counts.trained_unit * storage.trained)
+
+
+def _sharded(counts: ParameterCounts, layout: Layout, storage: Storage) -> int:
+    """Return the bytes of all sharded weights as they are gathered."""
+    (_, paused), (_, frozen) = _split(counts, layout)
+    rounded = counts.matrices + (counts.paused_matrices if layout.shard_frozen else 0)
+    return counts.trained * storage.trained + paused * _FLOAT32 + frozen * storage.frozen - rounded * storage.saved
 
 
 def _per_rank(values: int, shards: int) -> int:
@@ -190,10 +215,8 @@ def traffic(counts: ParameterCounts, layout: Layout, storage: Storage, *, micro_
     gradients = counts.trained * storage.trained
     if shards == 1:
         return Traffic(0, _ring(2 * (2 * counts.trained if storage.compressed else gradients), groups))
-    (_, paused), (_, frozen) = _split(counts, layout)
-    sharded = counts.trained * storage.trained + paused * _FLOAT32 + frozen * storage.frozen
     gathers = micro_batches * (1 if layout.strategy == "shard_grad_op" else 2)
-    within = _ring(gathers * sharded + gradients, shards)
+    within = _ring(gathers * _sharded(counts, layout, storage) + gradients, shards)
     return Traffic(within, _ring(2 * gradients // shards, groups))
 
 

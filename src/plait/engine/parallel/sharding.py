@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from plait.engine.parallel import distributed
+from plait.engine.parallel import distributed, gathering
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Layout
 
@@ -35,13 +35,21 @@ class Sharding:
     """What `unwrap` restores: each module, its class, its hooks, and the attributes that sharding added to it."""
 
     def wrap(
-        self, blocks: Sequence[nn.Module], trained: Collection[str], layout: Layout, ranks: Ranks, *, types: Mapping[str, torch.dtype]
+        self,
+        blocks: Sequence[nn.Module],
+        trained: Collection[str],
+        layout: Layout,
+        ranks: Ranks,
+        *,
+        types: Mapping[str, torch.dtype],
+        products: torch.dtype = torch.float32,
     ) -> None:
         """Move the model to this rank's device and shard it over ranks as `layout` says; parameters keep their names.
 
         `blocks`: the modules (layers) that are sharded one by one; what trains outside of them is one more unit. `trained`: names of the
         parameters that train in this stage. `types`: the dtypes that parameters get, by name, on the device. One unit at a time is full
-        and of its dtypes, so the model need not fit on one device.
+        and of its dtypes, so the model need not fit on one device. `products`: the dtype that autocast multiplies in, in which the
+        matrices of blocks are gathered.
         """
         self.unwrap()
         for name, value in self.model.named_parameters():
@@ -61,7 +69,10 @@ class Sharding:
             gather(module, done)
             ignored = {value for name, value in module.named_parameters() if name not in names and not isinstance(value, DTensor)}
             place(self.model, module, types, ranks.device)
+            matrices = gathering.matrices(module, names) if module is not self.model and products != torch.float32 else []
             fully_shard(module, mesh=mesh, reshard_after_forward=self.reshards and module is not self.model, ignored_params=ignored)
+            if matrices:
+                gathering.gather_rounded(module, matrices, products)
             done.update(id(part) for part in module.modules())
         self.unwrapped = [(module, kind, hooks, set(module.__dict__) - names) for module, kind, hooks, names in before]
 
