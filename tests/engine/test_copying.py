@@ -221,6 +221,7 @@ class Gpu:
 
     def cudart(self):
         def register(place, size, flags):
+            assert flags == 0
             self.registered[place] = size
             return self.status
 
@@ -247,6 +248,8 @@ def test_tensors_of_a_gpu_are_copied_on_a_stream_of_their_own_between_two_events
     assert gpu.calls[-1] == (True, "wait for", "copied")
     assert torch.equal(found["w"], weight) and torch.equal(found["step"], count)
     assert list(gpu.registered.values()) == [448 + 64] and found["w"].data_ptr() in gpu.registered  # 400 and 4 bytes, in units of 64
+    copies.begin({"weights": {"w": torch.arange(10.0).as_subclass(OnGpu)}})[0]()  # of another size: the old memory is given back first
+    assert list(gpu.registered.values()) == [64]
     copies.release()
     assert gpu.registered == {}
 

@@ -54,6 +54,13 @@ def test_large_tensors_are_written_and_flushed_in_pieces(tmp_path, monkeypatch):
     assert [size - flushed[0] for size in flushed] == [0, 3000] and 2900 <= flushed[0] <= 3200
 
 
+def test_all_of_a_file_is_flushed_to_the_disk(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.fstat(file).st_size))
+    listed = tensor_file.write(tmp_path / "own", {"w": torch.arange(2000.0)}, {})
+    assert flushed == [listed["size"]]
+
+
 def test_the_file_has_the_permissions_of_any_other(tmp_path):
     tensor_file.write(tmp_path / "own", {}, {})
     (tmp_path / "plain").touch()
