@@ -3,7 +3,7 @@
 The peer is what a plain loop does: rows padded, and the cross-entropy of the logits of all positions. Models, samples and lengths are those
 of the tiny recipes of theworld and molmo (towers, connector and projector included). Rounds take all layouts in turn, so that a busy
 machine slows all alike. `memory` measures how much a row of theworld's tiny model holds, by its length.
-    python benchmarks/packing.py nlvr [SAMPLES] [MICRO_BATCH] [ROUNDS] [WORDS of theworld's head]
+    python benchmarks/packing.py nlvr [SAMPLES] [MICRO_BATCH] [ROUNDS] [WORDS of the heads]
     python benchmarks/packing.py memory [LENGTHS ...]
 """
 
@@ -29,18 +29,21 @@ from plait.assembly.model import ModelBundle, build_model
 from plait.data.loading.loader import Loader
 from plait.engine import optim
 from plait.engine.parallel.distributed import Ranks
+from plait.families.molmo.config import DEBUG, LANGUAGES
 from plait.nn.losses import IGNORED
 
 RECIPES = {"theworld": Path("configs/theworld/tiny-nlvr.yaml"), "molmo": Path("configs/molmo/debug-multitask.yaml")}
 MORE = {"theworld": "model.tiny.positions=32768", "molmo": "from=null"}  # rows as long as are measured; no run to begin from
+HEADS = {"theworld": "gemma.model.language_model.embed_tokens.weight", "molmo": "language.lm_head.weight"}
 LAYOUTS = {"padded to 128, all logits": "to_128", "padded, all logits": "longest", "padded": "longest", "packed": "none"}
 
 
-def opened(folder: Path, family: str, micro_batch: int, words: int = 512) -> tuple[ModelBundle, Any, Any]:
-    """The model of a recipe, with what it trains, its configuration and its view."""
+def opened(folder: Path, family: str, micro_batch: int, words: int | None = None) -> tuple[ModelBundle, Any, Any]:
+    """The model of a recipe, with what it trains, its configuration and its view. `words` of its head, or as many as in the recipe."""
     said = [f"run={folder / family}", f"train.micro_batch={micro_batch}", f"train.global_batch={micro_batch}"]
-    said += [f"model.tiny.vocabulary={words}"] if family == "theworld" else []
+    said += [f"model.tiny.vocabulary={words}"] if words and family == "theworld" else []
     resolved = open_config(RECIPES[family], [*said, MORE[family]])
+    LANGUAGES[DEBUG]["vocab_size"] = words or LANGUAGES[DEBUG]["vocab_size"]  # of molmo, which has no setting for it
     built = build_model(resolved.config, folder / family, Ranks(0, 1, torch.device("cpu")))
     trained = optim.select(built.family.components(built.model), resolved.stages[0].config.trainable, built.family.never_trained)
     optim.freeze(built.model, trained)
@@ -99,7 +102,7 @@ def gradient(built: ModelBundle) -> Tensor:
     return torch.cat([value.grad.flatten() for value in built.model.parameters() if value.grad is not None])
 
 
-def nlvr(samples: int = 128, micro_batch: int = 32, rounds: int = 5, words: int = 512) -> None:
+def nlvr(samples: int = 128, micro_batch: int = 32, rounds: int = 5, words: int | None = None) -> None:
     """Print the table of both families."""
     print("| family | layout | samples per CPU second | ratio | gradient, relative difference |\n|---|---|---|---|---|")
     for family in RECIPES:
@@ -115,7 +118,9 @@ def nlvr(samples: int = 128, micro_batch: int = 32, rounds: int = 5, words: int 
             gradients[name] = gradient(built)
         plain = gradients["padded, all logits"]
         lengths = [n for batch in batches["padded"] for n in built.family.Loss(built.section).by_sample(batch)["tokens"].tolist()]
-        print(f"{family}: {len(lengths)} samples of {min(lengths):.0f} to {max(lengths):.0f} tokens, median {median(lengths):.0f}")
+        head = built.model.get_parameter(HEADS[family]).shape[0]
+        print(f"{family}: a head of {head:,} words, {len(lengths)} samples")
+        print(f"{family}: {min(lengths):.0f} to {max(lengths):.0f} tokens, median {median(lengths):.0f}")
         for name in LAYOUTS:
             ratios = [turn["padded, all logits"] / turn[name] for turn in turns]
             rate = len(lengths) / median(turn[name] for turn in turns)

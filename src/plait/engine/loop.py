@@ -25,7 +25,7 @@ from plait.engine.parallel.copies import Copies
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import Scaler, autocast
 from plait.engine.state import State
-from plait.keys import key
+from plait.keys import key, stem
 
 Row = dict[str, Any]
 """The metrics of one step by name."""
@@ -218,7 +218,7 @@ class Loop:
             if (recomputed or len(micros) > 1) and not sharded:  # gathered weights would be kept whole
                 casts.enter_context(blocks.kept_casts(self.config, self.state.model, self.ranks))
             for i, micro in enumerate(micros):
-                seed(key(self.config.seed, "dropout", self.state.step, self.ranks.rank, i), self.ranks.device)
+                seed(key(self.state.step, self.ranks.rank, i, after=stem(self.config.seed, "dropout")), self.ranks.device)
                 self.mark("copy")
                 copies, last = self.copies, i == len(micros) - 1
                 inputs = copies.take(*micros[i : i + 2]) if copies else distributed.to_device(micro.batch, self.ranks.device)

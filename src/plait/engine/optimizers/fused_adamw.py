@@ -23,11 +23,13 @@ class FusedAdamW(torch.optim.AdamW):
             hook(self, (), {})
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in (parameter for parameter in parameters if not self.state[parameter]):
-                zeros = {kind: torch.zeros_like(parameter) for kind in ("exp_avg", "exp_avg_sq")}
-                self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
             states = [self.state[parameter] for parameter in parameters]
-            first, second, steps = ([state[kind] for state in states] for kind in ("exp_avg", "exp_avg_sq", "step"))
+            for parameter, state in zip(parameters, states, strict=True) if not all(states) else ():
+                if not state:
+                    zeros = {kind: torch.zeros_like(parameter) for kind in ("exp_avg", "exp_avg_sq")}
+                    state.update({"step": torch.zeros((), device=parameter.device), **zeros})
+            first, second = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+            steps = [state["step"] for state in states]
             if parameters:
                 torch._foreach_add_(steps, self._one if steps[0].is_cpu else 1)
                 rates = {"lr": group["lr"], "weight_decay": group["weight_decay"], "eps": group["eps"]}
