@@ -38,6 +38,7 @@ from plait.data.order import SampleId
 from plait.engine import blocks, flops, optim
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.saver import Saver
+from plait.engine.compilation import choice
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop
 from plait.engine.loss import Loss, sums_of, weights_of
@@ -77,12 +78,12 @@ def batch_of(rows: int) -> tuple[str, ...]:
     return f"train.global_batch={rows}", f"train.micro_batch={rows}"
 
 
-COMPILED = "distributed.compile=true"
+COMPILED, UNCACHED = "distributed.compile=true", "data.feature_cache=off"
 CASES = (
-    Case("theworld 1 projection", "theworld/stages", (*batch_of(16), COMPILED), "projection"),
+    Case("theworld 1 projection", "theworld/stages", (*batch_of(16), COMPILED, UNCACHED), "projection"),
     Case("theworld 1 cached", "theworld/stages", (*batch_of(16), COMPILED, "data.feature_cache=on"), "projection"),
-    Case("theworld 2 vision", "theworld/stages", (*batch_of(8), COMPILED), "vision"),
-    Case("theworld 3 language", "theworld/stages", (*batch_of(8), COMPILED), "language"),
+    Case("theworld 2 vision", "theworld/stages", (*batch_of(8), COMPILED, UNCACHED), "vision"),
+    Case("theworld 3 language", "theworld/stages", (*batch_of(8), COMPILED, UNCACHED), "language"),
     Case("nanodit 28/1024, 256 tokens", "nanodit/production", (*batch_of(256), COMPILED), None, (256, 256)),
     Case("nanodit 28/1024, 1024 tokens", "nanodit/production", (*batch_of(64), COMPILED), None, (512, 512)),
     Case("nanodit 28/1024, 1014 tokens", "nanodit/production", (*batch_of(64), COMPILED), None, (416, 624)),
@@ -92,9 +93,9 @@ CASES = (
 )
 _SMALL = "preset=tiny", "model.base=tiny", *batch_of(2)
 TINY = (
-    Case("theworld 1 projection", "theworld/stages", (*_SMALL, "train.precision=fp32"), "projection"),
+    Case("theworld 1 projection", "theworld/stages", (*_SMALL, "train.precision=fp32", UNCACHED), "projection"),
     Case("theworld 1 cached", "theworld/stages", (*_SMALL, "data.feature_cache=on"), "projection"),
-    Case("theworld 3 language", "theworld/stages", _SMALL, "language"),
+    Case("theworld 3 language", "theworld/stages", (*_SMALL, UNCACHED), "language"),
     Case(
         "nanodit",
         "nanodit/production",
@@ -191,6 +192,7 @@ class Setting:
 def prepared(case: Case, device: torch.device, folder: Path) -> Iterator[Setting]:
     """Build the case's model on the device as its stage trains it."""
     resolved, view = resolved_stage(case, folder)
+    view = choice.decide(view, Ranks(0, 1, device), None) if view.config.distributed.compile == "auto" else view
     bundle = meta_bundle(resolved.config, folder / "assets")
     micro = micro_batches(view, bundle, case)
     materialise(bundle, device)
@@ -206,7 +208,8 @@ def prepared(case: Case, device: torch.device, folder: Path) -> Iterator[Setting
     loss = loss if stored is None else stored.loss
     meter = flops.Meter(device, view.config.train.precision)
     try:
-        with blocks.changed(bundle.blocks, view.config.distributed, meter):
+        rest = bundle.family.recomputed(bundle.model)
+        with blocks.changed(bundle.blocks, view.config.distributed, meter, recomputed=rest):
             yield Setting(view, bundle, loss, state, micro, device, meter, lambda batch: inputs.collate([batch]))
     finally:
         if stored is not None:

@@ -67,7 +67,7 @@ def test_a_later_start_finds_what_was_compiled(unnamed, tmp_path):
     for _ in range(2):
         net, settings = nn.Linear(4, 4, bias=False), Distributed(compile=True)  # a product, which is called and not compiled: no C++
         counters.clear()
-        with blocks.changed([net], settings, tmp_path) as compilations:  # it resets the compiler, as a new process would begin
+        with blocks.changed([net], settings, cache=tmp_path) as compilations:  # it resets the compiler, as a new process would begin
             net(torch.ones(2, 4)).sum().backward()
         found.append((counters["aot_autograd"]["autograd_cache_hit"], counters["aot_autograd"]["autograd_cache_miss"]))
         assert compilations.clock.seconds > 0

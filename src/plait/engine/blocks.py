@@ -225,8 +225,8 @@ class Compilations:
 def changed(
     blocks: Sequence[nn.Module],
     settings: Distributed,
-    cache: Path | None = None,
     meter: Meter | None = None,
+    cache: Path | None = None,
     recomputed: Sequence[nn.Module] = (),
 ) -> Iterator[Compilations | None]:
     """Checkpoint and compile the blocks while the `with` lasts; yields the counter of recompilations, or None without `compile`.
@@ -254,6 +254,7 @@ def checkpoint_and_compile(blocks: Sequence[nn.Module], settings: Distributed, m
     `meter` counts FLOPs in compiled blocks too. Returns the counter of recompilations, or None without `compile`. Checkpointing is of the
     non-reentrant kind, as the reentrant one fails with frozen embeddings, and restores the random generators, so that dropout is the same.
     """
+    assert settings.compile != "auto", "compilation/choice.py decides"
     compilations = Compilations(meter) if settings.compile else None
     selective = settings.activation_checkpointing == "selective"
     if compilations is not None:

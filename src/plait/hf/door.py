@@ -153,7 +153,7 @@ def _open(view: StageView, out: Path, ranks: Ranks) -> Stage:
     changes = contextlib.ExitStack()
     changes.enter_context(blocks.residual_stream(bundle.blocks, config.train.residual_dtype))
     kept = cache_folder(folder(config.data.cache))
-    changes.enter_context(blocks.changed(bundle.blocks, config.distributed, kept, recomputed=rest))
+    changes.enter_context(blocks.changed(bundle.blocks, config.distributed, cache=kept, recomputed=rest))
     set_precision(bundle.model, state.ever_trained | plan.trained_names, config.train.precision)
     for name, parameter in bundle.model.named_parameters():
         parameter.requires_grad_(name in plan.trained_names)

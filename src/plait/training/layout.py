@@ -52,7 +52,7 @@ def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, mi
     stream, halved = config.train.residual_dtype, config.train.residual_dtype != "float32"
     with (
         blocks.residual_stream(units, stream) if halved else contextlib.nullcontext(),
-        blocks.changed(units, how, cache_folder(folder(cache)), meter, rest(bundle.model))
+        blocks.changed(units, how, meter, cache_folder(folder(cache)), rest(bundle.model))
         if changed
         else contextlib.nullcontext() as count,
     ):
