@@ -92,6 +92,9 @@ YAML |= {
     "distributed: {strategy: ddp, frozen: shard}": (
         "x.yaml:5: distributed.frozen says how to shard, but strategy ddp never does: leave it out, or set another strategy"
     ),
+    "distributed: {strategy: ddp, gradient_sync: micro_batch}": (
+        "x.yaml:5: distributed.gradient_sync says how to shard, but strategy ddp never does: leave it out, or set another strategy"
+    ),
     "distributed: {strategy: ddp, memory_gb: 2}": (
         "x.yaml:5: distributed.memory_gb says how to shard, but strategy ddp never does: leave it out, or set another strategy"
     ),

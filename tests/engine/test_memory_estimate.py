@@ -170,3 +170,12 @@ def test_a_model_without_blocks_is_one_unit_whose_frozen_rest_is_whole():
     assert found == ParameterCounts(
         trained=18, paused=3, frozen=20, trained_unit=18, frozen_unit=0, unsharded_paused=3, unsharded_frozen=20
     )
+
+
+def test_gradients_that_are_reduced_for_each_micro_batch_are_never_whole_and_sent_as_often():
+    each, once = Layout("hsdp", 16, 8, reduce_each=True), Layout("hsdp", 16, 8)
+    held = memory_estimate.memory(MIXED, each, Storage.of("bf16"), accumulating=True)
+    assert held == memory_estimate.memory(MIXED, once, Storage.of("bf16"))
+    assert held.gradients == 125 * 4
+    sent, rarer = (memory_estimate.traffic(MIXED, layout, Storage.of("bf16"), micro_batches=3) for layout in (each, once))
+    assert (sent.within - rarer.within, sent.between) == (2 * 4000 * 7 // 8, 3 * rarer.between)

@@ -167,3 +167,25 @@ def gradients_are_reduced_at_the_last_micro_batch(model, sharding, names):
 
 def test_gradients_of_a_cut_model_are_reduced_at_the_last_micro_batch():
     processes.fork(2, laid, ("words", "first"), True, gradients_are_reduced_at_the_last_micro_batch)
+
+
+def gradients_are_reduced_for_each_micro_batch(model, sharding, names):
+    fresh, rank = Model(), distributed.dist.get_rank()
+    for i in range(3):
+        with distributed.accumulating(model, last=i == 2, sync="micro_batch"):
+            model(torch.tensor([i, rank])).square().sum().backward()
+        whole = [value._unsharded_param.grad for unit in model.modules() if isinstance(unit, FSDPModule) for value in unit_parameters(unit)]
+        assert whole == [None] * len(whole)
+        fresh(torch.tensor([[i, 0], [i, 1]])).square().sum().div(2).backward()
+        for name in names:
+            found, wanted = distributed.full_tensor(model.get_parameter(name).grad), fresh.get_parameter(name).grad
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def unit_parameters(unit):
+    group = unit._get_fsdp_state()._fsdp_param_group
+    return group.fsdp_params if group is not None else []
+
+
+def test_gradients_of_a_cut_model_may_be_reduced_for_each_micro_batch_and_add_up():
+    processes.fork(2, laid, ("words", "first"), True, gradients_are_reduced_for_each_micro_batch)

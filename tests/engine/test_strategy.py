@@ -46,6 +46,12 @@ def test_auto_shards_what_does_not_fit_and_says_why():
     )
 
 
+def test_a_sharded_stage_reduces_gradients_as_often_as_is_set():
+    for settings in ({"strategy": "fsdp"}, {"strategy": "hsdp", "shard_size": 2}, {"memory_gb": 7}):
+        assert chosen(4, gradient_sync="micro_batch", **settings)[0].reduce_each
+        assert not chosen(4, **settings)[0].reduce_each
+
+
 def test_auto_cuts_frozen_blocks_as_well_where_they_do_not_fit():
     assert chosen(8, memory_gb=7)[0] == Layout("fsdp", 8, shard_frozen=True)
 

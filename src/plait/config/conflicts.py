@@ -214,7 +214,7 @@ def _device_conflicts(distributed: Distributed, precision: str) -> list[Conflict
         result.append(("shard_size", f"is for strategy hsdp, not {distributed.strategy}: leave it out, or set strategy=hsdp"))
     if distributed.strategy == "ddp":
         set_in_vain = [
-            name for name, value in (("frozen", distributed.frozen), ("memory_gb", distributed.memory_gb)) if value not in ("auto", None)
+            name for name in ("frozen", "memory_gb", "gradient_sync") if getattr(distributed, name) not in ("auto", None, "step")
         ]
         advice = "says how to shard, but strategy ddp never does: leave it out, or set another strategy"
         result += [(name, advice) for name in set_in_vain]

@@ -314,6 +314,9 @@ class Distributed(Section):
     shard_size: Count | None = Field(default=None, description="hsdp: ranks that share one copy; None: those of one node")
     frozen: Literal["auto", "replicate", "shard"] = Field(default="auto", description="frozen blocks when sharded; auto: whole if it fits")
     memory_gb: Rate | None = Field(default=None, description="per rank, 1e9 bytes, for `auto`; None: what the device has")
+    gradient_sync: Literal["step", "micro_batch"] = Field(
+        default="step", description="when sharded gradients are reduced; micro_batch: none is ever whole, and they are sent as often"
+    )
     ddp_comm_hook: Literal["none", "bf16"] = Field(
         default="none", description="bf16: ddp sends gradients as bfloat16: half the bytes, summed with 8 bits of precision"
     )

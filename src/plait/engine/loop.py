@@ -223,7 +223,7 @@ class Loop:
                 copies, last = self.copies, i == len(micros) - 1
                 inputs = copies.take(*micros[i : i + 2]) if copies else distributed.to_device(micro.batch, self.ranks.device)
                 self.mark("forward")
-                with distributed.accumulating(net, last):
+                with distributed.accumulating(net, last, self.config.distributed.gradient_sync):
                     with micro_batch.guarded(self.ranks, meet=last, collective=sharded):
                         counting = contextlib.nullcontext() if micro.padding else self.meter.forward(inputs)
                         with counting, autocast(self.config.train.precision, self.ranks.device):

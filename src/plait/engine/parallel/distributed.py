@@ -119,10 +119,10 @@ def is_sharded(net: nn.Module) -> bool:
     return isinstance(net, FSDPModule)
 
 
-def accumulating(net: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Return a context for the backward of one micro-batch, which reduces gradients over ranks only for the `last` one of a step."""
+def accumulating(net: nn.Module, last: bool, sync: str = "step") -> contextlib.AbstractContextManager[None]:
+    """Return a context for a micro-batch's backward: gradients are reduced for the `last`, or as `distributed.gradient_sync` says."""
     if isinstance(net, FSDPModule):
-        net.set_requires_gradient_sync(last)
+        net.set_requires_gradient_sync(last or sync == "micro_batch")
     if isinstance(net, DistributedDataParallel) and not last:
         return net.no_sync()
     return contextlib.nullcontext()

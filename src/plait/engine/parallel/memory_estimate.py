@@ -94,6 +94,8 @@ class Layout:
     ranks: int = 1
     shard_size: int | None = None
     shard_frozen: bool = True
+    reduce_each: bool = False
+    """Whether gradients are reduced, and so sharded, after each micro-batch in place of once a step."""
 
     @property
     def shards(self) -> int:
@@ -165,7 +167,7 @@ def memory(counts: ParameterCounts, layout: Layout, storage: Storage, *, accumul
     shards = layout.shards
     trained = _per_rank(counts.trained, shards)
     paused, frozen = (full + _per_rank(sharded, shards) for full, sharded in _split(counts, layout))
-    full_gradients = accumulating and layout.strategy != "ddp" and shards > 1
+    full_gradients = accumulating and layout.strategy != "ddp" and shards > 1 and not layout.reduce_each
     return Memory(
         weights=trained * storage.trained + paused * _FLOAT32 + frozen * storage.frozen,
         gradients=(counts.trained if full_gradients else trained) * storage.trained,
@@ -209,13 +211,15 @@ def _per_rank(values: int, shards: int) -> int:
 def traffic(counts: ParameterCounts, layout: Layout, storage: Storage, *, micro_batches: int = 1) -> Traffic:
     """Estimate the bytes that one rank sends per optimizer step of `micro_batches` forward and backward passes each.
 
-    Gradients are reduced once per step. Sharded weights are gathered for every forward pass, under full sharding again for every backward.
+    Gradients are reduced once per step, or as `layout` says for each micro-batch. Sharded weights are gathered for every forward pass,
+    under full sharding again for every backward.
     """
     shards, groups = layout.shards, layout.ranks // layout.shards
     gradients = counts.trained * storage.trained
     if shards == 1:
         return Traffic(0, _ring(2 * (2 * counts.trained if storage.compressed else gradients), groups))
     gathers = micro_batches * (1 if layout.strategy == "shard_grad_op" else 2)
+    gradients *= micro_batches if layout.reduce_each else 1
     within = _ring(gathers * _sharded(counts, layout, storage) + gradients, shards)
     return Traffic(within, _ring(2 * gradients // shards, groups))
 

@@ -45,17 +45,18 @@ def decide(settings: Distributed, counts: ParameterCounts, storage: Storage, pla
     def total(layout: Layout) -> float:
         return memory(counts, layout, storage, accumulating=accumulating).total
 
+    each = settings.gradient_sync == "micro_batch"
     replicated = Layout("ddp", place.ranks)
     if settings.strategy == "ddp" or (settings.strategy == "auto" and total(replicated) <= free):
         reason = "as set" if settings.strategy == "ddp" else f"fits the {free / _GB:.3g} GB for it"
         sent = "; gradients are sent as bfloat16" if storage.compressed else ""
         return replicated, f"ddp: {total(replicated) / _GB:.3g} GB of state on each of {place.ranks} ranks, {reason}{sent}"
     if settings.strategy == "auto":
-        grouped = Layout("hsdp", place.ranks, place.group)
-        chosen = grouped if place.group < place.ranks and total(grouped) <= free else Layout("fsdp", place.ranks)
+        grouped = Layout("hsdp", place.ranks, place.group, reduce_each=each)
+        chosen = grouped if place.group < place.ranks and total(grouped) <= free else Layout("fsdp", place.ranks, reduce_each=each)
         reason = f"whole it would be {total(replicated) / _GB:.3g} GB, more than the {free / _GB:.3g} GB for it"
     else:
-        chosen = Layout(settings.strategy, place.ranks, place.group if settings.strategy == "hsdp" else None)
+        chosen = Layout(settings.strategy, place.ranks, place.group if settings.strategy == "hsdp" else None, reduce_each=each)
         reason = "as set"
     if settings.frozen != "shard":
         with_full_frozen = dataclasses.replace(chosen, shard_frozen=False)

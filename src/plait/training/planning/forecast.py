@@ -243,7 +243,7 @@ class _Stage:
             return StrategyMemory(layout, kind, state, step, accumulating)
 
         step = self.step(batch, settings)
-        layouts = layouts_of(self.hardware.ranks, self.hardware.place(settings).group)
+        layouts = layouts_of(self.hardware.ranks, self.hardware.place(settings).group, settings.gradient_sync)
         yield under(layout, kind, step)
         yield from (under(one, kind, step) for one in layouts if one.strategy != layout.strategy)
         yield under(layout, other, self.step(batch, settings.model_copy(update={"activation_checkpointing": other})))
@@ -270,9 +270,10 @@ def measured(bundle: ModelBundle, batch: StageBatch, train: Train, settings: Dis
         return fake_step.between(measure(half), large, share)
 
 
-def layouts_of(ranks: int, group: int) -> list[Layout]:
+def layouts_of(ranks: int, group: int, gradient_sync: str) -> list[Layout]:
     """Return the ways to divide the state over `ranks` ranks. `group`: ranks that share a copy under hsdp."""
     if ranks == 1:
         return [Layout()]
-    layouts = [Layout("ddp", ranks), Layout("shard_grad_op", ranks), Layout("fsdp", ranks)]
-    return layouts + ([Layout("hsdp", ranks, group)] if 1 < group < ranks else [])
+    each = gradient_sync == "micro_batch"
+    layouts = [Layout("ddp", ranks), *(Layout(name, ranks, reduce_each=each) for name in ("shard_grad_op", "fsdp"))]
+    return layouts + ([Layout("hsdp", ranks, group, reduce_each=each)] if 1 < group < ranks else [])

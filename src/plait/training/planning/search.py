@@ -86,7 +86,7 @@ def _options(stage: StageForecast, bundle: ModelBundle, hardware: Hardware) -> I
             share = (size - sizes[0]) / max(1, sizes[-1] - sizes[0])
             step = fake_step.between(small, large, share)
             count = -(-config.train.global_batch // (size * hardware.ranks))
-            for layout in layouts_of(hardware.ranks, hardware.place(config.distributed).group):
+            for layout in layouts_of(hardware.ranks, hardware.place(config.distributed).group, config.distributed.gradient_sync):
                 state = memory_estimate.memory(stage.counts, layout, stage.storage, accumulating=count > 1)
                 sent = memory_estimate.traffic(stage.counts, layout, stage.storage, micro_batches=count).total
                 seconds = computed * stage.flops / (rate * hardware.ranks) + sent / _BYTES_PER_S
