@@ -93,8 +93,7 @@ class Flops(TorchFunctionMode):
 
     def add(self, total: float, masked: float, calls: int) -> None:
         """Count what is known of functions that do not run inside this context."""
-        self._counts.append(total)
-        self.masked, self.calls = self.masked + masked, self.calls + calls
+        self._counts, self.masked, self.calls = [*self._counts, total], self.masked + masked, self.calls + calls
 
     def __torch_function__(self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Run the function and count it; the functions that it calls inside are not seen."""

@@ -128,8 +128,7 @@ def measure(
 
     A component in `own_limits` is clipped by its own norm, the others by the norm of all of them together. A limit of None only measures.
     Returns the norm of everything (`grad_norm`) and, of several components, each one's (`grad_norm/COMPONENT`). The function is given them
-    once the host has read them, and multiplies nothing below the limit. For one component bit-equal to `nn.utils.clip_grad_norm_`, without
-    its sorting by device and type: these are float32 on one device.
+    once the host has read them, and multiplies nothing below the limit. For one component bit-equal to `nn.utils.clip_grad_norm_`.
     """
     sharded = {name: [value.grad for value in part if value.grad is not None] for name, part in components.items()}
     every = [gradient for part in sharded.values() for gradient in part]

@@ -3,6 +3,7 @@
 `losses.py` has the function that is called, and says when this is used. Legend: N positions, D width, V words.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -11,12 +12,52 @@ from torch import Tensor
 
 
 class Chunking(NamedTuple):
-    """Settings of how logits are computed: their `softcap` or None, the types of `product` and `sums`, and `positions` at a time."""
+    """Settings of how logits are computed: their `softcap` or None, the types of `product` and `sums`, and `positions` at a time.
+
+    `shared`: the weight that the head is, where `at_once` gave the head.
+    """
 
     softcap: float | None
     product: torch.dtype
     sums: torch.dtype
     positions: int
+    shared: Tensor | None = None
+
+
+LARGE = 1 << 24
+"""Weights of a head, from which its gradient is not left waiting."""
+
+
+def at_once(head_VD: Tensor) -> Tensor:
+    """Return a head that is the embedding too as a leaf of its own, whose gradient goes to `head_VD.grad` at once.
+
+    Autograd adds the gradients of all uses before it keeps any: the head's, 2.7 GB of 262,208 words, would wait through the whole backward
+    pass for the embedding's, and then be one of three of that size.
+    """
+    leaf = head_VD.detach().requires_grad_()
+    leaf.register_post_accumulate_grad_hook(functools.partial(_add, head_VD))
+    return leaf
+
+
+def _add(head_VD: Tensor, leaf: Tensor) -> None:
+    gradient, leaf.grad = leaf.grad, None
+    if head_VD.grad is None:
+        head_VD.grad = gradient
+    elif gradient is not None:
+        head_VD.grad += gradient
+
+
+def gradient_of(ctx: Any, head_VD: Tensor, shared: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, bool]:
+    """Return the tensor to which chunks add gradients of the head, in `dtype`, and whether it is `shared.grad` itself.
+
+    `ctx`: of a function whose second input is the head. None: that wants no gradient, in this pass.
+    """
+    if not ctx.needs_input_grad[1]:
+        return None, False
+    present = None if shared is None else shared.grad
+    if present is not None and present.dtype == dtype and torch._C._will_engine_execute_node(ctx.next_functions[1][0]):
+        return present, True
+    return torch.zeros_like(head_VD, dtype=dtype), False
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -42,7 +83,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         hidden_ND, head, target_N, normaliser_N = ctx.saved_tensors
         how: Chunking = ctx.how
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        grad_head = torch.zeros_like(head, dtype=normaliser_N.dtype) if ctx.needs_input_grad[1] else None
+        grad_head, kept = gradient_of(ctx, head, how.shared, normaliser_N.dtype)
         for start in range(0, len(target_N), how.positions):
             chunk = slice(start, start + how.positions)
             hidden = hidden_ND[chunk].to(how.product)
@@ -56,7 +97,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 grad_hidden[chunk] = slope @ head
             if grad_head is not None:
                 grad_head += slope.T @ hidden
-        return grad_hidden, None if grad_head is None else grad_head.to(ctx.head_dtype), None, None
+        return grad_hidden, None if grad_head is None or kept else grad_head.to(ctx.head_dtype), None, None
 
 
 def _logits(hidden: Tensor, head: Tensor, how: Chunking) -> Tensor:

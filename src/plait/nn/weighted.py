@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from plait.nn import chunked
+
 CHUNK_POSITIONS = 256
 
 
 def weighted_cross_entropy(
-    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor, *, places_S: Tensor | None = None
+    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor, *, places_S: Tensor | None = None, tie: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return (cross-entropy in nats, z-loss), each a sum over N positions weighted by `weight_N`, as scalars.
 
@@ -24,10 +26,10 @@ def weighted_cross_entropy(
     Sums over positions with w_n > 0 of w_n (Z_n - z_n) and of w_n Z_n^2, with z_n the target's logit and Z_n = logsumexp of all logits;
     the second is the z-loss of PaLM (Chowdhery et al. 2022, section 5). Float32 scalars (float64 for float64 inputs). Without a weighted
     position both are exactly 0, with gradients of zero. Under autocast the products are computed in its dtype. `places_S`: the indices of
-    all positions with a weight; None: they are looked for, for which the host waits for the device.
+    all positions with a weight; None: they are looked for, for which the host waits for the device. `tie`: as of `token_cross_entropy`.
     """
     if has_torch_function(factors := (hidden_ND, head_VD, target_N, weight_N)):  # a FLOP counter sees one product with its gradients
-        counted: tuple[Tensor, Tensor] = handle_torch_function(weighted_cross_entropy, factors, *factors, places_S=places_S)
+        counted: tuple[Tensor, Tensor] = handle_torch_function(weighted_cross_entropy, factors, *factors, places_S=places_S, tie=tie)
         return counted
     places_S = (weight_N > 0).nonzero()[:, 0] if places_S is None else places_S
     hidden_ND, target_N, weight_N = (value.index_select(0, places_S) for value in (hidden_ND, target_N, weight_N))
@@ -37,9 +39,11 @@ def weighted_cross_entropy(
     if len(target_N) == 0:
         zero = (hidden_ND.sum() + head_VD[:0].sum()).to(wide)
         return zero, zero
-    chunked: Callable[..., tuple[Tensor, Tensor]] = _Chunked.apply
+    shared = head_VD if tie and head_VD.requires_grad and torch.is_grad_enabled() and head_VD.numel() >= chunked.LARGE else None
+    head_VD = head_VD if shared is None else chunked.at_once(shared)
+    apply: Callable[..., tuple[Tensor, Tensor]] = _Chunked.apply
     with torch.autocast(device, enabled=False):
-        return chunked(hidden_ND, head_VD, target_N, weight_N.to(wide), product)
+        return apply(hidden_ND, head_VD, target_N, weight_N.to(wide), (product, shared))
 
 
 class _Chunked(torch.autograd.Function):
@@ -47,8 +51,9 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor, product: torch.dtype
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor, how: tuple[torch.dtype, Tensor | None]
     ) -> tuple[Tensor, Tensor]:
+        product, ctx.shared = how
         ctx.head_dtype, wide = head_VD.dtype, weight_N.dtype
         head = head_VD.to(product)
         normalisers, chosen = [], []
@@ -64,7 +69,9 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, grad_z: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, head, target_N, weight_N, normaliser_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        grad_head = torch.zeros_like(head, dtype=weight_N.dtype) if ctx.needs_input_grad[1] else None
+        grad_head, kept = torch.zeros_like(head, dtype=weight_N.dtype) if ctx.needs_input_grad[1] else None, False
+        if ctx.shared is not None:
+            grad_head, kept = chunked.gradient_of(ctx, head, ctx.shared, weight_N.dtype)
         for start in range(0, len(target_N), CHUNK_POSITIONS):
             chunk = slice(start, start + CHUNK_POSITIONS)
             hidden, weight, normaliser = hidden_ND[chunk].to(head.dtype), weight_N[chunk, None], normaliser_N[chunk, None]
@@ -76,4 +83,4 @@ class _Chunked(torch.autograd.Function):
                 grad_hidden[chunk] = (slope @ head).to(grad_hidden.dtype)
             if grad_head is not None:
                 grad_head += slope.T @ hidden
-        return grad_hidden, None if grad_head is None else grad_head.to(ctx.head_dtype), None, None, None
+        return grad_hidden, None if grad_head is None or kept else grad_head.to(ctx.head_dtype), None, None, None

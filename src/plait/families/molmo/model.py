@@ -49,7 +49,8 @@ class Molmo(nn.Module):
         """Return {"loss": sum of w * cross-entropy, "z_loss": sum of w * (log normaliser)^2} over positions of weight w; 0 without any."""
         hidden_BLD = self.hidden(self.embed(batch), batch)
         hidden_ND, target_N, weight_N = hidden_BLD.flatten(0, 1), batch["labels"].flatten(), batch["loss_weights"].flatten()
-        loss, z_loss = weighted_cross_entropy(hidden_ND, self.head, target_N, weight_N, places_S=batch["places"]["loss"])
+        tie = self.head is self.language.get_input_embeddings().weight
+        loss, z_loss = weighted_cross_entropy(hidden_ND, self.head, target_N, weight_N, places_S=batch["places"]["loss"], tie=tie)
         return {"loss": loss + self._zero_of_unused(batch).to(loss), "z_loss": z_loss}
 
     @property

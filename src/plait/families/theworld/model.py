@@ -52,7 +52,8 @@ class TheWorld(nn.Module):
             embeds_BLD = embeds_BLD + self._zero_of_unused(batch).to(embeds_BLD.dtype)
         hidden_BLD = self.hidden(embeds_BLD, batch)
         hidden_ND, target_N, places = hidden_BLD.flatten(0, 1)[:-1], batch["labels"].flatten()[1:], batch["places"]["loss"]
-        total = token_cross_entropy(hidden_ND, self.gemma.lm_head.weight, target_N, softcap=self.softcap, places_S=places)
+        head, words = self.gemma.lm_head.weight, self.gemma.get_input_embeddings().weight
+        total = token_cross_entropy(hidden_ND, head, target_N, softcap=self.softcap, places_S=places, tie=head is words)
         return {"loss": total + self._zero_of_unused(batch).to(total)}
 
     def embed(self, batch: Batch) -> Tensor:
