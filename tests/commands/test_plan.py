@@ -52,6 +52,24 @@ def test_a_sound_run_has_nothing_against_it(recipe, capsys):
     assert "time         not known: --gpu NAME takes it from a table, --probe measures it here" in text
 
 
+def test_what_muon_updates_is_told_with_what_it_takes(recipe, capsys):
+    (first, _), (plain, _) = (plan(recipe, capsys, *more)[1]["stages"] for more in (["--optim.name=muon"], []))
+    values = sum(rows * columns for rows, columns in [*[(32, 32)] * 4, *[(64, 32)] * 2, (288, 32), (128, 32), (32, 128)])
+    assert (first["muon"]["matrices"], first["muon"]["values"], plain["muon"]) == (9, values, None)
+    assert plain["memory"][0]["moments"] - first["memory"][0]["moments"] == 4 * values
+    assert cli.main(["plan", str(recipe), "--optim.name=muon"]) == 0
+    assert f"TFLOP a step of Muon, which orthogonalises 9 matrices of {values:,} values together" in capsys.readouterr().out
+
+
+def test_a_stage_without_matrices_for_muon_is_an_error_with_its_cure(recipe, capsys):
+    settings = ["--stages=[]", "--trainable=[embed]", "--optim.name=muon"]
+    code, planned, _ = plan(recipe, capsys, *settings)
+    (found,) = findings(planned, "optimizer")
+    assert (code, found["text"]) == (1, "no matrix of embed is in a block, so there is none for Muon")
+    assert found["cure"] == "--optim.components.embed.muon=true"
+    assert plan(recipe, capsys, *settings, found["cure"])[0] == 0
+
+
 def test_a_plan_writes_nothing_where_it_is_run(recipe, capsys, tmp_path):
     plan(recipe, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]

@@ -110,7 +110,7 @@ def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, progress: Progress) -
     """Set each group's learning rate for the update at `progress`, its peak times the schedule's factor; returns it by component."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor(optim, progress, group["warmup"])
-    return {group["component"]: group["lr"] for group in optimizer.param_groups}
+    return {group.get("rate", group["component"]): group["lr"] for group in optimizer.param_groups}
 
 
 def by_component(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.Parameter]]:

@@ -114,7 +114,8 @@ def test_a_stage_without_matrices_for_muon_is_refused():
 
 def test_matrices_have_a_rate_of_their_own_that_scales_with_a_components():
     optimizer, settings = made(Model(), muon={"lr": 0.02}, components={"layers": {"lr": 0.005}})
-    optim.set_lr(optimizer, settings, Progress(0, 1, 100))
+    logged = optim.set_lr(optimizer, settings, Progress(0, 1, 100))
+    assert logged == {"embed": 0.01, "layers.muon": 0.01, "layers": 0.005, "head": 0.01}
     rates = {(group["component"], group["moments"] == (muon.MOMENT,)): group["lr"] for group in optimizer.param_groups}
     assert rates == {("embed", False): 0.01, ("layers", True): 0.01, ("layers", False): 0.005, ("head", False): 0.01}
 
@@ -155,6 +156,17 @@ def test_operations_of_an_update_are_those_that_torch_counts(shape):
     with FlopCounterMode(display=False) as counter:
         torch.optim.Muon([weight], ns_steps=3).step()
     assert muon.flops(shape, 3) == counter.get_total_flops()
+
+
+def test_a_matrix_without_a_gradient_stays_as_it_is():
+    model = Model()
+    optimizer, _ = made(model)
+    step(model, optimizer)
+    before, moment = model.layers[0].up.weight.detach().clone(), optimizer.state[model.layers[0].up.weight][muon.MOMENT].clone()
+    model.layers[0].up.weight.requires_grad_(False)
+    step(model, optimizer)
+    assert torch.equal(model.layers[0].up.weight, before)
+    assert torch.equal(optimizer.state[model.layers[0].up.weight][muon.MOMENT], moment)
 
 
 def sharded(strategy, expected):

@@ -91,11 +91,14 @@ def make(groups: Sequence[dict[str, Any]], settings: Optim, blocks: Iterable[nn.
     for group, part in zip(groups, parts, strict=True):
         for mine in (True, False):
             named = {name: value for name, value in part.items() if (name in chosen) == mine}
-            own = {"moments": (MOMENT,), "peak": group["peak"] * _rate(settings) / settings.lr} if mine else {}
+            own = {"moments": (MOMENT,), **_rate(group, settings)} if mine else {}
             if named:
                 divided.append({**group, "params": list(named.values()), "names": list(named), **own})
     return MuonAndAdamW(divided, settings)
 
 
-def _rate(settings: Optim) -> float:
-    return settings.lr if settings.muon is None or settings.muon.lr is None else settings.muon.lr
+def _rate(group: dict[str, Any], settings: Optim) -> dict[str, Any]:
+    """Return the peak of a group of matrices that have a learning rate of their own, and the name under which it is logged."""
+    if settings.muon is None or settings.muon.lr is None:
+        return {}
+    return {"peak": group["peak"] * settings.muon.lr / settings.lr, "rate": f"{group['component']}.muon"}

@@ -173,6 +173,7 @@ class _Stage:
         counts = memory_estimate.count_parameters(bundle.model, self.names, self.ever, bundle.blocks)
         parameters = self.parameters
         storage = kept.storage(config, parameters, bundle.blocks)
+        orthogonalised = kept.orthogonalised(parameters, config.optim, bundle.blocks)  # before fake weights take the place of these
         if bundle.adapters is not None:
             bundle.adapters.begin(self.ever, self.names)
         fake_step.fake_weights(bundle, self.names, set(self.ever), config.train.precision)
@@ -195,7 +196,7 @@ class _Stage:
             others=memories[1:],
             batch=batch,
             flops=flops,
-            orthogonalised=kept.orthogonalised(parameters, config.optim, bundle.blocks),
+            orthogonalised=orthogonalised,
             checkpoints=None if isinstance(checkpoints, str) else checkpoints[view.index - 1],
             counts=counts,
             storage=storage,

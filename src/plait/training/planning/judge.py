@@ -30,6 +30,7 @@ def judge(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
     yield from _passes(stage, findings)
     yield from _schedule(stage, findings)
     yield from _rates(stage, findings)
+    yield from _muon(stage, findings)
     yield from _average(stage, findings)
     yield from _plateau(stage, findings)
     yield from _intervals(stage, findings)
@@ -119,6 +120,13 @@ def _rates(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
         if not 1 / _RATE_FACTOR < ratio < _RATE_FACTOR:
             text = f"{component} trains at {rate:g}, {_times(ratio)} than the {usual[component]:g} with which it has been trained well"
             yield findings.find("warning", "rate", text, f"optim.components.{component}.lr", usual[component])
+
+
+def _muon(stage: StageForecast, findings: Judge) -> Iterator[Finding]:
+    if stage.orthogonalised is not None and not stage.orthogonalised.matrices:
+        components = [component for component, size in stage.sizes.items() if size.trained]
+        text = f"no matrix of {', '.join(components)} is in a block, so there is none for Muon"
+        yield findings.find("error", "optimizer", text, f"optim.components.{components[0]}.muon", True)
 
 
 def fits(stage: StageForecast, hardware: Hardware, findings: Judge) -> Iterator[Finding]:
