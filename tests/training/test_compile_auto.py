@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from plait import cli
 from plait.engine.compilation import choice
 from tests import toy_family as toy
 
@@ -27,6 +28,12 @@ def test_on_a_cpu_a_run_is_as_without_and_says_why(recipe, tmp_path, caplog):
     assert toy.figures(toy.train(recipe, tmp_path / "auto", AUTO, only="projection")) == plain
     assert caplog.messages.count("distributed.compile is auto: blocks are not compiled, as the device is cpu") == 1
     assert "recompiles" not in plain[0]
+
+
+def test_a_step_of_such_a_run_can_be_replayed(recipe, tmp_path, capsys):
+    run = toy.train(recipe, tmp_path / "run", AUTO, only="projection")
+    assert cli.main(["ckpt", "replay", str(run), "4"]) == 0
+    assert "distributed.compile is auto: blocks are not compiled, as the device is cpu" in capsys.readouterr().out
 
 
 # the compiler looks at .grad of activations while it traces, and hides its own warning only where warnings are no errors

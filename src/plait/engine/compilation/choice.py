@@ -23,11 +23,13 @@ _OLDEST_GPU = (7, 0)
 
 
 def decide(view: StageView, ranks: Ranks, saved: Mapping[str, Any] | None) -> StageView:
-    """Return the stage `view` with `distributed.compile` true or false in place of auto; logs which, and why not.
+    """Return the stage `view` with `distributed.compile` true or false in place of auto, which is logged; else as it is.
 
     The same on all ranks, which all call it: none compiles where one cannot. `saved`: the manifest of the checkpoint that the run continues
     from, or None; where the stage changes between compiled and not in its course, that is logged too.
     """
+    if view.config.distributed.compile != "auto":
+        return view
     reasons = [reason for reason in ranks.gather(why_not(view.config, ranks.device)) if reason is not None]
     compiled = not reasons
     told = "blocks are compiled" if compiled else f"blocks are not compiled, as {reasons[0]}"

@@ -26,6 +26,7 @@ from plait.data.loading.loader import Loader
 from plait.engine import nonfinite
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.checkpoints.checkpoint import Checkpoint
+from plait.engine.compilation import choice
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop, Row
 from plait.engine.loss import StepBatch
@@ -144,7 +145,8 @@ class _Again:
         state, bundle = self._begin(before)
         log.info(f"from {'the beginning' if before is None else before.folder} on, {step - state.step} steps, in memory")
         for view in self.resolved.stages[state.stage - 1 :]:
-            plan = plan_stage(view, bundle, state.batches_in(view.index, view.config.train.global_batch))
+            decided = choice.decide(view, self.ranks, before.manifest if before is not None else None)
+            plan = plan_stage(decided, bundle, state.batches_in(view.index, view.config.train.global_batch))
             state.enter(view.index, view.config.train.global_batch, plan.steps)
             if state.stage_done is None:
                 found = self._stage(plan, bundle, state, step, target)
