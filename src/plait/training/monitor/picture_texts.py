@@ -23,7 +23,7 @@ from plait.keys import rng
 
 SAMPLES, FEWEST = 64, 48
 """Samples of each source that are compared, at the most and at the least."""
-RELATED, UNRELATED = 12.0, 2.0
+RELATED, UNRELATED = 12.0, 2.5
 """Standard deviations of mixed-up pairs above their mean from which pictures and texts surely belong together, and up to which nothing of
 it is seen."""
 _TEXTS, _MOST_SOURCES, _KNOWN = 160, 8, 0.8
