@@ -105,3 +105,12 @@ def test_compiled_blocks_train_alike_and_nothing_is_compiled_after_warm_up(recip
     compiled = toy.figures(toy.train(recipe, tmp_path / "compiled", settings, only="projection"))
     assert [row["recompiles"] for row in compiled if "grad_norm" in row] == [0] * 6
     assert [{name: row[name] for name in row if name != "recompiles"} for row in compiled] == plain
+
+
+def test_a_run_whose_gradients_are_reduced_for_each_micro_batch_follows_one_process(recipe, tmp_path):
+    alone = toy.figures(toy.train(recipe, tmp_path / "alone", only="projection"))
+    settings = ("distributed={strategy: fsdp, gradient_sync: micro_batch}", "train.micro_batch=1")
+    processes.fork(2, on_ranks, recipe, tmp_path / "two", *settings)
+    for one, other in zip(alone, toy.figures(tmp_path / "two"), strict=False):
+        for name in [name for name in one if name.startswith(("loss", "grad_norm"))]:
+            assert other[name] == pytest.approx(one[name], rel=1e-5), (one["step"], name)  # fp32: sums in another order

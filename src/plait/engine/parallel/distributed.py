@@ -21,10 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import swap_tensors
 
 from plait.engine.parallel import agent_store, leaving, replication
-from plait.errors import PlaitError, Stopped
-
-_RANK_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "Timed out waiting", "timed out")
-"""Parts of gloo's and NCCL's error messages when a rank no longer answers."""
+from plait.errors import PlaitError
 
 
 @dataclass(frozen=True)
@@ -97,10 +94,7 @@ def join(device: str = "auto", timeout_s: float | None = None) -> Iterator[Ranks
         dist.barrier()  # ranks leave together: none closes its connections while another still reads
     except BaseException as error:
         leaving.leave(error)
-        if not isinstance(error, RuntimeError) or not any(words in str(error) for words in _RANK_LOST):
-            raise
-        reason = str(error).splitlines()[0]
-        raise Stopped(f"another rank ended or hangs ({reason}); its own last words say why, and the same command continues") from error
+        raise
     gc.collect()  # a replica kept by a cycle would outlive the process group, which aborts the process at its exit
     dist.destroy_process_group()
 
