@@ -95,3 +95,9 @@ def test_options_and_threads_are_refused_in_one_line(by_command):
     thread.start()
     thread.join()
     assert told == [True]
+    for enabled in (True, False):  # one that is off keeps copies as well
+        with (
+            torch.autocast("cpu", enabled=enabled),
+            pytest.raises(plait.PlaitError, match=r"^plait\.train runs outside of torch\.autocast"),
+        ):
+            plait.train(by_command)

@@ -135,6 +135,12 @@ def test_evaluate_measures_the_held_out_loss_of_the_run(runs):
     assert both.trainer.state.log_history[-1]["eval_loss"] == figures["eval_loss"]
 
 
+def test_an_autocast_around_training_is_refused(small):
+    line = r"^a trainer of plait runs outside of torch\.autocast"
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(plait.PlaitError, match=line):
+        small.trainer.train()
+
+
 def test_what_only_the_command_does_is_refused_by_its_methods(small):
     for method, words in (("predict", "does not predict: save_model"), ("push_to_hub", "does not push: save_model")):
         with pytest.raises(plait.PlaitError, match=words):

@@ -3,7 +3,9 @@
 import errno
 import json
 import math
+import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +36,25 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         recipe = toy.install(patch, folder)
         yield recipe, toy.train(recipe, folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("stages.2.trainable=[language,heads]", "trainable names 'heads', which is no component of this model"),
+        ("stages.2.optim.components={heads: {lr: 1.0}}", "optim.components names 'heads'"),
+        (
+            "stages.2.optim={name: muon, components: {language: {muon: false}}}",
+            "optim.name is muon, but no matrix of language is in a block",
+        ),
+        ("stages.2.optim.name=adamw8bit", "optim.name is adamw8bit, which needs torchao"),
+    ],
+)
+def test_a_mistake_in_a_later_stage_is_told_before_the_first(made, tmp_path, monkeypatch, override, told):
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    with pytest.raises(PlaitError, match=re.escape(told)):
+        toy.train(made[0], tmp_path / "run", override)
+    assert not checkpoint.published(tmp_path / "run")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from plait.api import checkpoint
+from plait.api import checkpoint, open_autocast
 from plait.api.checkpoint import Checkpoint
 from plait.api.configuration import load_config
 from plait.api.metrics import rows, table
@@ -45,10 +45,11 @@ def train(
     on every rank, without gradients; an error in one ends the run as a crash would, and the same call continues. `restart`: keep an old run
     aside and begin anew; `fresh`: refuse where there is a run; `stage`: run this stage only; `allow_inexact`: go on although something
     differs from what was saved. Raises PlaitError for what has to be mended, when the run stops itself, or when it was asked to stop, with
-    everything saved, by a signal such as Ctrl-C; also outside of the main thread, where no signal can be heard.
+    everything saved, by a signal such as Ctrl-C; also outside of the main thread, where no signal can be heard, and inside an autocast.
     """
     if threading.current_thread() is not threading.main_thread():
         raise PlaitError("plait.train runs in the main thread only, where a signal to stop can be heard: start a process for it")
+    open_autocast.refuse("plait.train")
     check_arguments(
         "plait.train",
         config=(config, Wanted((Resolved, *CONFIGURATION.kinds), f"{CONFIGURATION.words}, or what load_config returned")),

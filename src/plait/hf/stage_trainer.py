@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from plait.api import open_autocast
 from plait.assembly import weight_files
 from plait.assembly.held_out import open_held_out
 from plait.config.schema import Evaluate, RunConfig
@@ -282,8 +283,9 @@ class StageTrainer(Trainer):
     ) -> Any:
         """Train the stage; `resume_from_checkpoint`: a checkpoint-STEP folder, or True for the newest whole one in `args.output_dir`.
 
-        Raises PlaitError where that is of another stage, of other data or order, or not whole.
+        Raises PlaitError where that is of another stage, of other data or order, or not whole, and inside an autocast.
         """
+        open_autocast.refuse("a trainer of plait")
         needed = () if self.is_deepspeed_enabled else trainer_checkpoint.MOMENTS
         folder = self._restore(resume_from_checkpoint, needed)
         return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from plait.data.order import segments
 from plait.engine import optim, schedule
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.checkpoint import Checkpoint
-from plait.engine.state import PLANNED, with_batch
+from plait.engine.state import PLANNED, State, with_batch
 from plait.errors import PlaitError, command
-from plait.training.stage_plan import steps_of
+from plait.training.probes import ProbeLoss
+from plait.training.run_context import RunContext
+from plait.training.stage_plan import StagePlan, steps_of
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +207,31 @@ def _forked_for_data(run: Path, step: int) -> bool:
     path = run / LINEAGE
     lineage: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {"kind": None}
     return lineage["kind"] == "fork" and lineage["step"] == step and any("data." in f"{key}." for key, _, _ in lineage["differences"])
+
+
+def compare(
+    context: RunContext,
+    plan: StagePlan,
+    data: Mapping[str, Any],
+    state: State,
+    probe: ProbeLoss,
+    require_finite: Callable[[float | None, int | None], None],
+) -> None:
+    """Compare a stage's `data` and its probe samples' loss with the checkpoint that the run came back from.
+
+    Both are logged. `require_finite(loss, step of the last update)`: raises where there is no finite loss. Raises PlaitError for other data
+    or another model.
+    """
+    found = context.resumed_from
+    if found is not None and found.manifest["state"]["stage"] == plan.view.index:
+        log.info(f"  {describe_order(found.manifest, plan.order_digest, state.batches)}")
+        log.info(f"  {check_fingerprints(found, data, context.run, context.options.allow_inexact)}")
+        if found.manifest["data"] != data:
+            return  # other probe samples: their loss says nothing
+    loss = probe.measure()
+    require_finite(loss, None)
+    if loss is not None:
+        log.info(f"  {check_probe(state.probe, loss, context.options.allow_inexact)}")
 
 
 def check_probe(stored: float | None, now: float, allow_inexact: bool) -> str:

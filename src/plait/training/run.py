@@ -41,7 +41,7 @@ from plait.families import registry
 from plait.training import from_weights, start
 from plait.training.run_context import RunContext, TrainOptions
 from plait.training.stage import run_stage
-from plait.training.stage_plan import plan_stage
+from plait.training.stage_plan import plan_stage, trained_by
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +107,8 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
             start.round_frozen(bundle.model, state.ever_trained, view.config.train.precision)
         if resumed_from is None and config.from_:
             from_weights.begin_from(state, bundle, resolved.stages[0], run=run, ranks=ranks, allow_inexact=options.allow_inexact)
+        for view in resolved.stages:
+            trained_by(view, bundle)  # a mistake in a later stage is told before the first
         monitors = bundle.family.monitors(bundle.section)
         tracker = open_tracker(run, config, rundir.identity(run), state, monitors, told) if ranks.first else Tracker(None, [])
         context = RunContext(run, ranks, tracker, signals, heartbeat, resolved, options=options, resumed_from=resumed_from)

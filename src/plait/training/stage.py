@@ -145,7 +145,7 @@ class StageRun:
         if self.evaluation is not None:
             self.evaluation.compare_ranks()
         if state.stage_step:
-            self._compare_with_checkpoint()
+            changes.compare(context, plan, self.manifest["data"], state, self.probe, self._require_finite)
         self._conclude_and_save(due=False)
         if state.stage_done is None and not context.signals.agreed:
             if self.evaluation is not None:
@@ -327,17 +327,3 @@ class StageRun:
         row |= {"ema_decay": state.ema.decay_at(state.stage_step - 1)} if state.ema is not None else {}
         row |= self.monitor.figures(row) if self.monitor is not None else {}
         self.context.tracker.row(row | (source_shares.shares(state.totals) if full else {}) | {"ids": f"{ids:08x}"})
-
-    def _compare_with_checkpoint(self) -> None:
-        """Compare the data and the probe samples' loss with the checkpoint that the run came back from, and report."""
-        context, data = self.context, self.manifest["data"]
-        resumed_from = context.resumed_from
-        if resumed_from is not None and resumed_from.manifest["state"]["stage"] == self.plan.view.index:
-            log.info(f"  {changes.describe_order(resumed_from.manifest, self.plan.order_digest, self.state.batches)}")
-            log.info(f"  {changes.check_fingerprints(resumed_from, data, context.run, context.options.allow_inexact)}")
-            if resumed_from.manifest["data"] != data:
-                return  # other probe samples: their loss says nothing
-        loss = self.probe.measure()
-        self._require_finite(loss, None)
-        if loss is not None:
-            log.info(f"  {changes.check_probe(self.state.probe, loss, context.options.allow_inexact)}")

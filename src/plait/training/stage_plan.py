@@ -115,15 +115,21 @@ def installed_versions() -> dict[str, str]:
     return dict(sorted(versions.items()))
 
 
+def trained_by(view: StageView, bundle: ModelBundle) -> optim.Trained:
+    """Return what a stage trains, {component: {name: parameter}}. Raises PlaitError where `trainable` or `optim` does not fit the model."""
+    schedule.check(view.config.optim.schedule, bundle.loss().counts, view.config.family)
+    trained = optim.select(bundle.components(), view.config.trainable, bundle.family.never_trained)
+    optim.check(view.config.optim, bundle.components(), trained, bundle.blocks)
+    return trained
+
+
 def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ()) -> StagePlan:
     """Open the data of the stage with settings `view`, and return its plan. Raises PlaitError for settings that do not fit the model.
 
     `batches`: the global batches that the stage has had, as (step of the stage, samples per step from it on); () if it never changed.
     """
     config, family = view.config, bundle.family
-    components, loss = bundle.components(), bundle.loss()
-    trained = optim.select(components, config.trainable, family.never_trained)
-    optim.check_components(config.optim, components)
+    loss, trained = bundle.loss(), trained_by(view, bundle)
     known_benches = benches(config, config.evaluate) if config.evaluate else registry.benches(config.family)
     data = open_training(config)
     order = data.order(view, batches)
@@ -132,7 +138,6 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
         data, order, slicing = token_lengths.prepare(view, data, family, bundle.inputs(config, train=True), batches)
     steps = planned_steps(config, order)
     config = config.model_copy(update={"optim": schedule.with_warmup(config.optim, steps)})
-    schedule.check(config.optim.schedule, loss.counts, config.family)
     return StagePlan(
         view=replace(view, config=config),
         data=data,

@@ -108,7 +108,8 @@ def test_a_stage_without_matrices_for_muon_is_refused():
     with pytest.raises(PlaitError) as refused:
         optim.build({"head": model.parts()["head"]}, Optim(name="muon"), None, model.layers)
     assert str(refused.value) == (
-        "optim.name is muon, but no matrix of head is in a block, so there is none for it: --optim.components.head.muon=true, or name=adamw"
+        "optim.name is muon, but no matrix of head is in a block, so there is none for it: --optim.components.head.muon=true, or "
+        "--optim.name=adamw"
     )
 
 

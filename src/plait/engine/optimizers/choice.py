@@ -1,11 +1,11 @@
 """The optimizers besides AdamW, by `optim.name`: what makes them of AdamW's groups, and what they keep of each parameter."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from plait.config.schema import Optim
 from plait.engine.optimizers import eight_bit, muon
@@ -26,6 +26,17 @@ def make(groups: Sequence[dict[str, Any]], settings: Optim, blocks: Iterable[nn.
     Raises PlaitError where it has nothing to update, for one that needs a package which is missing, or weights that are not sharded.
     """
     return muon.make(groups, settings, blocks) if settings.name == "muon" else eight_bit.make(groups, settings)
+
+
+def check(decaying: Mapping[str, Mapping[str, Tensor]], settings: Optim, blocks: Iterable[nn.Module]) -> None:
+    """Raise PlaitError where Muon has nothing to update, or a package is missing.
+
+    `decaying`: {component: {name: parameter}} of what trains and has weight decay.
+    """
+    if settings.name == "adamw8bit":
+        eight_bit.torchao()
+    elif not muon.matrices(decaying, settings, blocks):
+        raise muon.nothing_for_it(list(decaying))
 
 
 def tell_dropped(names: Sequence[str]) -> None:

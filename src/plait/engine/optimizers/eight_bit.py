@@ -32,7 +32,7 @@ class AdamWInEightBits(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], settings: Optim) -> None:
         super().__init__(groups, {})
-        optimizer = _torchao()
+        optimizer = torchao()
         self._large, small = ([group for group in self.param_groups if (group["moments"] == MOMENTS) == large] for large in (True, False))
         keys = ("params", "lr", "betas", "eps", "weight_decay")
         self._torchao = optimizer([{key: group[key] for key in keys} for group in self._large], block_size=BLOCK) if self._large else None
@@ -106,7 +106,7 @@ def _uncompiled(parameter: nn.Parameter) -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if parameter.device.type == "cpu" else nullcontext()
 
 
-def _torchao() -> Callable[..., torch.optim.Optimizer]:
+def torchao() -> Callable[..., torch.optim.Optimizer]:
     """Import torchao's optimizer. Raises PlaitError where it cannot be imported."""
     try:
         from torchao.optim import AdamW8bit

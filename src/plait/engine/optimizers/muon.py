@@ -84,9 +84,7 @@ def make(groups: Sequence[dict[str, Any]], settings: Optim, blocks: Iterable[nn.
     parts = [dict(zip(group["names"], group["params"], strict=True)) for group in groups]
     chosen = matrices({group["component"]: part for group, part in zip(groups, parts, strict=True) if group["decays"]}, settings, blocks)
     if not chosen:
-        names = ", ".join(dict.fromkeys(group["component"] for group in groups))
-        cure = f"--optim.components.{groups[0]['component']}.muon=true"
-        raise PlaitError(f"optim.name is muon, but no matrix of {names} is in a block, so there is none for it: {cure}, or name=adamw")
+        raise nothing_for_it(list(dict.fromkeys(group["component"] for group in groups)))
     divided = []
     for group, part in zip(groups, parts, strict=True):
         for mine in (True, False):
@@ -95,6 +93,12 @@ def make(groups: Sequence[dict[str, Any]], settings: Optim, blocks: Iterable[nn.
             if named:
                 divided.append({**group, "params": list(named.values()), "names": list(named), **own})
     return MuonAndAdamW(divided, settings)
+
+
+def nothing_for_it(components: Sequence[str]) -> PlaitError:
+    """Return the error for a stage that trains these components, of which no matrix is in a block."""
+    cure = f"--optim.components.{components[0]}.muon=true, or --optim.name=adamw"
+    return PlaitError(f"optim.name is muon, but no matrix of {', '.join(components)} is in a block, so there is none for it: {cure}")
 
 
 def _rate(group: dict[str, Any], settings: Optim) -> dict[str, Any]:
