@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import yaml
 from torch.overrides import TorchFunctionMode
 
+from plait import cli
 from plait.assembly import saved
 from plait.assembly.configuration import open_config
 from plait.engine import blocks
@@ -106,6 +107,10 @@ def test_a_run_its_evaluations_and_its_opened_checkpoint_have_the_stream_that_is
     with torch.no_grad(), autocast("bf16", ALONE.device):
         bundle.loss().sums(bundle.model, micro.batch)
     assert seen == {torch.bfloat16}
+    for command in ("upgrade-check", "eval"):
+        seen.clear()
+        assert cli.main([command, str(folder), *(["--bench=loss", "--against=untrained"] if command == "eval" else [])]) == 0
+        assert seen == {torch.bfloat16}
     told = "train.residual_dtype is 'bfloat16', but products are in fp32: set train.precision=bf16, or leave it out"
     with pytest.raises(PlaitError, match=re.escape(told)):
         open_config(path, ["train.precision=fp32"])

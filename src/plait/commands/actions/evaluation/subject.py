@@ -15,7 +15,7 @@ from plait.assembly.exported import ExportedModel
 from plait.assembly.model import ModelBundle, build_model
 from plait.config.resolved import Resolved, StageView, dump
 from plait.config.schema import RunConfig
-from plait.engine import evaluation
+from plait.engine import blocks, evaluation
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.errors import PlaitError
@@ -200,6 +200,7 @@ class Base(Subject):
             if bundle.adapters is not None:
                 bundle.adapters.begin(state.ever_trained)
         bundle.model.to(ranks.device).eval()
+        blocks.cast_inputs(bundle.blocks, self.config.train.residual_dtype)
         return bundle, self.config
 
 

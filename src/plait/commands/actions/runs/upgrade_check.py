@@ -16,6 +16,7 @@ from plait.assembly import saved as saved_models
 from plait.assembly.model import ModelBundle, build_model
 from plait.assembly.saved import SavedModel
 from plait.commands.actions.findings import Finding, require
+from plait.engine import blocks as engine_blocks
 from plait.engine import precision
 from plait.engine.checkpoints import checkpoint, integrity, reference, renames
 from plait.engine.monitoring.json_output import show_json
@@ -172,6 +173,7 @@ def _outputs(saved: SavedModel, bundle: ModelBundle, trained: set[str], ranks: R
             return [Finding("outputs", "not compared: the data is not that of the checkpoint, so its probe samples are others")]
         precision.set_precision(bundle.model, trained | plan.trained_names, plan.config.train.precision)
         bundle.model.to(ranks.device)
+        engine_blocks.cast_inputs(bundle.blocks, plan.config.train.residual_dtype)
         probe = probe_loss(plan, bundle, ranks)
     except PlaitError as error:
         return [Finding("outputs", f"not compared: {error}")]
