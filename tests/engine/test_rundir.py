@@ -35,7 +35,9 @@ def test_what_does_not_change_the_answer_may_differ(key):
     assert continued.binding([(key, 1, 2)]) == []
 
 
-@pytest.mark.parametrize("key", ["optim.lr", "data.train", "train.global_batch", "stages.1.optim.lr", "model.base", "tracker"])
+@pytest.mark.parametrize(
+    "key", ["optim.lr", "data.train", "train.global_batch", "stages.1.optim.lr", "model.base", "tracker", "distributed.ddp_comm_hook"]
+)
 def test_what_changes_the_answer_binds(key):
     assert continued.binding([(key, 1, 2)]) == [(key, 1, 2)]
 

@@ -5,12 +5,13 @@ import re
 import pytest
 import torch
 
-from plait.config.schema import Distributed
+from plait.config.schema import Distributed, RunConfig
 from plait.engine.parallel import strategy
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Layout, ParameterCounts, Storage, memory
 from plait.engine.parallel.strategy import choose
 from plait.errors import PlaitError
+from plait.training.moments import kept
 
 WEIGHTS = ParameterCounts(trained=1_000_000_000, frozen=1_000_000_000, trained_unit=50_000_000, frozen_unit=50_000_000)
 """Whole in float32: 4 GB frozen, 16 GB for what trains with its gradients and moments."""
@@ -34,6 +35,14 @@ def test_auto_replicates_what_fits_in_seven_tenths_of_the_memory():
     layout, why = chosen(8, memory_gb=20 / 0.7 + 0.01)
     assert layout == Layout("ddp", 8)
     assert why == "ddp: 20 GB of state on each of 8 ranks, fits the 20 GB for it"
+
+
+def test_auto_cuts_nothing_whose_moments_are_whole_on_each_rank():
+    config = RunConfig.model_validate({"family": "toy", "optim": {"name": "adamw8bit"}, "distributed": {"memory_gb": 1e-6}})
+    storage = kept.storage(config, {"all": {"weight": torch.nn.Parameter(torch.zeros(64, 64))}}, [])
+    layout, why = choose(config.distributed, WEIGHTS, storage, Ranks(0, 8, torch.device("cpu")), accumulating=False)
+    assert layout == Layout("ddp", 8)
+    assert re.fullmatch(r"ddp: .* GB of state on each of 8 ranks, is not cut to fit the 7e-07 GB for it", why)
 
 
 def test_auto_shards_what_does_not_fit_and_says_why():

@@ -14,6 +14,9 @@ FREE = (
 )
 """Keys that may differ when a run is continued: they change how it computes or what it reports, never its results."""
 
+_BINDING = "distributed.ddp_comm_hook"
+"""The key among those that does change them: gradients are rounded before they are summed."""
+
 Difference = tuple[str, Any, Any]
 """(dotted key, value before, value after)."""
 
@@ -29,7 +32,11 @@ def refuse(run: Path, differences: Sequence[Difference]) -> None:
 
 def binding(differences: Sequence[Difference]) -> list[Difference]:
     """Return the differences that would change results: not those of keys in `FREE` (how to compute or report), nor data that moved."""
-    return [item for item in differences if not (any(within(item[0], free) for free in FREE) or has_moved(*item[1:]))]
+
+    def is_free(key: str) -> bool:
+        return any(within(key, free) for free in FREE) and not within(key, _BINDING)
+
+    return [item for item in differences if not (is_free(item[0]) or has_moved(*item[1:]))]
 
 
 def within(key: str, section: str) -> bool:

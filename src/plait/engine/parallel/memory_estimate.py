@@ -57,7 +57,7 @@ class Storage:
 
     fp32: trained 4, frozen 4; bf16, fp16: 4 and 2; pure_bf16: 2 and 2. `averages`: how many each trained weight has, 4 bytes a value.
     `compressed`: whether replicas send their gradients in 2 bytes a value (`distributed.ddp_comm_hook`). `moments`: of all moments of one
-    that trains, on the average.
+    that trains, on the average; `whole`: whether each rank keeps all of them (`optim.name: adamw8bit`).
     """
 
     trained: int
@@ -65,6 +65,7 @@ class Storage:
     averages: int
     moments: float
     compressed: bool = False
+    whole: bool = False
 
     @classmethod
     def of(cls, precision: str, averages: int = 0, *, comm_hook: str = "none", moments: float | None = None) -> "Storage":

@@ -38,7 +38,7 @@ def decide(settings: Distributed, counts: ParameterCounts, storage: Storage, pla
     """Choose how ranks divide a stage's state, by `distributed.strategy`; returns that layout and a log line.
 
     `counts`, `storage`: how many values train or are frozen, and the bytes of each. `auto` replicates the state if the smallest device can
-    hold it, else shards it. `accumulating`: steps have several micro-batches.
+    hold it, or a part of it is whole on each rank; else shards it. `accumulating`: steps have several micro-batches.
     """
     free = place.memory * _STATE_FRACTION
 
@@ -47,8 +47,9 @@ def decide(settings: Distributed, counts: ParameterCounts, storage: Storage, pla
 
     each = settings.gradient_sync == "micro_batch"
     replicated = Layout("ddp", place.ranks)
-    if settings.strategy == "ddp" or (settings.strategy == "auto" and total(replicated) <= free):
-        reason = "as set" if settings.strategy == "ddp" else f"fits the {free / _GB:.3g} GB for it"
+    fits = total(replicated) <= free
+    if settings.strategy == "ddp" or (settings.strategy == "auto" and (fits or storage.whole)):
+        reason = "as set" if settings.strategy == "ddp" else f"{'fits' if fits else 'is not cut to fit'} the {free / _GB:.3g} GB for it"
         sent = "; gradients are sent as bfloat16" if storage.compressed else ""
         return replicated, f"ddp: {total(replicated) / _GB:.3g} GB of state on each of {place.ranks} ranks, {reason}{sent}"
     if settings.strategy == "auto":

@@ -1,6 +1,7 @@
 """What the optimizer of a stage will keep of each parameter, before there is one: for plans, strategies and checkpoints."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import nn
@@ -83,4 +84,5 @@ def storage(config: RunConfig, trained: optim.Trained, blocks: Iterable[nn.Modul
     size = sum(form_of(kind, parameters[name], itemsize).size for name, kind in tensors)
     moments = size / max(1, sum(value.numel() for value in parameters.values()))
     hook = config.distributed.ddp_comm_hook
-    return Storage.of(config.train.precision, config.optim.average_count, comm_hook=hook, moments=moments)
+    stored = Storage.of(config.train.precision, config.optim.average_count, comm_hook=hook, moments=moments)
+    return replace(stored, whole=config.optim.name == "adamw8bit")
