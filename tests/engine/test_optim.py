@@ -299,8 +299,8 @@ def test_selected_parts_add_up_and_come_in_the_order_of_the_model():
 def test_settings_of_a_component_that_is_not_there_are_refused():
     settings = Optim.model_validate({"components": {"head": {"lr": 1.0}, "neck": {"lr": 1.0}}})
     with pytest.raises(PlaitError, match=r"^optim\.components names 'neck', which is no component of this model; components: tower, head$"):
-        optim.check(settings, Net().components(), Net().components(), [])
-    optim.check(Optim.model_validate({"components": {"head": {"lr": 1.0}}}), Net().components(), Net().components(), [])
+        optim.check_components(settings, Net().components())
+    optim.check_components(Optim.model_validate({"components": {"head": {"lr": 1.0}}}), Net().components())
 
 
 def test_freezing_lets_gradients_reach_what_trains_alone():

@@ -52,14 +52,15 @@ def select(components: Trained, trainable: Iterable[str], never: frozenset[str])
     return {name: chosen[name] for name in components if chosen.get(name)}
 
 
-def check(optim: Optim, components: Trained, trained: Trained, blocks: Sequence[nn.Module]) -> None:
-    """Check an optimizer's settings against the model, and what a stage trains of it. `blocks`: its layers.
-
-    Raises PlaitError for an `optim.components` that the model does not have, and where the optimizer cannot be made.
-    """
+def check_components(optim: Optim, components: Trained) -> None:
+    """Check the names in the settings `optim.components`. Raises PlaitError for one that is no component of the model, listing those."""
     for name in optim.components:
         if name not in components:
             raise PlaitError(f"optim.components names {name!r}, which is no component of this model; components: {', '.join(components)}")
+
+
+def check_optimizer(optim: Optim, trained: Trained, blocks: Sequence[nn.Module]) -> None:
+    """Raise PlaitError where the optimizer of what a stage trains cannot be made. `blocks`: the model's layers."""
     if optim.name != "adamw":
         choice.check({part: {name: p for name, p in named.items() if decays(name, p)} for part, named in trained.items()}, optim, blocks)
 

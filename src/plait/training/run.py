@@ -25,6 +25,7 @@ from plait.assembly.data import check_data
 from plait.assembly.model import build_model
 from plait.config import signed
 from plait.config.resolved import Resolved, StageView
+from plait.engine import optim
 from plait.engine.checkpoints import checkpoint, disk_errors, folders, regular_files, rundir
 from plait.engine.compilation import choice
 from plait.engine.monitoring import alerts, watchdog
@@ -108,7 +109,7 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
         if resumed_from is None and config.from_:
             from_weights.begin_from(state, bundle, resolved.stages[0], run=run, ranks=ranks, allow_inexact=options.allow_inexact)
         for view in resolved.stages:
-            trained_by(view, bundle)  # a mistake in a later stage is told before the first
+            optim.check_optimizer(view.config.optim, trained_by(view, bundle), bundle.blocks)  # of later stages before the first
         monitors = bundle.family.monitors(bundle.section)
         tracker = open_tracker(run, config, rundir.identity(run), state, monitors, told) if ranks.first else Tracker(None, [])
         context = RunContext(run, ranks, tracker, signals, heartbeat, resolved, options=options, resumed_from=resumed_from)

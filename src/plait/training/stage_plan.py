@@ -117,10 +117,9 @@ def installed_versions() -> dict[str, str]:
 
 def trained_by(view: StageView, bundle: ModelBundle) -> optim.Trained:
     """Return what a stage trains, {component: {name: parameter}}. Raises PlaitError where `trainable` or `optim` does not fit the model."""
+    optim.check_components(view.config.optim, bundle.components())
     schedule.check(view.config.optim.schedule, bundle.loss().counts, view.config.family)
-    trained = optim.select(bundle.components(), view.config.trainable, bundle.family.never_trained)
-    optim.check(view.config.optim, bundle.components(), trained, bundle.blocks)
-    return trained
+    return optim.select(bundle.components(), view.config.trainable, bundle.family.never_trained)
 
 
 def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ()) -> StagePlan:
