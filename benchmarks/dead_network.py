@@ -146,10 +146,11 @@ def talking() -> list[str]:
 def halted_in_turns(blocks: int, place: Path, server: int) -> dict[str, Any]:
     """Return how much longer a step takes while the processes beside its run work than while they are halted, over `blocks` pairs."""
     recipe, first = place / "turns.yaml", 1000
-    recipe.write_text(RECIPE.format(steps=first + 2 * BLOCK * blocks), encoding="utf-8")
+    last = first + 2 * BLOCK * blocks
+    recipe.write_text(RECIPE.format(steps=last), encoding="utf-8")
 
     def turn(state: Any, _: Any) -> None:
-        if state.step >= first and (state.step - first) % BLOCK == 0:
+        if first <= state.step < last and (state.step - first) % BLOCK == 0:  # at the end they work
             works = (state.step - first) // BLOCK % 2
             for pid in {*descendants(os.getpid())} - {server}:
                 with contextlib.suppress(ProcessLookupError):

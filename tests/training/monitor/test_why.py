@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from plait import cli, files
 from plait.engine.checkpoints.checkpoint import published
 from plait.engine.monitoring import reporter
+from plait.engine.optimizers.fused_adamw import FusedAdamW
 from plait.engine.parallel import distributed
 from plait.families import registry
 from plait.training.monitor import device_speed
@@ -335,17 +336,17 @@ def test_products_in_float32_are_named_on_a_device_that_is_slow_at_them(recipe, 
     assert found[0]["text"].startswith("products are in float32 and take ") and " times as fast (both as measured here)" in found[0]["text"]
 
 
-class Heavy(toy.Net):
-    """The toy with a million weights, whose update takes longer than the passes of a few samples."""
-
-    def __init__(self, width, seed):
-        super().__init__(width, seed)
-        self.language = nn.Sequential(nn.Linear(width, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 1))
-
-
 def test_an_update_that_takes_much_of_a_step_is_named(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("plait.engine.monitoring.heartbeat.time.monotonic", time.process_time)
-    family(monkeypatch, build=lambda section, directory, *, seed: Heavy(section.width, seed))
+    plain = FusedAdamW.step
+
+    def slow(optimizer, closure=None):
+        until = time.process_time() + 0.004
+        while time.process_time() < until:
+            pass
+        plain(optimizer)
+
+    monkeypatch.setattr(FusedAdamW, "step", slow)
     cause = first_cause(recipe, tmp_path / "run", capsys, "train.global_batch=2")
     assert (cause["what"], cause["cure"]) == ("update", "--train.global_batch=4") and cause["share"] >= 0.3
 
