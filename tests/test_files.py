@@ -47,7 +47,7 @@ def test_of_a_long_file_the_ends_are_read_and_no_row_of_the_middle_is_lost(tmp_p
     middle = path.read_bytes().replace(b'{"step": 2000,', b'{"step" 2000,')
     path.write_bytes(middle)
     steps = [row["step"] for row in files.read_rows(path, files.STEP_KINDS, ends=True)]
-    assert steps[:2] == [1, 2] and steps[-1] == 8000 and 3000 < len(steps) < 4500
+    assert steps[:2] == [1, 2] and steps[-1] == 8000 and 1000 < len(steps) < 1400
     assert [later - step for step, later in itertools.pairwise(steps) if later != step + 1] == [8000 - len(steps) + 1]
     files.keep_rows(path, lambda row: row["step"] <= 7900, files.STEP_KINDS)
     assert path.read_bytes() == middle[: middle.index(b'{"step": 7901,')]  # the middle is not looked at

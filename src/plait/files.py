@@ -21,8 +21,8 @@ NO_KINDS: Mapping[str, Any] = {}
 STEP_KINDS: Mapping[str, Any] = {"step": int, "stage": int | None}
 """The types that rows of metrics.jsonl and quarantine.jsonl must have, for `read_rows`."""
 
-HEAD_BYTES, TAIL_BYTES = 1 << 19, 7 << 19
-"""How much of the beginning and of the end of a long `.jsonl` file is read where not all of it is: some 500 and 3,500 rows of metrics."""
+HEAD_BYTES, TAIL_BYTES = 1 << 18, 1 << 20
+"""How much of the beginning and of the end of a long `.jsonl` file is read where not all of it is: some 250 and 1,000 rows of metrics."""
 
 _CHUNK_BYTES = 1 << 22
 
