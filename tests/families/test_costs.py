@@ -45,22 +45,6 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def calls(work):
-    """How many functions of Python and C `work` calls."""
-    found = 0
-
-    def count(frame, event, value):
-        nonlocal found
-        found += event in ("call", "c_call")
-
-    sys.setprofile(count)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return found
-
-
 def at_most(what, found, limit):
     print(f"{what}: {found:,} (at most {limit:,})")
     assert found <= limit, f"{what}: {found:,}, and at most {limit:,} before; if that is worth it, write the new limit into {__file__}"
@@ -142,7 +126,7 @@ def test_a_step_adds_no_more_kernels_than_before(tmp_path):
     at_most("aten calls of a step of the toy", counted(toy_run, tmp_path, dispatched), STEP_KERNELS)
 
 
-def test_a_step_calls_no_more_functions_than_before_and_than_a_bare_loop(tmp_path):
+def test_a_step_calls_no_more_functions_than_before_and_than_a_bare_loop(tmp_path, calls):
     ours, bare = counted(toy_run, tmp_path, calls), counted(bare_run, tmp_path, calls)
     at_most("calls of a step of the toy", ours, STEP_CALLS)
     at_most("calls of a step over those of a bare loop", ours / bare, CALLS_OF_BARE)
@@ -166,7 +150,7 @@ class Numbers(Source):
         return {}
 
 
-def test_the_loader_calls_no_more_functions_for_a_sample_than_before():
+def test_the_loader_calls_no_more_functions_for_a_sample_than_before(calls):
     numbers = Numbers()
     builder = MicroBatchBuilder((numbers,), Order([999], [1.0], 0, 16), numbers, seed=0, rank=0, world_size=1, micro_batch=None)
     ids, padding = builder.slices(3)[0]

@@ -39,34 +39,27 @@ class _Carrying(nn.Module):
         feat_idx[0] = part.stop
         return output
 
+    def forward(self, x: Tensor, carried: Carried | None = None) -> Any:
+        """Return diffusers' output of one chunk, or (output, what the next one is given)."""
+        if carried is None:
+            return super().forward(x)
+        after = [*carried]
+        return super().forward(x, after, [0]), after
+
     def _count(self) -> int:
         """Return how many convolutions carry frames."""
         raise NotImplementedError
 
 
-class ResidualBlock(_Carrying, WanResidualBlock):
+class ResidualBlock(_Carrying, WanResidualBlock):  # type: ignore[misc]  # diffusers' `forward` takes the list itself
     """Diffusers' residual block."""
-
-    def forward(self, x: Tensor, carried: Carried | None = None) -> Any:  # type: ignore[override]
-        """Return the output of one chunk, or (output, what the next one is given)."""
-        if carried is None:
-            return WanResidualBlock.forward(self, x)
-        after = [*carried]
-        return WanResidualBlock.forward(self, x, after, [0]), after
 
     def _count(self) -> int:
         return 2
 
 
-class Resample(_Carrying, WanResample):
+class Resample(_Carrying, WanResample):  # type: ignore[misc]  # diffusers' `forward` takes the list itself
     """Diffusers' downsampling, in the plane or also over time."""
-
-    def forward(self, x: Tensor, carried: Carried | None = None) -> Any:  # type: ignore[override]
-        """Return the output of one chunk, or (output, what the next one is given)."""
-        if carried is None:
-            return WanResample.forward(self, x)
-        after = [*carried]
-        return WanResample.forward(self, x, after, [0]), after
 
     def _count(self) -> int:
         return sum(isinstance(part, WanCausalConv3d) for part in self.children())
