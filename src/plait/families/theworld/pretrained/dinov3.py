@@ -7,13 +7,12 @@ after the last norm; the class token and the registers are left out (Siméoni et
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel, DINOv3ViTConfig, DINOv3ViTModel
 
 from plait.errors import PlaitError
 from plait.families.theworld.pretrained import pixels
-from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder, cells
+from plait.families.theworld.pretrained.encoder import Grid, cells
 from plait.nn import trust
 
 _STEM = 4  # pixels of a side of the patches that the first stage of ConvNeXt begins with; each later stage halves
@@ -52,34 +51,15 @@ def read(source: str, where: Mapping[str, Any], settings: Mapping[str, Any], ima
     return model
 
 
-class Encoder(WorldEncoder):
-    """Frames to a grid of features, each frame by itself. The model stays in evaluation mode: in training it would draw other positions."""
-
-    mean: Tensor
-    std: Tensor
+class Encoder(pixels.PixelEncoder):
+    """Frames to a grid of features, each frame by itself."""
 
     def __init__(self, model: Model, settings: Mapping[str, Any], image_size: int) -> None:
-        super().__init__(grid(settings, image_size), {**pixels.IMAGENET, **settings})
-        self.model: Any = model.train(False)
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.empty(3, 1, 1, dtype=torch.float32, device="cpu"), persistent=False)
-        self.fill()
-
-    def fill(self) -> None:
-        """Set the mean and standard deviation of the pixels."""
-        for name, value in (("mean", self.mean), ("std", self.std)):
-            value.copy_(torch.tensor(self.settings[f"image_{name}"], device="cpu").view_as(value))
-
-    def train(self, mode: bool = True) -> "Encoder":
-        """Set the mode of this module alone; its model's features are those of evaluation, also while it trains."""
-        super().train(mode)
-        self.model.eval()
-        return self
+        super().__init__(model, grid(settings, image_size), settings)
 
     def encode(self, frames_BFCSS: Tensor) -> Tensor:
         """Encode uint8 frames (B, F, 3, S, S) to features (B, C, F, h, h). Pixels are normalised as published."""
         B, F = frames_BFCSS.shape[:2]
-        inputs = pixels.normalised(frames_BFCSS.flatten(0, 1), self.mean, self.std, self.dtype)
         side = self.grid.side
-        states: Tensor = self.model(pixel_values=inputs).last_hidden_state[:, -side * side :]
+        states: Tensor = self.model(pixel_values=self.normalised(frames_BFCSS.flatten(0, 1))).last_hidden_state[:, -side * side :]
         return states.view(B, F, side, side, -1).permute(0, 4, 1, 2, 3)

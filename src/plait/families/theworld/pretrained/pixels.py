@@ -1,4 +1,4 @@
-"""The pixel values that the encoders of transformers take: their published mean and standard deviation of each colour."""
+"""Encoders of transformers that take pixels: normalised by the published mean and standard deviation of each colour."""
 
 import json
 import logging
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils.hub import cached_file
 
 from plait.errors import PlaitError
+from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,30 @@ def published(source: str, where: Mapping[str, Any]) -> dict[str, list[float]]:
     return {name: [float(value) for value in found.get(name) or IMAGENET[name]] for name in IMAGENET}
 
 
-def normalised(pixels: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return (pixels / 255 - mean) / std in `dtype`, computed in float32. `pixels`: uint8 (..., 3, S, S); `mean`, `std`: (3, 1, 1)."""
-    return ((pixels.float() / 255 - mean) / std).to(dtype)
+class PixelEncoder(WorldEncoder):
+    """Run a model of transformers on normalised pixels. It stays in evaluation mode: in training it would draw other positions."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, grid: Grid, settings: Mapping[str, Any]) -> None:
+        super().__init__(grid, {**IMAGENET, **settings})
+        self.model: Any = model.train(False)
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.empty(3, 1, 1, dtype=torch.float32, device="cpu"), persistent=False)
+        self.fill()
+
+    def fill(self) -> None:
+        """Set the mean and standard deviation of the pixels."""
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            value.copy_(torch.tensor(self.settings[f"image_{name}"], device="cpu").view_as(value))
+
+    def train(self, mode: bool = True) -> "PixelEncoder":
+        """Set the mode of this module alone; its model's features are those of evaluation, also while it trains."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def normalised(self, frames: Tensor) -> Tensor:
+        """Return frames, uint8 (..., 3, S, S), as the model takes them: computed in float32, in the dtype of the weights."""
+        return ((frames.float() / 255 - self.mean) / self.std).to(self.dtype)

@@ -7,13 +7,12 @@ A control for the question whether a world model helps. A cell is the final stat
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2Model
 
 from plait.errors import PlaitError
 from plait.families.theworld.pretrained import pixels
-from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder, cells
+from plait.families.theworld.pretrained.encoder import Grid, cells
 from plait.nn import trust
 
 
@@ -44,33 +43,14 @@ def read(source: str, where: Mapping[str, Any], settings: Mapping[str, Any], ima
     return model
 
 
-class Encoder(WorldEncoder):
-    """Pictures and clips to a grid of features; a picture is repeated to fill one tubelet. The model stays in evaluation mode."""
-
-    mean: Tensor
-    std: Tensor
+class Encoder(pixels.PixelEncoder):
+    """Pictures and clips to a grid of features; a picture is repeated to fill one tubelet."""
 
     def __init__(self, model: VJEPA2Model, settings: Mapping[str, Any], image_size: int) -> None:
-        super().__init__(grid(settings, image_size), {**pixels.IMAGENET, **settings})
-        self.model: Any = model.train(False)
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.empty(3, 1, 1, dtype=torch.float32, device="cpu"), persistent=False)
-        self.fill()
-
-    def fill(self) -> None:
-        """Set the mean and standard deviation of the pixels."""
-        for name, value in (("mean", self.mean), ("std", self.std)):
-            value.copy_(torch.tensor(self.settings[f"image_{name}"], device="cpu").view_as(value))
-
-    def train(self, mode: bool = True) -> "Encoder":
-        """Set the mode of this module alone; its model's features are those of evaluation, also while it trains."""
-        super().train(mode)
-        self.model.eval()
-        return self
+        super().__init__(model, grid(settings, image_size), settings)
 
     def encode(self, frames_BFCSS: Tensor) -> Tensor:
         """Encode uint8 frames (B, F, 3, S, S) to features (B, C, T, h, h). Pixels are normalised as published."""
-        inputs = pixels.normalised(frames_BFCSS, self.mean, self.std, self.dtype)
-        states: Tensor = self.model.get_vision_features(inputs)
+        states: Tensor = self.model.get_vision_features(self.normalised(frames_BFCSS))
         side = self.grid.side
         return states.view(len(states), -1, side, side, states.shape[-1]).permute(0, 4, 1, 2, 3)
