@@ -299,8 +299,11 @@ def test_selected_parts_add_up_and_come_in_the_order_of_the_model():
 def test_settings_of_a_component_that_is_not_there_are_refused():
     settings = Optim.model_validate({"components": {"head": {"lr": 1.0}, "neck": {"lr": 1.0}}})
     with pytest.raises(PlaitError, match=r"^optim\.components names 'neck', which is no component of this model; components: tower, head$"):
-        optim.check_components(settings, Net().components())
-    optim.check_components(Optim.model_validate({"components": {"head": {"lr": 1.0}}}), Net().components())
+        optim.check_components(settings, Net().components(), frozenset())
+    settings = Optim.model_validate({"components": {"head": {"lr": 1.0}}})
+    optim.check_components(settings, Net().components(), frozenset())
+    with pytest.raises(PlaitError, match=r"^optim\.components names 'head', which is never trained; components: tower$"):
+        optim.check_components(settings, Net().components(), frozenset({"head"}))
 
 
 def test_freezing_lets_gradients_reach_what_trains_alone():

@@ -5,6 +5,7 @@ rules.
 """
 
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ Conflict = tuple[KeyPath, str]
 
 HELD_OUT_LOSS = ("val_loss", "valid_loss", "validation_loss", "eval_loss")
 """Other trainers' names of the figure `loss`."""
+
+_COMPONENT_SETTING = re.compile(r"(stages\.\d+\.)?optim\.components\.(?P<component>.+?)\.(?P<setting>[a-z_]+)(\.\d+)?")
 
 
 def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
@@ -312,3 +315,21 @@ def frozen_as_drawn(stages: Sequence[RunConfig], drawn: Collection[str], *, stag
             key = f"stages.{len(stages) - 1}.trainable" if staged else "trainable"
             cure = f"--{key}=[{','.join([*stages[-1].trainable, component])}]"
             yield f"{component} is drawn at random and nothing trains it, so that it stays noise: {cure}, or weights that have it (from)"
+
+
+def idle_components(stages: Sequence[RunConfig], origins: Mapping[str, str]) -> Iterator[str]:
+    """Yield a warning for each component that `optim.components` sets something for and that no stage trains, with what it sets.
+
+    `origins`: {"optim.components.vision.lr": where that is written}. What a preset sets is for whatever of its components trains.
+    """
+    trained = {item.partition(":")[0] for config in stages for item in config.trainable}
+    if "*" in trained:
+        return
+    idle = dict[str, dict[str, None]]()
+    for key, origin in origins.items():
+        within = _COMPONENT_SETTING.fullmatch(key)
+        if within and within["component"] not in trained and origin != "default" and not origin.startswith("preset "):
+            idle.setdefault(within["component"], {})[within["setting"]] = None
+    for component, names in idle.items():
+        cure = f"name {component} in trainable, or leave it out"
+        yield f"optim.components.{component} sets {', '.join(names)}, and no stage trains {component}, so that it changes nothing: {cure}"

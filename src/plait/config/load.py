@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from plait.config import data_paths, reading, secrets
 from plait.config.absent import without_absent
-from plait.config.conflicts import conflicts, frozen_as_drawn, stage_conflicts
+from plait.config.conflicts import conflicts, frozen_as_drawn, idle_components, stage_conflicts
 from plait.config.messages import Problem, problem_at, problems_in, raise_first, types_at
 from plait.config.nodes import COMMAND_LINE, Node, deepest_node, dotted, from_plain, leaves, merge, nest, node_at, sets, to_plain
 from plait.config.reading import Override
@@ -77,7 +77,9 @@ def load_config(
         config, views = _validated(tree, section, sources)
     drawn = section.model_validate(config.model).drawn() if section is not None else ()
     origins = {dotted(leaf): _origin(tree, leaf) for leaf, _ in leaves(dump(config))}
-    warnings = [*translation.warnings, *left_out, *frozen_as_drawn([view.config for view in views], drawn, staged=bool(config.stages))]
+    stages = [view.config for view in views]
+    warnings = [*translation.warnings, *left_out, *frozen_as_drawn(stages, drawn, staged=bool(config.stages))]
+    warnings += idle_components(stages, {} if translation.dialect else origins)
     return Resolved(
         config=config,
         stages=views,

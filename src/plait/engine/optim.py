@@ -52,11 +52,13 @@ def select(components: Trained, trainable: Iterable[str], never: frozenset[str])
     return {name: chosen[name] for name in components if chosen.get(name)}
 
 
-def check_components(optim: Optim, components: Trained) -> None:
-    """Check the names in the settings `optim.components`. Raises PlaitError for one that is no component of the model, listing those."""
+def check_components(optim: Optim, components: Trained, never: frozenset[str]) -> None:
+    """Check the names in `optim.components`. Raises PlaitError for one that is no component, or of `never`, which cannot train."""
     for name in optim.components:
-        if name not in components:
-            raise PlaitError(f"optim.components names {name!r}, which is no component of this model; components: {', '.join(components)}")
+        if name not in components or name in never:
+            what = "is never trained" if name in never else "is no component of this model"
+            known = ", ".join(part for part in components if part not in never)
+            raise PlaitError(f"optim.components names {name!r}, which {what}; components: {known}")
 
 
 def check_optimizer(optim: Optim, trained: Trained, blocks: Sequence[nn.Module]) -> None:

@@ -117,7 +117,7 @@ def installed_versions() -> dict[str, str]:
 
 def trained_by(view: StageView, bundle: ModelBundle) -> optim.Trained:
     """Return what a stage trains, {component: {name: parameter}}. Raises PlaitError where `trainable` or `optim` does not fit the model."""
-    optim.check_components(view.config.optim, bundle.components())
+    optim.check_components(view.config.optim, bundle.components(), bundle.family.never_trained)
     schedule.check(view.config.optim.schedule, bundle.loss().counts, view.config.family)
     return optim.select(bundle.components(), view.config.trainable, bundle.family.never_trained)
 
