@@ -77,6 +77,7 @@ TESTS: dict[str, str] = {
     "data/loading/length_order.py": "data/test_length_order.py",
     "data/loading/token_budget.py": "data/test_token_budget.py",
     "data/loading/truncation.py": "training/test_token_lengths.py",
+    "training/batching/lengths_ahead.py": "training/test_lengths_ahead.py",
     "training/batching/token_lengths.py": "training/test_token_lengths.py",
     "data/loading/loader.py": "data/test_loader.py",
     "data/loading/micro_batch.py": "data/test_loader.py",

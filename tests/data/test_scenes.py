@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plait.data import image_files
 from plait.data.synthetic.answers import score
+from plait.data.synthetic.blanks import blank
 from plait.data.synthetic.drawing import encode, render
 from plait.data.synthetic.physics import scene_of
 from plait.data.synthetic.questions import TASKS
@@ -244,7 +246,8 @@ def test_turns_of_a_single_question_are_refused() -> None:
 def test_texts_are_had_without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     source = scenes(size=[48, 48], objects=[1, 3], questions=2, asked_as="turns", tasks={"colour": 1, "count": 1}, length=8)
     drawn = [source[i] for i in range(8)]
-    monkeypatch.setattr("plait.data.synthetic.scenes.encode", None)  # would fail
-    assert [source.worded(i) for i in range(8)] == [sample | {"images": [b""]} for sample in drawn]
+    monkeypatch.setattr("plait.data.synthetic.scenes.render", None)  # would fail
+    assert image_files.size(blank(48, 48, "png")) == (48, 48) and blank(48, 48, "png") != drawn[0]["images"][0]
+    assert [source.worded(i) for i in range(8)] == [sample | {"images": [blank(48, 48, "png")]} for sample in drawn]
     with pytest.raises(IndexError, match="scene 8 of 8"):
         source.worded(8)

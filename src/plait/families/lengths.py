@@ -1,7 +1,8 @@
 """The contract of token lengths: how many tokens the rows of samples have, told without decoding their pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from plait.data.selection.measures import Measure
 from plait.families.signatures import Sample
@@ -21,9 +22,13 @@ class TokenLengths:
 
     def measure(self) -> Measure:
         """Return what is measured and kept of each sample of a source."""
-        return Measure(f"tokens 1 {self.fingerprint}", 1, lambda sample: [float(self.of(dict(sample)))])
+        return Measure(f"tokens 1 {self.fingerprint}", 1, lambda sample: [float(self.of(dict(sample)))], looks_at="sizes")
 
     def measure_pixels(self) -> Measure:
         """Return what is measured of each sample for `data.pack_tokens`, beside its tokens."""
         pixels = self.pixels
-        return Measure(f"pixels 1 {self.fingerprint}", 1, lambda sample: [0.0 if pixels is None else float(pixels(dict(sample)))])
+
+        def of(sample: Mapping[str, Any]) -> list[float]:
+            return [0.0 if pixels is None else float(pixels(dict(sample)))]
+
+        return Measure(f"pixels 1 {self.fingerprint}", 1, of, looks_at="sizes")

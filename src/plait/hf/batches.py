@@ -14,6 +14,7 @@ from torch import Tensor
 
 from plait.assembly.model import ModelBundle
 from plait.data.loading.loader import Loader, StepBatch
+from plait.data.loading.token_budget import TokenBudget
 from plait.engine.loss import MicroBatch
 from plait.engine.parallel.distributed import Ranks
 from plait.training.stage_plan import StagePlan
@@ -89,6 +90,8 @@ class StepBatches:
 
     def __iter__(self) -> Iterator[StepBatch]:
         config, ranks = self.plan.config, self.ranks
+        if isinstance(self.plan.slicing, TokenBudget):
+            self.plan.slicing.ahead(self.plan.order, range(self.step(), self.plan.steps))
         loader = Loader(
             self.plan.data.sources,
             self.plan.order,

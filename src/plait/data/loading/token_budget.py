@@ -5,8 +5,8 @@ against each other: both are balanced. What goes where follows from the step's s
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,24 +19,36 @@ Table = np.ndarray[Any, np.dtype[np.float64]]
 _LOOKED_STEPS = 16
 
 
+def nothing_ahead(order: Ordering, steps: range) -> None:
+    """Measure nothing: all lengths are there."""
+
+
+class Lengths(Protocol):
+    """A number of each sample of a source, by its index: an array, or what measures it when it is asked for."""
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 class TokenBudget:
     """The slicing of global batches into rows of at most `tokens` tokens; used in place of `rank_slices`.
 
     `lengths[source]`, `pixels[source]`: of each of its samples, measured; NaN where it cannot be read: it counts as the mean of its step.
     `longest`: tokens that a sample is cut to, None: any. `micro_batch`: samples of a row at most, None: any. A sample of more than `tokens`
-    has a row of its own.
+    has a row of its own. `ahead(order, steps)`: measures the samples of steps together, which takes less time than one by one.
     """
 
     def __init__(
         self,
-        lengths: Sequence[np.ndarray],
-        pixels: Sequence[np.ndarray],
+        lengths: Sequence[Lengths],
+        pixels: Sequence[Lengths],
         tokens: int,
         *,
         longest: int | None = None,
         micro_batch: int | None = None,
+        ahead: Callable[[Ordering, range], None] = nothing_ahead,
     ) -> None:
         self.lengths, self.pixels, self.tokens, self.longest, self.micro_batch = lengths, pixels, tokens, longest, micro_batch
+        self.ahead = ahead
         self._memo: tuple[Any, list[list[list[SampleId]]]] = (None, [])  # replaced as a whole: several threads may call this
 
     def __call__(self, ids: Sequence[SampleId], rank: int, world_size: int, micro_batch: int | None) -> Slices:
@@ -78,7 +90,11 @@ class TokenBudget:
         return [[[ids[i] for i in rows[number]] for number in chosen] for chosen in of_ranks]
 
     def describe(self, order: Ordering, steps: range, ranks: int, micro_batch: int | None) -> str:
-        """Say how full the rows of the first steps are, and how unlike the ranks, beside slices of as many samples."""
+        """Say how full the rows of the first steps are, and how unlike the ranks, beside slices of as many samples.
+
+        The samples of all `steps` are measured before.
+        """
+        self.ahead(order, steps)
         batches = [order.ids(step) for step in steps[:_LOOKED_STEPS]]
         count = filled = 0.0
         beyond = np.zeros((2, 2))  # (rows, plain slices), (tokens, pixels): work of the busiest rank above the mean

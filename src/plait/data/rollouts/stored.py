@@ -105,6 +105,10 @@ class RolledSource(Source):
         """Return what the whole source tells of sample `index`, with its future."""
         return self._rolled(self.whole.peek(index), index)
 
+    def sketch(self, index: int) -> Sample:
+        """Return what the whole source tells of sample `index` and the sizes of its pictures, with its future."""
+        return self._rolled(self.whole.sketch(index), index)
+
     def places(self, indices: Any) -> Any:
         """Return the indices that samples have in the whole source before any filter."""
         return self.whole.places(indices)

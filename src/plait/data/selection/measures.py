@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from plait.config.sections.expression import Condition, Undecided
 from plait.data import image_files
@@ -27,15 +27,15 @@ UNDECIDED = -1.0
 class Measure:
     """What `of` returns of each sample: `columns` numbers. `name`: what is measured and how, which says whether stored numbers fit.
 
-    `dtype`: of the numbers. `of` raises BadSample for a sample that cannot be measured. `pictures`: whether it looks into pictures; if not,
-    it may be given a sample whose pictures are empty.
+    `dtype`: of the numbers. `of` raises BadSample for a sample that cannot be measured. `looks_at`: what decides the numbers; pictures of
+    the sample that it is given may be blank where their sizes do, and empty where the text alone does.
     """
 
     name: str
     columns: int
     of: Callable[[Sample], Sequence[float]]
     dtype: str = "<f4"
-    pictures: bool = True
+    looks_at: Literal["pixels", "sizes", "text"] = "pixels"
 
 
 def caption_tokens(text: str) -> int:
@@ -56,9 +56,9 @@ def _sides(sample: Sample) -> Sequence[float]:
     return min(map(min, sizes), default=math.inf), min(ratios, default=math.inf), max(ratios, default=-math.inf)
 
 
-SIDES = Measure("sides", 3, _sides)
+SIDES = Measure("sides", 3, _sides, looks_at="sizes")
 """Least side in pixels, least and greatest width / height of a sample's pictures, upright; infinite for one without pictures."""
-TOKENS = Measure("words 2", 1, lambda sample: [sum(map(caption_tokens, answers(sample)))], pictures=False)
+TOKENS = Measure("words 2", 1, lambda sample: [sum(map(caption_tokens, answers(sample)))], looks_at="text")
 """Words and marks of all captions and answers."""
 
 
@@ -71,4 +71,4 @@ def condition(parsed: Condition) -> Measure:
         except Undecided:
             return [UNDECIDED]
 
-    return Measure(f"condition 2 {parsed.text}", 1, holds, pictures=False)
+    return Measure(f"condition 2 {parsed.text}", 1, holds, looks_at="text")

@@ -83,6 +83,10 @@ class Source(abc.ABC):
         """Return sample `index` for what is measured of it; of `messages` none where they are unfit. Raises BadSample if it is broken."""
         return self[index]
 
+    def sketch(self, index: int) -> Sample:
+        """Return what `peek` does, where the sizes of pictures are enough: blank ones may stand for pictures that are drawn."""
+        return self.peek(index)
+
     def places(self, indices: Any) -> Any:
         """Return the indices (an array) that samples have before a `filter:`; the share that is held out depends on those alone."""
         return indices

@@ -59,6 +59,10 @@ class Subset(Source):
         """Return what the whole source tells of sample `index` of this subset. Raises IndexError if `index` is out of range."""
         return self.whole.peek(self.index_in_whole(index))
 
+    def sketch(self, index: int) -> Sample:
+        """Return what the whole source tells of sample `index` and the sizes of its pictures. Raises IndexError if it is out of range."""
+        return self.whole.sketch(self.index_in_whole(index))
+
     def places(self, indices: Any) -> Any:
         """Return the indices, in the source before any filter, of samples of this subset."""
         return self.whole.places(self.in_whole(indices))

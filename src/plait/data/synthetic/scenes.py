@@ -8,7 +8,7 @@ looks are in drawing.py, texts in questions.py, the scoring of answers in answer
 import difflib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, Self
 
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from plait import keys
 from plait.data.synthetic import motion, questions
 from plait.data.synthetic.backgrounds import draw_background
+from plait.data.synthetic.blanks import blank
 from plait.data.synthetic.drawing import DRAWING, encode, render
 from plait.data.synthetic.lexicon import COLOURS, SHAPES
 from plait.data.synthetic.physics import Scene, SceneObject
@@ -215,19 +216,21 @@ class Scenes:
 
         `fields`: the picture's objects and background, and the question (of several turns the last) with its truth (docs/scenes.md).
         """
-        return self._sample(index, pictures=True)
+        draw = functools.partial(render, supersample=self.options.supersample, trails=self._trails)
+        return self._sample(index, lambda scene, frame: encode(draw(scene, frame), self.options.format))
 
-    def worded(self, index: int) -> dict[str, Any]:
-        """Return sample `index` with empty pictures, which are not drawn; IndexError outside."""
-        return self._sample(index, pictures=False)
+    def sketch(self, index: int) -> dict[str, Any]:
+        """Return sample `index` with blank pictures of its sizes, which cost no drawing; IndexError outside."""
+        return self._sample(index, lambda scene, frame: blank(scene.width, scene.height, self.options.format))
 
-    def _sample(self, index: int, *, pictures: bool) -> dict[str, Any]:
+    worded = sketch
+
+    def _sample(self, index: int, picture: Callable[[Scene, int], bytes]) -> dict[str, Any]:
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         options = self.options
         scene, question, caption, task, more_fields = self._compose(index)
-        draw = functools.partial(render, scene, supersample=options.supersample, trails=self._trails)
-        frames = [encode(draw(frame), options.format) if pictures else b"" for frame in range(max(options.frames, 1))]
+        frames = [picture(scene, frame) for frame in range(max(options.frames, 1))]
         sample: dict[str, Any] = {
             "id": f"{self.split}-{self.seed}-{index}",
             "images": frames[:1],
@@ -262,8 +265,7 @@ class Scenes:
 
     @functools.cached_property
     def _common(self) -> list[tuple[str, str]]:
-        options = self.options
-        return [pair for colour in options.colours for shape in options.shapes if (pair := (colour, shape)) not in self.held_out]
+        return [pair for colour in self.options.colours for shape in self.options.shapes if (pair := (colour, shape)) not in self.held_out]
 
     @functools.cached_property
     def _setting(self) -> motion.Setting:
@@ -285,13 +287,12 @@ class Scenes:
     def _speech(self) -> Speech:
         options = self.options
         excluded = self.held_out if self.split == "train" else frozenset()  # in training, "is there a ...?" would always be answered "no"
-        sentences = options.answers == "sentence"
         return Speech(
             colours=options.colours,
             shapes=options.shapes,
             say_sizes=len(options.sizes) > 1,
             excluded=excluded,
-            sentences=sentences,
+            sentences=options.answers == "sentence",
             horizon=options.horizon,
             shown=options.frames,
         )
@@ -344,10 +345,8 @@ class Scenes:
         for (colour, shape), size, radius, (x, y) in zip(pairs, sizes, radii, place_circles(rng, radii, width, height), strict=True):
             speed = min(width, height) * (options.speed[0] + (options.speed[1] - options.speed[0]) * rng.random())
             angle = 2 * math.pi * rng.random()
-            tilt = 24 * rng.random() - 12
-            objects.append(
-                SceneObject(shape, colour, size, x=x, y=y, vx=speed * math.cos(angle), vy=speed * math.sin(angle), radius=radius, tilt=tilt)
-            )
+            motion_xy = {"vx": speed * math.cos(angle), "vy": speed * math.sin(angle)}
+            objects.append(SceneObject(shape, colour, size, x=x, y=y, **motion_xy, radius=radius, tilt=24 * rng.random() - 12))
         return Scene(width, height, draw_background(rng, options.background), tuple(objects)), special
 
 

@@ -29,11 +29,17 @@ def image_tokens(height: int, width: int, tiling: Tiling) -> int:
     return sum(high * (wide + 1) + 2 for high, wide in pooled)
 
 
+@functools.lru_cache(maxsize=8)
+def _size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) of a picture: of one sample for its tokens and its pixels, and of blank ones that many samples share."""
+    return image_files.size(data)
+
+
 def _pixels(inputs: Inputs, sample: Sample) -> int:
     """Return the pixels of all crops of a sample's pictures."""
     tiling, crops = inputs.config.tiling, 0
     for data in sample["images"]:
-        width, height = image_files.size(data)
+        width, height = _size(data)
         rows, columns = crop_grid_of_image(tiling, height, width)
         crops += 1 + rows * columns
     return crops * tiling.tower.image**2
@@ -43,7 +49,7 @@ def _length(inputs: Inputs, sample: Sample) -> int:
     tiling = inputs.config.tiling
     count = 1  # the begin of the text
     for data in sample["images"]:
-        width, height = image_files.size(data)
+        width, height = _size(data)
         count += image_tokens(height, width, tiling)
     conversations = styles.conversations(sample, inputs.config.default_style, wordings=inputs.config.wordings)
     if not conversations:

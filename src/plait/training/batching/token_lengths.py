@@ -1,8 +1,10 @@
 """Order the samples of a stage by their lengths in tokens, pack them, and leave out those that are too long.
 
-Lengths are measured once per source, tokenizer and settings of the model, and kept in the cache folder (data/selection/survey.py).
+Lengths are measured once per source, tokenizer and settings of the model, and kept in the cache folder (data/selection/survey.py): of all
+samples where they decide which there are or their order, else of those that are trained (lengths_ahead.py).
 """
 
+import functools
 import logging
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,6 +24,7 @@ from plait.data.sources.filtered import Filtered
 from plait.errors import PlaitError
 from plait.families.contract import Family
 from plait.families.lengths import TokenLengths
+from plait.training.batching.lengths_ahead import Column, SourceLengths, measure_ahead
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,9 @@ def prepare(view: StageView, data: TrainingData, family: Family, inputs: Inputs,
             "set its options.stream to false"
         )
     of_family = family.token_lengths(inputs)
+    if not by_length and longest is None:
+        assert budget is not None
+        return Prepared(data, data.order(view, batches), _when_asked(data, of_family, view, budget))
     lengths, pixels = zip(*(_measured(source, of_family, view, packed=budget is not None) for source in data.sources), strict=True)
     if longest is not None:
         kept = [np.flatnonzero(~(each > longest)) for each in lengths]
@@ -86,6 +92,15 @@ def prepare(view: StageView, data: TrainingData, family: Family, inputs: Inputs,
 def _streamed(data: TrainingData) -> str | None:
     """Return the name of a source that is read as a stream, if there is one."""
     return next((source.name for source in data.sources if source.stream is not None), None)
+
+
+def _when_asked(data: TrainingData, lengths: TokenLengths, view: StageView, budget: int) -> TokenBudget:
+    """Return the slicing into rows of `budget` tokens by lengths that are measured for the steps ahead."""
+    config = view.config
+    sources = [SourceLengths(source, lengths, folder(config.data.cache)) for source in data.sources]
+    tokens, pixels = ([Column(source, number) for source in sources] for number in (0, 1))
+    ahead, longest = functools.partial(measure_ahead, sources), config.data.max_tokens
+    return TokenBudget(tokens, pixels, budget, longest=longest, micro_batch=config.train.micro_batch, ahead=ahead)
 
 
 def _measured(source: Source, lengths: TokenLengths, view: StageView, *, packed: bool) -> tuple[np.ndarray, np.ndarray]:

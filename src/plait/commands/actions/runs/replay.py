@@ -23,6 +23,7 @@ from plait.assembly.run_configuration import open_accepted, open_of_checkpoint
 from plait.assembly.saved import check_frozen
 from plait.config.resolved import Resolved
 from plait.data.loading.loader import Loader
+from plait.data.loading.token_budget import TokenBudget
 from plait.engine import nonfinite
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.checkpoints.checkpoint import Checkpoint
@@ -214,6 +215,8 @@ class _Again:
     def _batches(self, plan: StagePlan, bundle: ModelBundle, first: int, end: int, micro_batch: int) -> Iterator[Loader]:
         """Yield a loader of the stage's steps from `first` up to `end`, which is excluded."""
         inputs, data = bundle.inputs(plan.config, train=True), plan.config.data
+        if isinstance(plan.slicing, TokenBudget):
+            plan.slicing.ahead(plan.order, range(first, end))
         loader = Loader(
             plan.data.sources,
             plan.order,
