@@ -76,6 +76,14 @@ def test_half_of_a_surrogate_pair_is_written_as_json_escapes_it(tmp_path):
     assert json.loads((tmp_path / "a.json").read_bytes()) == json.loads((tmp_path / "b.json").read_bytes()) == row
 
 
+def test_rows_are_whole_where_the_system_takes_a_part_of_them_at_a_time(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, body: write(descriptor, body[:5]))
+    (tmp_path / "a.jsonl").write_text('{"step": 1}\n{"st')
+    files.append_rows(tmp_path / "a.jsonl", [{"step": 2}, {"step": 3}])
+    assert (tmp_path / "a.jsonl").read_text() == '{"step": 1}\n{"st\n{"step": 2}\n{"step": 3}\n'
+
+
 def test_rows_make_no_folder_that_has_gone(tmp_path):
     with pytest.raises(FileNotFoundError):
         files.append_rows(tmp_path / "gone" / "rows.jsonl", [{"n": 1}])

@@ -49,20 +49,24 @@ class _SampleErrors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None or isinstance(error, KeyboardInterrupt) or (isinstance(error, PlaitError) and not error.of_one_sample):
-            return
-        if isinstance(error, PlaitError):
-            reason = _bounded(str(error))
-            if isinstance(error, BadSample) and reason == str(error):
-                return
-            raise BadSample(reason) from error
-        frame = traceback.extract_tb(trace)[-1]
-        try:
-            text = str(error)
-        except Exception:  # noqa: BLE001  an error whose own text cannot be made
-            text = "its text cannot be made"
-        where, reason = f"{Path(frame.filename).name}:{frame.lineno}", _bounded((text.splitlines() or [""])[0][:200])
-        raise BadSample(f"{type(error).__name__}: {reason} ({where})") from error
+        if error is not None and (bad := bad_sample(error)) is not error:
+            raise bad from error
+
+
+def bad_sample(error: BaseException) -> BaseException:
+    """Return what `sample_errors` raises where `error` is raised inside it: a BadSample, or `error` itself where that is to pass."""
+    if isinstance(error, KeyboardInterrupt) or (isinstance(error, PlaitError) and not error.of_one_sample):
+        return error
+    if isinstance(error, PlaitError):
+        reason = _bounded(str(error))
+        return error if isinstance(error, BadSample) and reason == str(error) else BadSample(reason)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  an error whose own text cannot be made
+        text = "its text cannot be made"
+    where, reason = f"{Path(frame.filename).name}:{frame.lineno}", _bounded((text.splitlines() or [""])[0][:200])
+    return BadSample(f"{type(error).__name__}: {reason} ({where})")
 
 
 def _bounded(reason: str) -> str:

@@ -121,12 +121,16 @@ def xxh3(path: Path) -> str:
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append `rows` to a `.jsonl` file, a JSON line each, in one write. They begin on a new line if a kill cut the last line short."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            text = text if file.read(1) == b"\n" else f"\n{text}"
-        file.write(text.encode("utf-8", "backslashreplace"))
+    body = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        if end and os.pread(descriptor, 1, end - 1) != b"\n":
+            body = b"\n" + body
+        while body:
+            body = body[os.write(descriptor, body) :]
+    finally:
+        os.close(descriptor)
 
 
 def read_rows(path: Path, kinds: Mapping[str, Any] = NO_KINDS, *, ends: bool = False, key: str = "") -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from plait.config.nodes import Node, from_plain
 from plait.data import paths
 from plait.data.loading.micro_batch import MicroBatchBuilder
 from plait.data.order import SampleId
+from plait.data.sources.contract import Source
 from plait.engine.guards import Quarantine
 from plait.engine.monitoring import reporter
 from plait.errors import PlaitError
@@ -231,11 +232,15 @@ def test_indexing_data_shows_no_value_of_a_variable(tmp_path, monkeypatch, capsy
 def test_the_reason_of_a_bad_sample_is_masked_where_it_is_read_since_other_processes_do_not_know_the_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("MYSEC", str(tmp_path / "sesame"))
 
-    class Missing:
-        name = "missing"
+    class Missing(Source):
+        name = fingerprint = "missing"
 
-        def draw(self, index, key):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
             return paths.read_regular(paths.local(f"$MYSEC/{index}.png"))
 
     builder = MicroBatchBuilder([Missing()], None, None, seed=0, rank=0, world_size=1, micro_batch=None)
-    assert builder._try_encode(SampleId(0, 3, 0))[2] == "cannot read '$MYSEC/3.png': No such file or directory"
+    with pytest.raises(PlaitError, match=r"the first: cannot read '\$MYSEC/3.png': No such file or directory$"):
+        builder.encode(SampleId(0, 3, 0))

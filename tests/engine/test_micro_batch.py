@@ -164,9 +164,9 @@ def test_each_failure_halves_rounded_up_drops_the_gradients_and_is_noted_beside_
 
 @pytest.mark.parametrize("where", [{}, {"meet": True}, {"collective": True}, {"meet": True, "collective": True}])
 def test_one_rank_alone_always_starts_again(where):
-    with pytest.raises(micro_batch.Exceeded, match=r"^full$"), micro_batch.guarded(ALONE, **where):
+    with pytest.raises(micro_batch.Exceeded, match=r"^full$"), micro_batch.Guarded(ALONE, **where):
         raise torch.OutOfMemoryError("full\nof tensors")
-    with micro_batch.guarded(ALONE, **where):
+    with micro_batch.Guarded(ALONE, **where):
         pass
 
 
@@ -185,16 +185,20 @@ def two(other):
 
 
 def test_ranks_tell_each_other_where_they_meet_and_nowhere_else():
-    with pytest.raises(micro_batch.Exceeded, match=r"^another rank ran out of memory$"), micro_batch.guarded(two(True), meet=True):
+    with pytest.raises(micro_batch.Exceeded, match=r"^another rank ran out of memory$"), micro_batch.Guarded(two(True), meet=True):
         pass
     for where in ({}, {"collective": True}, {"meet": True, "collective": True}):
         ranks = two(True)
-        with micro_batch.guarded(ranks, **where):
+        with micro_batch.Guarded(ranks, **where):
             pass
         assert not hasattr(ranks, "asked")
-    with pytest.raises(micro_batch.ExceededAlone, match=r"^full$"), micro_batch.guarded(two(False), collective=True):
+    with pytest.raises(micro_batch.ExceededAlone, match=r"^full$"), micro_batch.Guarded(two(False), collective=True):
         raise torch.OutOfMemoryError("full")
+    ranks = two(True)
+    with pytest.raises(KeyError), micro_batch.Guarded(ranks, meet=True):  # another error ends this rank alone
+        raise KeyError
+    assert not hasattr(ranks, "asked")
     told = two(False)
-    with pytest.raises(micro_batch.Exceeded), micro_batch.guarded(told):
+    with pytest.raises(micro_batch.Exceeded), micro_batch.Guarded(told):
         raise torch.OutOfMemoryError("full")
     assert told.asked == [True]

@@ -75,6 +75,7 @@ _RULES: dict[str, Callable[..., float | Tensor]] = {
 }
 """FLOPs of a call, by the name of a torch function or of one that dispatches to `__torch_function__` itself."""
 MOST_SHAPES = 1024  # whose FLOPs are remembered, the last used
+_KNOWN = contextlib.nullcontext()  # what a pass runs in whose FLOPs are known
 
 
 class Flops(TorchFunctionMode):
@@ -121,23 +122,27 @@ class Meter:
         self._known: dict[tuple[Any, ...], Flops] = {}
         self._step, self.taken = list[Flops](), list[Flops]()
 
+    def forward(self, batch: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+        """Return a context that counts the forward pass inside it, with its backward pass. `batch`: tensors of its micro-batch by name."""
+        shapes = tuple([(name, value.shape) for name, value in batch.items() if isinstance(value, Tensor)])
+        if (count := self._known.pop(shapes, None)) is None:
+            return self._first(shapes)
+        self._known[shapes] = count  # the last used
+        self._step.append(count)
+        return _KNOWN
+
     @contextlib.contextmanager
-    def forward(self, batch: Mapping[str, Any]) -> Iterator[None]:
-        """Count the forward pass inside the block, with its backward pass. `batch`: the tensors of its micro-batch by name."""
-        shapes = tuple((name, value.shape) for name, value in batch.items() if isinstance(value, Tensor))
-        if (count := self._known.pop(shapes, None)) is not None:
-            yield
-        else:
-            try:
-                with Flops() as self.counting:
-                    yield
-                count = self.counting
-            finally:
-                self.counting = None
-        self._known[shapes] = count
+    def _first(self, shapes: tuple[Any, ...]) -> Iterator[None]:
+        """Count the first pass with tensors of these shapes, which later ones repeat."""
+        try:
+            with Flops() as self.counting:
+                yield
+            self._known[shapes] = self.counting
+        finally:
+            self.counting = None
+        self._step.append(self._known[shapes])
         if len(self._known) > MOST_SHAPES:
             del self._known[next(iter(self._known))]
-        self._step.append(count)
 
     def take(self) -> float:
         """Return the FLOPs counted since the last call; where new shapes came, this waits for the device."""

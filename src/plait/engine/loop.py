@@ -224,7 +224,7 @@ class Loop:
                 inputs = copies.take(*micros[i : i + 2]) if copies else distributed.to_device(micro.batch, self.ranks.device)
                 self.mark("forward")
                 with distributed.accumulating(net, last, self.config.distributed.gradient_sync):
-                    with micro_batch.guarded(self.ranks, meet=last, collective=sharded):
+                    with micro_batch.Guarded(self.ranks, meet=last, collective=sharded):
                         counting = contextlib.nullcontext() if micro.padding else self.meter.forward(inputs)
                         with counting, autocast(self.config.train.precision, self.ranks.device):
                             sums = sums_of(self.loss, net, inputs)
@@ -234,7 +234,7 @@ class Loop:
                     if last:
                         if not recomputed:
                             casts.close()  # what the backward pass needs of them it holds, and lets go as it goes
-                        with micro_batch.guarded(self.ranks, collective=True):
+                        with micro_batch.Guarded(self.ranks, collective=True):
                             self.backward(sums, micro, loss_weights)
                 if not micro.padding:
                     for name, value in sums.items():

@@ -4,11 +4,11 @@ The gradient of the global batch does not depend on the size of its slices, the 
 the run directory, for every later start on as many ranks. A stage is a part of a run.
 """
 
-import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
@@ -85,23 +85,25 @@ class MicroBatchSize:
         files.write_json(self.path, self._noted() | {self.key: self.samples})
 
 
-@contextlib.contextmanager
-def guarded(ranks: Ranks, *, meet: bool = False, collective: bool = False) -> Iterator[None]:
-    """Turn out-of-memory inside the block into an error that says who ran out.
+class Guarded:
+    """A context that turns out-of-memory inside it into an error that says who ran out.
 
     Raises Exceeded on every rank where all can be told, and ExceededAlone on the rank that ran out where they cannot.
     `meet`: at the block's end the ranks tell each other whether one ran out (a step's last pass without communication).
     `collective`: the block itself communicates (any pass with FSDP, DDP's last backward), so the others cannot be told.
     """
-    message = None
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        message = str(error).splitlines()[0]
-    if message is not None and collective and ranks.size > 1:
-        raise ExceededAlone(message)
-    if message is not None:
-        ranks.any(True)
-        raise Exceeded(message)
-    if meet and not collective and ranks.any(False):
-        raise Exceeded("another rank ran out of memory")
+
+    def __init__(self, ranks: Ranks, *, meet: bool = False, collective: bool = False) -> None:
+        self.ranks, self.meet, self.collective = ranks, meet, collective
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            message = str(error).splitlines()[0]
+            if self.collective and self.ranks.size > 1:
+                raise ExceededAlone(message)
+            self.ranks.any(True)
+            raise Exceeded(message)
+        if error is None and self.meet and not self.collective and self.ranks.any(False):
+            raise Exceeded("another rank ran out of memory")

@@ -13,7 +13,7 @@ from plait.config.secrets import masked
 from plait.data.loading.bucketing import bucket_of
 from plait.data.order import Ordering, SampleId, Slices, Slicing, rank_slices
 from plait.data.sources.contract import Sample, Source, read
-from plait.errors import BadSample, PlaitError, sample_errors
+from plait.errors import BadSample, PlaitError, bad_sample
 from plait.keys import key, stem
 
 _ATTEMPTS = 50  # if half of a source were bad, this many bad replacements in a row would come once in 10^15 samples
@@ -52,13 +52,8 @@ class MicroBatch:
     collate_s: float = 0.0
 
 
-class Example(NamedTuple):
-    """One sample's result of `Inputs.encode` (`value`), its id, the bad samples that it replaces, and the seconds that all took."""
-
-    value: Any
-    id: SampleId
-    bad: list[Bad]
-    read_s: float
+Example = tuple[Any, SampleId, list[Bad], float]
+"""One sample's result of `Inputs.encode`, its id, the bad samples that it replaces, and the seconds that all took."""
 
 
 @dataclass(frozen=True)
@@ -86,34 +81,43 @@ class MicroBatchBuilder:
 
     def encode(self, wanted: SampleId) -> Example:
         """Encode sample `wanted`, or the first usable replacement if it is bad. Raises PlaitError if 50 samples in a row are bad."""
-        began = time.perf_counter()
-        value, name, reason = self._try_encode(wanted)
-        if reason is None:
-            return Example(value, wanted, [], time.perf_counter() - began)
-        bad = [(wanted, name, reason)]
-        for attempt in range(1, _ATTEMPTS):
-            chosen = self._replacement(wanted, attempt)
-            value, name, reason = self._try_encode(chosen)
-            if reason is None:
-                return Example(value, chosen, [Bad(*lost, chosen, i) for i, lost in enumerate(bad)], time.perf_counter() - began)
-            bad.append((chosen, name, reason))
-        name = self.sources[wanted.source].name
-        raise PlaitError(f"{name}: sample {bad[0][1]} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {bad[0][2]}")
+        began, chosen = time.perf_counter(), wanted
+        unusable: list[tuple[SampleId, str, str]] = []
+        while len(unusable) < _ATTEMPTS:
+            number, index, epoch = chosen
+            source, name = self.sources[number], None
+            sample_key = key(index, epoch, after=stem(self.seed, "sample", number))
+            try:
+                sample = read(source, index, sample_key)
+                name = sample["id"]
+                value = self.inputs.encode(sample, sample_key)
+            except BaseException as error:
+                fault = bad_sample(error)
+                if not isinstance(fault, BadSample):
+                    raise
+                reason = masked(str(fault))  # here: a worker may have filled in variables that no other process knows of
+                unusable.append((chosen, name or fault.sample or f"{source.name}[{index}]", reason))
+                chosen = self._replacement(wanted, len(unusable))
+            else:
+                bad = [Bad(*lost, chosen, i) for i, lost in enumerate(unusable)] if unusable else []
+                return value, chosen, bad, time.perf_counter() - began
+        name, (_, first, reason) = self.sources[wanted.source].name, unusable[0]
+        raise PlaitError(f"{name}: sample {first} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {reason}")
 
     def collate(self, examples: Sequence[Example], padding: bool) -> MicroBatch:
         """Collate examples to a micro-batch; raises what `Inputs.collate` raises. `padding`: they repeat a sample; no `bad` is listed."""
-        bad = [] if padding else [row for example in examples for row in example.bad]
+        bad = [] if padding else [row for _, _, replaced, _ in examples for row in replaced]
         if not self.replace:
-            usable = [example for example in examples if not example.bad]
+            usable = [example for example in examples if not example[2]]
             examples, padding = usable or examples[:1], padding or not usable
-        ids, began = [example.id for example in examples], time.perf_counter()
+        began, (values, ids, _, seconds) = time.perf_counter(), zip(*examples, strict=True)
         try:
-            batch = collated(self.inputs, [example.value for example in examples])
+            batch = collated(self.inputs, [*values])
         except Exception as error:
             error.add_note(f"while collating the samples {[tuple(i) for i in ids]}")
             raise
-        read_s = [(example.id.source, example.read_s) for example in examples]
-        return MicroBatch(batch, ids, padding, bad, read_s, time.perf_counter() - began)
+        read_s = [(identity.source, took) for identity, took in zip(ids, seconds, strict=True)]
+        return MicroBatch(batch, [*ids], padding, bad, read_s, time.perf_counter() - began)
 
     def build(self, ids: Sequence[SampleId], padding: bool) -> MicroBatch:
         """Return the micro-batch of the samples `ids`, bad ones replaced. `padding`: only fills up a rank; adds no loss."""
@@ -125,18 +129,6 @@ class MicroBatchBuilder:
             return wanted._replace(index=stream.substitute(wanted.index, number, (self.seed, "order", wanted.source, wanted.epoch)))
         candidates = bucket_of(self.sources[wanted.source], wanted.index)
         return wanted._replace(index=candidates[number % len(candidates)])
-
-    def _try_encode(self, chosen: SampleId) -> tuple[Any, str, str | None]:
-        """Return (example, name, why it is bad or None)."""
-        source, name = self.sources[chosen.source], None
-        sample_key = key(chosen.index, chosen.epoch, after=stem(self.seed, "sample", chosen.source))
-        try:
-            with sample_errors:
-                sample = read(source, chosen.index, sample_key)
-                name = sample["id"]
-                return self.inputs.encode(sample, sample_key), name, None
-        except BadSample as error:  # masked here: a worker may have filled in variables that no other process knows of
-            return None, name or error.sample or f"{source.name}[{chosen.index}]", masked(str(error))
 
 
 def collated(inputs: Inputs, examples: list[Any]) -> dict[str, Any]:

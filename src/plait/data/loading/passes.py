@@ -51,4 +51,4 @@ def _encode(builder: MicroBatchBuilder, wanted: SampleId, taken: _Read | None) -
             value = builder.inputs.encode(sample, sample_key)
     except BadSample:
         return None
-    return Example(value, wanted, [], read_s + time.perf_counter() - began)
+    return value, wanted, [], read_s + time.perf_counter() - began

@@ -103,9 +103,9 @@ class StageSamples:
         builder = MicroBatchBuilder(tuple(self.data.sources), order, _Watched(self.inputs), seed, rank=0, world_size=1, micro_batch=None)
         first = First(ids, order, [], [])
         for wanted in ids:
-            encoded = builder.encode(wanted)
-            first.seen.append(self._seen(encoded.id, *encoded.value))
-            first.bad.extend(encoded.bad)
+            value, chosen, bad, _ = builder.encode(wanted)
+            first.seen.append(self._seen(chosen, *value))
+            first.bad.extend(bad)
         return first
 
     def _first(self, samples: int) -> tuple[Sequence[SampleId], int, Ordering]:
