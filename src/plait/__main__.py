@@ -1,5 +1,6 @@
 """Run the command line, as `plait` and `python -m plait`. Ctrl-C and SIGTERM end it in one line also while it is imported."""
 
+import gc
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ if _interactive:
 _ends = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 if _ends:
     signal.signal(signal.SIGTERM, _stop)
+
+gc.set_threshold(*gc.get_threshold()[:2], 200)  # imports are kept: going through all of them as they grow was a quarter of a start
 
 from plait import cli  # noqa: E402  the handler is there before what takes long
 from plait.engine.monitoring.signals import INTERRUPTED  # noqa: E402
@@ -50,6 +53,7 @@ def main() -> int:
         os._exit(code)  # neither threads that read from a silent server nor ranks that are gone are waited for; all output is written
     for late in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT):
         signal.signal(late, signal.SIG_IGN)
+    gc.freeze()  # memory ends with the process: what is reachable to the last is not looked through for cycles
     return code
 
 
