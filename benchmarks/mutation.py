@@ -156,6 +156,7 @@ TESTS: dict[str, str] = {
     "engine/monitoring/beside/trackers.py": "engine/test_trackers.py",
     "engine/monitoring/beside/wandb_service.py": "engine/test_trackers.py",
     "engine/monitoring/event_files.py": "engine/test_event_files.py engine/test_tracking.py",
+    "engine/monitoring/event_records.py": "engine/test_event_files.py",
     "engine/monitoring/heartbeat.py": "engine/test_heartbeat.py",
     "engine/monitoring/path_faults.py": "test_cli.py commands/test_full_disk.py",
     "engine/monitoring/json_output.py": "commands/test_json_output.py",

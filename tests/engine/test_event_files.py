@@ -6,8 +6,9 @@ import time
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-from plait.engine.monitoring import event_files
+from plait.engine.monitoring import event_files, event_records
 from plait.engine.monitoring.event_files import TensorBoard
 from plait.engine.monitoring.tracking import Tracker, open_tracker
 from plait.engine.state import State
@@ -50,6 +51,21 @@ def test_rows_are_shown_as_scalars_and_texts_are_not(tmp_path):
     attempt(tmp_path, 0, 3, 1.5)
     assert shown(tmp_path) == [(1, 1.5), (2, 1.5), (3, 1.5)]
     assert EventAccumulator(str(tmp_path / "events")).Reload().Tags()["scalars"] == ["loss", "samples_per_s"]
+
+
+def test_a_row_can_be_read_at_once(tmp_path):
+    tracker = opened(tmp_path, 0)
+    for step in (1, 2):
+        tracker.row({"step": step, "loss": 1.5})
+        assert shown(tmp_path) == [(n, 1.5) for n in range(1, step + 1)]
+    tracker.close()
+    tracker.close()  # the second time, its descriptor may be another file's
+
+
+@pytest.mark.parametrize("length", [4, 5, 8, 400, 2047, 2048, 2051, 2052, 2053, 4096, 5000])
+def test_checksums_are_those_of_tensorboard(length):
+    data = np.random.default_rng(length).bytes(length)
+    assert event_records.masked_crc(data) == masked_crc32c(data)
 
 
 def test_pictures_are_shown(tmp_path):
@@ -123,12 +139,11 @@ def test_a_clock_that_went_back_leaves_the_files_in_their_order(tmp_path, monkey
 def test_a_disk_that_takes_no_events_costs_one_line_and_no_run(tmp_path, caplog):
     tracker = opened(tmp_path, 0)
     (board,) = tracker.mirrors
-    board.writer.file_writer.add_summary = full
+    board.file.write = full
     for step in (1, 2):
         tracker.row({"step": step, "loss": 1.0, "samples_per_s": 8.0})
         tracker.pictures(step, {"grid": PICTURE})
     tracker.close()
-    board.writer.close()
     line = "TensorBoard gets no more rows of this start: [Errno 28] No space left on device; metrics.jsonl has every row"
     assert [record.getMessage() for record in caplog.records] == [line]
     attempt(tmp_path, 2, 3, 2.0)

@@ -1,30 +1,22 @@
-"""The mirror to TensorBoard: event files under RUN/events, cut where a run goes back so that each step is shown once.
-
-A file is a sequence of records: length (uint64), its checksum (uint32), an Event, the Event's checksum (uint32); little-endian.
-"""
+"""The mirror to TensorBoard: event files under RUN/events, cut where a run goes back so that each step is shown once."""
 
 import logging
-import struct
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import masked_crc32c
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
 
 from plait import files
 from plait.engine.monitoring.beside.shown import ANSWERS, KINDS, PICTURES, Table, answers_of, markdown, table
+from plait.engine.monitoring.event_records import PREFIX, EventFile, events
 
 log = logging.getLogger(__name__)
-
-_PREFIX = "events.out.tfevents."
 
 Key = tuple[int, frozenset[str]]
 """What tells rows apart: their step, and the names of their figures."""
@@ -38,34 +30,32 @@ class TensorBoard:
     """
 
     def __init__(self, run: Path, step: int) -> None:
-        self.writer = SummaryWriter(str(run / "events"), purge_step=step + 1, flush_secs=10)
+        self.file = EventFile(run / "events", step + 1)
         self.failed = False
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Write the row's numbers as scalars in one event, ten times faster than an `add_scalar` for each."""
         values = [{"tag": name, "simple_value": value} for name, value in _scalars(row).items()]
-        writer = self.writer.file_writer
-        assert writer is not None
-        self._attempt(lambda: writer.add_summary(Summary(value=values), row["step"]))
+        self._write(row["step"], Summary(value=values))
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Write pictures (uint8, H x W x 3) by name as images of `step`."""
         for name, picture in pictures.items():
-            self._attempt(partial(self.writer.add_image, name, picture, step, dataformats="HWC"))
+            self._write(step, summary.image(name, picture, dataformats="HWC"))
 
     def table(self, step: int, name: str, table: Table) -> None:
         """Write a table as a text of `step`."""
-        self._attempt(lambda: self.writer.add_text(name, markdown(table), step))
+        self._write(step, summary.text(name, markdown(table)))
 
     def close(self) -> None:
-        """Write out pending events and close the event file."""
-        self._attempt(self.writer.close)
+        """Close the event file."""
+        self.file.close()
 
-    def _attempt(self, write: Callable[[], object]) -> None:
-        """Call `write`; where the disk fails, say so once, and write no more until the next start, which writes what is missing."""
+    def _write(self, step: int, shown: Summary) -> None:
+        """Write an event; where the disk fails, say so once, and write no more until the next start, which writes what is missing."""
         if not self.failed:
             try:
-                write()
+                self.file.write(Event(step=step, summary=shown))
             except OSError as error:
                 self.failed = True
                 log.warning(f"TensorBoard gets no more rows of this start: {error}; metrics.jsonl has every row")
@@ -80,9 +70,9 @@ def fill(mirror: TensorBoard, rows: Sequence[Mapping[str, Any]], shown: Collecti
 
 def pictures(run: Path) -> Iterator[tuple[int, str, bytes]]:
     """Yield (step, name, encoded picture) of every picture in the event files of a run directory."""
-    for path in sorted(path for path in (run / "events").glob(f"{_PREFIX}*") if path.is_file()):
+    for path in sorted(path for path in (run / "events").glob(f"{PREFIX}*") if path.is_file()):
         with path.open("rb") as file:
-            for event, _ in _events(file):
+            for event, _ in events(file):
                 for value in event.summary.value:
                     if value.HasField("image"):
                         yield event.step, value.tag, value.image.encoded_image_string
@@ -113,12 +103,12 @@ def cut(run: Path, done: Callable[[int, bool], bool]) -> set[Key]:
     Returns (step, names of its figures) of each row that stays. `done(step, held_out)`: whether what an event shows will not be computed
     again; `held_out`: it shows an evaluation. If the clock is behind the newest file's name, files are renamed so that new ones sort last.
     """
-    paths = sorted(path for path in (run / "events").glob(f"{_PREFIX}*") if path.is_file())
+    paths = sorted(path for path in (run / "events").glob(f"{PREFIX}*") if path.is_file())
     shown: set[Key] = set()
     for path in paths:
         with path.open("r+b") as file:
             sound = 0
-            for event, end in _events(file):
+            for event, end in events(file):
                 tags = {value.tag for value in event.summary.value}
                 held_out = any(value.HasField("image") or value.tag.startswith("eval/") for value in event.summary.value)
                 if tags and not done(event.step, held_out):
@@ -127,10 +117,10 @@ def cut(run: Path, done: Callable[[int, bool], bool]) -> set[Key]:
                 if tags:
                     shown.add(_key(event.step, tags))
             file.truncate(sound)
-    if paths and paths[-1].name.removeprefix(_PREFIX) >= f"{int(time.time()):010d}":
+    if paths and paths[-1].name.removeprefix(PREFIX) >= f"{int(time.time()):010d}":
         for number, path in enumerate(paths):
-            rest = path.name.removeprefix(_PREFIX).partition(".")[2]
-            path.rename(path.with_name(f"{_PREFIX}{number:010d}.{rest}"))
+            rest = path.name.removeprefix(PREFIX).partition(".")[2]
+            path.rename(path.with_name(f"{PREFIX}{number:010d}.{rest}"))
     return shown
 
 
@@ -142,19 +132,3 @@ def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
 
 def _key(step: int, names: Iterable[str]) -> Key:
     return step, frozenset(names) - {"stage"}
-
-
-def _events(file: IO[bytes]) -> Iterator[tuple[Event, int]]:
-    """Yield (event, offset of its end) of an event file. It ends at the file's end or the first record that is cut short or damaged."""
-    while len(head := file.read(12)) == 12:
-        (length,), (check,) = struct.unpack("<Q", head[:8]), struct.unpack("<I", head[8:])
-        if check != masked_crc32c(head[:8]):
-            return
-        body = file.read(length + 4)
-        if len(body) < length + 4:
-            return
-        try:
-            event = Event.FromString(body[:-4])
-        except DecodeError:
-            return
-        yield event, file.tell()
