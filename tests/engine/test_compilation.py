@@ -60,13 +60,8 @@ def test_what_is_missing_is_named(gpu, tmp_path):
     )
 
 
-def test_packed_rows_whose_blocks_are_recomputed_are_not_compiled(gpu):
-    packed, recomputed = {"pad": "none"}, {"activation_checkpointing": "full"}
-    assert choice.why_not(config(data=packed), CUDA) is None
-    assert choice.why_not(config(distributed=recomputed), CUDA) is None
-    assert choice.why_not(config(data=packed, distributed=recomputed), CUDA) == (
-        "rows are packed (data.pad=none) and blocks recomputed, which torch's compiler does not take together"
-    )
+def test_packed_rows_whose_blocks_are_recomputed_are_compiled_too(gpu):
+    assert choice.why_not(config(data={"pad": "none"}, distributed={"activation_checkpointing": "full"}), CUDA) is None
 
 
 @pytest.mark.parametrize("others", [[None], ["there is no C compiler"]], ids=["all can", "one cannot"])

@@ -140,7 +140,7 @@ SPENT = {
     [
         (["data.pad=longest"], "--data.pad=none --data.pack_tokens=3072"),
         (["data.pad=none", "data.max_tokens=4000"], "--data.pack_tokens=4000"),
-        (["data.pad=none", "distributed.compile=true"], "--data.pad=to_128"),
+        (["data.pad=none", "distributed.compile=true"], "--data.pack_tokens=3072"),
     ],
 )
 def test_why_proposes_a_budget_where_ranks_have_unlike_numbers_of_tokens(tmp_path, settings, cure):

@@ -1,7 +1,8 @@
 """Documents: where the sequences of samples lie in packed rows. Attention within them is in documents.py and gpu_documents.py."""
 
 import itertools
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,30 @@ class Document(NamedTuple):
     stop: int
     blocks: tuple[Range, ...] = ()
     branches: tuple[Range, ...] = ()
+
+
+def numbers_of(documents: Sequence[Document]) -> Tensor:
+    """Return `documents` as one int64 tensor on the host: how many, then of each where it lies, and its blocks and branches.
+
+    Of these first how many. Made without an operator of torch, so that no device is waited for.
+    """
+    numbers = array("q", [len(documents)])
+    for start, stop, *parts in documents:
+        numbers.extend((start, stop))
+        for ranges in parts:
+            numbers.extend((len(ranges), *itertools.chain.from_iterable(ranges)))
+    return torch.frombuffer(numbers, dtype=torch.int64)
+
+
+def told_by(numbers: Sequence[int]) -> list[Document]:
+    """Return the documents of which `numbers_of` made these numbers."""
+    count, *rest = numbers
+    values = iter(rest)
+    return [Document(next(values), next(values), _ranges(values), _ranges(values)) for _ in range(count)]
+
+
+def _ranges(values: Iterator[int]) -> tuple[Range, ...]:
+    return tuple((next(values), next(values)) for _ in range(next(values)))
 
 
 def borders_of(documents: Sequence[Document], total: int) -> list[int]:

@@ -4,10 +4,12 @@ A document is the sequence of one sample. Its positions attend to those before t
 as well; those of a branch (one of several conversations about an image) to themselves and to what precedes the first branch. What is left
 between documents is padding. A causal product of a whole document needs no mask; blocks are computed once more, without one, and only
 sliding windows and branches have masks, of their own sizes. Used for rows that are packed or longer than LONGEST_MASK; with shorter ones
-the models' own masks do. On a GPU gpu_documents.py has kernels for all documents at once. Legend: B rows, H heads, L positions,
-N = B L, E features of a head.
+the models' own masks do. On a GPU gpu_documents.py has kernels for all documents at once. In compiled layers attention is one operator,
+whose graph serves any documents. Legend: B rows, H heads, L positions, N = B L, E features of a head.
 """
 
+import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +23,7 @@ from transformers.masking_utils import sdpa_mask
 
 from plait.errors import PlaitError
 from plait.nn import gpu_documents
-from plait.nn.document import Document, Range
+from plait.nn.document import Document, Range, numbers_of, told_by
 
 LONGEST_MASK = 2048
 """Rows of more positions have no mask (L, L)."""
@@ -37,6 +39,10 @@ class Layout:
     masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)
     """What kernels of GPUs need."""
+    kernel: gpu_documents.Kernel = "each"
+    """What computes the attention of compiled layers."""
+    numbers: Tensor | None = None
+    """The documents as the operator of compiled layers is given them."""
 
     def band(self, like: Tensor, shape: tuple[int, int], offset: int, *, causal: bool, window: int | None) -> Tensor | None:
         """Return the mask to add, `shape` (queries, keys): 0 where query i, the key i + offset, sees key j, else -inf. None: it sees all.
@@ -56,11 +62,11 @@ class Layout:
         return self.masks[name]
 
 
-def within_documents(decoder: PreTrainedModel, documents: Sequence[Document]) -> dict[str, Any]:
+def within_documents(decoder: PreTrainedModel, documents: Sequence[Document], embeds_BLD: Tensor) -> dict[str, Any]:
     """Return the arguments in place of masks with which a language model's layers attend within `documents`.
 
-    From the first call on its layers use `_attention`, which without such arguments does what they did before. Raises PlaitError for a
-    model whose attention is not torch's.
+    From the first call on its layers use `_attention`, which without such arguments does what they did before. `embeds_BLD`: what the
+    layers are given. Raises PlaitError for a model whose attention is not torch's.
     """
     config = decoder.config
     if config._attn_implementation != _NAME:
@@ -75,7 +81,14 @@ def within_documents(decoder: PreTrainedModel, documents: Sequence[Document]) ->
     unused = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # a mask of four dimensions is passed on as it is, and none is made
     kinds = set(getattr(config, "layer_types", None) or ())
     masks = dict.fromkeys(kinds, unused) if kinds - {"full_attention"} else unused
-    return {"attention_mask": masks, "documents": Layout(documents)}
+    layout = Layout(documents, numbers=numbers_of(documents))
+    if "torch._dynamo" in sys.modules:  # something may be compiled: in one graph, for however many documents
+        torch._dynamo.maybe_mark_dynamic(layout.numbers, 0)
+    if embeds_BLD.device.type == "cuda":
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        windows = {None, getattr(config, "sliding_window", None)}
+        layout.kernel = gpu_documents.prepare(embeds_BLD, documents, layout.shared, width=width, windows=windows)
+    return {"attention_mask": masks, "documents": layout}
 
 
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **how: Any) -> tuple[Tensor, None]:
@@ -83,18 +96,86 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention
     layout = how.pop("documents", None)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
-    return _attention_within(module, (query, key, value), layout, how), None
+    given, window = (query, key, value), how.get("sliding_window") or getattr(module, "sliding_window", None)
+    if torch.compiler.is_compiling() and not how.get("dropout"):
+        return _traced(given, layout, window, how.get("scaling")), None
+    return _attention_within(given, layout, window, how), None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's
-def _attention_within(module: Any, given: tuple[Tensor, Tensor, Tensor], layout: Layout, how: dict[str, Any]) -> Tensor:
-    rows, _, length, _ = given[0].shape
-    window = how.get("sliding_window") or getattr(module, "sliding_window", None)
-    kernel = gpu_documents.choose(given[0], layout.documents, how.get("dropout", 0.0))
+def _attention_within(given: gpu_documents.Given, layout: Layout, window: int | None, how: dict[str, Any]) -> Tensor:
+    scale, dropout = how.get("scaling"), how.get("dropout", 0.0)
+    kernel = gpu_documents.choose(given[0], layout.documents, dropout)
     if kernel != "each":
-        return gpu_documents.attention(kernel, given, layout.documents, layout.shared, window=window, scale=how.get("scaling"))
+        return gpu_documents.attention(kernel, given, layout.documents, layout.shared, window=window, scale=scale)
+    return _each(given, layout, window=window, scale=scale, dropout=dropout)
+
+
+def _traced(given: gpu_documents.Given, layout: Layout, window: int | None, scale: float | None) -> Tensor:
+    """Return what `_attention_within` does, in a compiled layer: nothing here depends on what the documents are."""
+    if layout.kernel != "each":
+        return gpu_documents.by_kernel(given, kernel=layout.kernel, documents=(), shared=layout.shared, window=window, scale=scale)
+    assert layout.numbers is not None
+    query, key, value = (each.to(gpu_documents.computed_in(each)) for each in given)
+    result: Tensor = within(query, key, value, layout.numbers, window=window, scale=scale)
+    return result
+
+
+@torch.library.custom_op("plait::attention_within_documents", mutates_args=())
+def within(query: Tensor, key: Tensor, value: Tensor, numbers: Tensor, *, window: int | None, scale: float | None) -> Tensor:
+    """Return the attention (B, L, H, E) of queries, keys and values (B, H, L, E) as one operator. `numbers`: of `Layout`, on the host."""
+    return _each((query, key, value), _layout(tuple(numbers.tolist())), window=window, scale=scale)
+
+
+@within.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, numbers: Tensor, *, window: int | None, scale: float | None) -> Tensor:
+    rows, heads, length, _ = query.shape
+    return query.new_empty(rows, length, heads, value.shape[3])
+
+
+@torch.library.custom_op("plait::attention_within_documents_backward", mutates_args=())
+def _backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, numbers: Tensor, *, window: int | None, scale: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of queries, keys and values. The forward pass runs once more, as an operator keeps no graph of its own."""
+    with torch._C._ForceDispatchKeyGuard(*_OUTSIDE), torch.enable_grad():
+        given = (query.detach().requires_grad_(), key.detach().requires_grad_(), value.detach().requires_grad_())
+        out = _each(given, _layout(tuple(numbers.tolist())), window=window, scale=scale)
+        of_query, of_key, of_value = torch.autograd.grad(out, given, grad)
+    return of_query.contiguous(), of_key.contiguous(), of_value.contiguous()
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, numbers: Tensor, *, window: int | None, scale: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.how = keyword_only_inputs
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_backward(grad, *ctx.saved_tensors, **ctx.how), None)
+
+
+within.register_autograd(_gradients, setup_context=_keep)
+_OUTSIDE = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
+"""The state in which operators run outside of others: inside one, nothing is recorded for a backward pass."""
+
+
+@functools.lru_cache(maxsize=1)
+def _layout(numbers: tuple[int, ...]) -> Layout:
+    """Return the documents of the micro-batch at hand, with the masks that its layers share."""
+    return Layout(told_by(numbers))
+
+
+def _each(given: gpu_documents.Given, layout: Layout, *, window: int | None, scale: float | None, dropout: float = 0.0) -> Tensor:
+    rows, _, length, _ = given[0].shape
     query, key, value = (value if rows == 1 else value.transpose(0, 1).flatten(1, 2)[None] for value in given)
-    out = attend(query, key, value, layout, window=window, scale=how.get("scaling"), dropout=how.get("dropout", 0.0))
+    out = attend(query, key, value, layout, window=window, scale=scale, dropout=dropout)
     result: Tensor = out[0].unflatten(1, (rows, length)).permute(1, 2, 0, 3).contiguous()
     return result
 

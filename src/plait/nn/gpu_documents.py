@@ -7,7 +7,7 @@ with dropout, which neither kernel has, documents.py computes one after the othe
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -56,7 +56,7 @@ def attention(
     """Return the attention (B, L, H, E) within documents; 0 at padding. `shared`: keeps what the layers of a micro-batch have in common."""
     rows, _, length, _ = given[0].shape
     seen = sum((document.stop - document.start) ** 2 for document in documents) / (rows * length)
-    computed = functools.partial(_computed, kernel=kernel, documents=documents, shared=shared, window=window, scale=scale)
+    computed = functools.partial(by_kernel, kernel=kernel, documents=documents, shared=shared, window=window, scale=scale)
     return document_attention(*given, keys_seen=seen, computed=computed)
 
 
@@ -68,9 +68,27 @@ def document_attention(query: Tensor, key: Tensor, value: Tensor, *, keys_seen: 
     return computed(given)
 
 
-def _computed(
+def prepare(like: Tensor, documents: Sequence[Document], shared: dict[Any, Any], *, width: int, windows: Iterable[int | None]) -> Kernel:
+    """Return what computes the attention of layers that are given `like` (B, L, D), and put into `shared` all that it needs.
+
+    A compiled layer makes nothing of it by itself. `width`: the features of a head; `windows`: of all layers.
+    """
+    total, device = like.shape[:2].numel(), like.device
+    kernel = choose(like[..., :width], documents, 0.0)
+    if kernel != "each":
+        _kept(shared, "real", lambda: _real(documents, total, device))
+    if kernel == "varlen":
+        _kept(shared, "starts", lambda: starts_of(documents, total, device))
+    if kernel == "flex":
+        for window in windows:
+            _kept(shared, ("mask", window), functools.partial(block_mask, documents, total, window, device))
+    return kernel
+
+
+def by_kernel(
     given: Given, *, kernel: Kernel, documents: Sequence[Document], shared: dict[Any, Any], window: int | None, scale: float | None
 ) -> Tensor:
+    """Return the attention (B, L, H, E) within documents by a kernel of a GPU; 0 at padding. `shared`: of `prepare`, or fills it."""
     rows, _, length, _ = given[0].shape
     dtype, total, device = computed_in(given[0]), rows * length, given[0].device
     query, key, value = (each.to(dtype) for each in given)
@@ -84,7 +102,8 @@ def _computed(
     else:
         mask = _kept(shared, ("mask", window), lambda: block_mask(documents, total, window, device))
         side_by_side = (each.transpose(0, 1).flatten(1, 2)[None] for each in (query, key, value))
-        out_NHE = _compiled()(*side_by_side, block_mask=mask, scale=scale, enable_gqa=True)[0].transpose(0, 1)
+        flex: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
+        out_NHE = flex(*side_by_side, block_mask=mask, scale=scale, enable_gqa=True)[0].transpose(0, 1)
     out_NHE = out_NHE if real is None else out_NHE * real[:, None, None].to(dtype)
     result: Tensor = out_NHE.unflatten(0, (rows, length)).contiguous()
     return result

@@ -53,8 +53,6 @@ def why_not(config: RunConfig, device: torch.device) -> str | None:
     """Return why the blocks of a stage with these settings are better not compiled on `device`; None if they are to be."""
     if device.type != "cuda":
         return f"the device is {device.type}"
-    if config.data.pad == "none" and config.distributed.activation_checkpointing != "none":
-        return "rows are packed (data.pad=none) and blocks recomputed, which torch's compiler does not take together"
     capability = torch.cuda.get_device_capability(device)
     if capability < _OLDEST_GPU:
         return f"the GPU has compute capability {'.'.join(map(str, capability))}, and Triton needs 7.0"

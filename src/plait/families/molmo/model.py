@@ -79,7 +79,7 @@ class Molmo(nn.Module):
         positions_BL = batch["positions"]
         if (documents := batch["places"].get("documents")) is not None:
             decoder = self.language.get_decoder()
-            visible = {**within_documents(decoder, documents), "past_key_values": cache, "use_cache": cache is not None}
+            visible = {**within_documents(decoder, documents, embeds_BLD), "past_key_values": cache, "use_cache": cache is not None}
             packed_BLD: Tensor = decoder(inputs_embeds=embeds_BLD, position_ids=positions_BL, **visible)[0]
             return packed_BLD
         return self.run_decoder(embeds_BLD, attention_mask(batch["segments"])[:, None], positions_BL, positions_BL, cache)

@@ -74,7 +74,7 @@ class TheWorld(nn.Module):
         """Return the language model's last hidden states (B, L, D) for what `embed` returned; fills the key-value `cache`, if given."""
         visible = {"attention_mask": batch["attention_mask"], "token_type_ids": batch["token_types"]}
         if (documents := batch["places"].get("documents")) is not None:
-            visible = within_documents(self.gemma.model.language_model, documents)
+            visible = within_documents(self.gemma.model.language_model, documents, embeds_BLD)
         positions = {"position_ids": batch["positions"], "past_key_values": cache, "use_cache": cache is not None}
         output = self.gemma.model(inputs_embeds=embeds_BLD, **visible, **positions)
         hidden_BLD: Tensor = output.last_hidden_state

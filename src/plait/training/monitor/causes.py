@@ -152,16 +152,16 @@ def _ranks(window: Window, stage: Stage) -> Iterator[Cause]:
 def _packed(window: Window, stage: Stage) -> str:
     """Return overrides that pack rows to a number of tokens, with ranks of like work; "" where the run cannot do that."""
     data = stage.view.config.data
-    if not _can_pack(window, stage) or data.pack_tokens is not None or any(entry.options.get("stream") for entry in data.train):
+    if not _can_pack(stage) or data.pack_tokens is not None or any(entry.options.get("stream") for entry in data.train):
         return ""
     of_a_row = max(window.ranks["positions"]) / max(1, window.micro_batches)
     tokens = max(data.max_tokens or 0, _ROW * math.ceil(of_a_row / _ROW))
     return " ".join([*_pad_none(stage), stage.override("data.pack_tokens", tokens)])
 
 
-def _can_pack(window: Window, stage: Stage) -> bool:
-    """Return whether the rows of the stage's family can be packed without a loss elsewhere: blocks that are compiled want like lengths."""
-    return registry.load(stage.view.config.family).token_lengths is not None and not window.compiled
+def _can_pack(stage: Stage) -> bool:
+    """Return whether the rows of the stage's family can be packed."""
+    return registry.load(stage.view.config.family).token_lengths is not None
 
 
 def _pad_none(stage: Stage) -> list[str]:
@@ -180,7 +180,7 @@ def _passes(window: Window, stage: Stage) -> Iterator[Cause]:
     yield Cause("copy", window.share("copy"), f"{copied}: does the family's collate send more than it needs?")
     if window.padding >= _PADDING:
         shorter = {"to_max": "longest", "to_128": "longest"}.get(config.data.pad)
-        shorter = "none" if _can_pack(window, stage) and config.data.pad != "none" else shorter
+        shorter = "none" if _can_pack(stage) and config.data.pad != "none" else shorter
         cure = stage.override("data.pad", shorter) if shorter else stage.override("train.micro_batch", max(1, window.micro_batch // 2))
         text = f"{window.padding:.0%} of the positions that are computed are padding (data.pad={config.data.pad})"
         yield Cause("padding", window.padding * share, text, cure)
@@ -191,7 +191,7 @@ def _passes(window: Window, stage: Stage) -> Iterator[Cause]:
         )
         length = config.data.max_tokens
         cure = stage.override("data.max_tokens", length // 2) if length else ""
-        cure = stage.override("data.pad", "none") if _can_pack(window, stage) and config.data.pad != "none" else cure
+        cure = stage.override("data.pad", "none") if _can_pack(stage) and config.data.pad != "none" else cure
         yield Cause("dense masks", window.masked * share / 2, text, cure)
     if window.graphs:
         text = f"{window.graphs} graphs were compiled in {window.steps:,} steps, for new shapes"
