@@ -1,10 +1,12 @@
 """Files that appear whole or not at all, and rows of which a bad one costs that row alone."""
 
 import errno
+import io
 import itertools
 import json
 import os
 import stat
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -77,10 +79,14 @@ def test_half_of_a_surrogate_pair_is_written_as_json_escapes_it(tmp_path):
 
 
 def test_rows_are_whole_where_the_system_takes_a_part_of_them_at_a_time(tmp_path, monkeypatch):
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, body: write(descriptor, body[:5]))
+    class Slow(io.FileIO):
+        def write(self, body):
+            return super().write(body[:5])
+
     (tmp_path / "a.jsonl").write_text('{"step": 1}\n{"st')
-    files.append_rows(tmp_path / "a.jsonl", [{"step": 2}, {"step": 3}])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode, buffering: Slow(path, mode))
+        files.append_rows(tmp_path / "a.jsonl", [{"step": 2}, {"step": 3}])
     assert (tmp_path / "a.jsonl").read_text() == '{"step": 1}\n{"st\n{"step": 2}\n{"step": 3}\n'
 
 

@@ -122,15 +122,11 @@ def xxh3(path: Path) -> str:
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append `rows` to a `.jsonl` file, a JSON line each, in one write. They begin on a new line if a kill cut the last line short."""
     body = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        end = os.lseek(descriptor, 0, os.SEEK_END)
-        if end and os.pread(descriptor, 1, end - 1) != b"\n":
+    with path.open("ab+", buffering=0) as file:
+        if (end := file.tell()) and os.pread(file.fileno(), 1, end - 1) != b"\n":
             body = b"\n" + body
         while body:
-            body = body[os.write(descriptor, body) :]
-    finally:
-        os.close(descriptor)
+            body = body[file.write(body) :]
 
 
 def read_rows(path: Path, kinds: Mapping[str, Any] = NO_KINDS, *, ends: bool = False, key: str = "") -> list[dict[str, Any]]:

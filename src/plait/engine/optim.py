@@ -138,12 +138,11 @@ def measure(
     Returns the norm of everything (`grad_norm`) and, of several components, each one's (`grad_norm/COMPONENT`). The function is given them
     once the host has read them, and multiplies nothing below the limit. For one component bit-equal to `nn.utils.clip_grad_norm_`.
     """
-    sharded = {name: [value.grad for value in part if value.grad is not None] for name, part in components.items()}
-    every = [gradient for part in sharded.values() for gradient in part]
+    gradients = {name: [local(value.grad) for value in part if value.grad is not None] for name, part in components.items()}
+    every = [gradient for part in gradients.values() for gradient in part]
     if not every:
         return {"grad_norm": torch.zeros(())}, lambda _: None
-    gradients = {name: [local(gradient) for gradient in part] for name, part in sharded.items()}
-    tensor_norms = torch.stack(torch._foreach_norm([gradient for part in gradients.values() for gradient in part], 2, torch.float32))
+    tensor_norms = torch.stack(torch._foreach_norm(every, 2, torch.float32))
     several = len(components) > 1
     counts = [len(part) for part in gradients.values()]
     by_component = dict(zip(gradients, torch.split(tensor_norms, counts) if several else [tensor_norms], strict=True))
@@ -154,7 +153,7 @@ def measure(
         norms_to_join.append(torch.cat([by_component[name] for name in common]))
     if several:
         norms_to_join.extend(by_component.values())
-    total_norm, *others = norms_of_all([torch.linalg.vector_norm(norms) for norms in norms_to_join], every[0])
+    total_norm, *others = norms_of_all([torch.linalg.vector_norm(norms) for norms in norms_to_join], next(iter(components.values()))[0])
     norms = dict(zip(by_component, others[some_apart:] or [total_norm], strict=True))
     limits = [(value, [name], norms[name]) for name, value in own_limits.items() if name in gradients]
     if limit is not None:

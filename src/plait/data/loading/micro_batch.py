@@ -101,8 +101,8 @@ class MicroBatchBuilder:
             else:
                 bad = [Bad(*lost, chosen, i) for i, lost in enumerate(unusable)] if unusable else []
                 return value, chosen, bad, time.perf_counter() - began
-        name, (_, first, reason) = self.sources[wanted.source].name, unusable[0]
-        raise PlaitError(f"{name}: sample {first} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {reason}")
+        first, others = unusable[0], f"{_ATTEMPTS - 1} replacements in a row"
+        raise PlaitError(f"{source.name}: sample {first[1]} and {others} are bad; the first: {first[2]}")
 
     def collate(self, examples: Sequence[Example], padding: bool) -> MicroBatch:
         """Collate examples to a micro-batch; raises what `Inputs.collate` raises. `padding`: they repeat a sample; no `bad` is listed."""
