@@ -4,7 +4,9 @@
 
 Each benchmark is a script of its own in this folder, run in turn; its figures are medians of rounds that take plait and its peer by turns.
 Printed is a table in Markdown, with a mark at every ratio that is over 5 % from the record (results/table.json), for the worse or the
-better. `--record` writes the table as the new record, with table.md and table.svg. `--quick` takes few rounds: it shows that all run.
+better. `--record` writes the table as the new record, with table.md and table.svg, after each benchmark. `--quick` takes few rounds: it
+shows that all run. One that fails, or takes five times what it should, has a line at the end; it and one that is interrupted (Ctrl-C)
+lose no row of the others. How long each takes: `--help`.
 """
 
 import argparse
@@ -14,8 +16,10 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,51 +144,86 @@ def bus(found: Figures, _: str) -> Iterator[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """A script with its arguments, and what reads its figures: (the JSON that it writes, what it prints) -> rows."""
+    """A script with its arguments, and what reads its figures: (the JSON that it writes, what it prints) -> rows.
+
+    `minutes`: that it takes in full on two idle cores, about.
+    """
 
     script: str
     read: Callable[[Figures, str], Iterator[Row]]
+    minutes: float
     full: tuple[str, ...] = ()
     quick: tuple[str, ...] = ()
     writes: bool = True
 
 
 BENCHMARKS = {
-    "overhead": Benchmark("overhead", overhead, ("--rounds=9", "--steps=400"), ("--rounds=1", "--steps=100")),
-    "loader": Benchmark("loader", loader, (), ("--rounds=1", "--samples=512")),
-    "packing": Benchmark("packing", packing, ("nlvr",), ("nlvr", "32", "16", "1"), writes=False),
-    "logits": Benchmark("logits", logits, (), ("--rounds=1",)),
-    "cache": Benchmark("feature_cache", cache, ("--rounds=5",), ("--rounds=1",)),
-    "saving": Benchmark("saving", saving, ("--only=stall",), ("--only=stall", "--rounds=2", "--megabytes", "20")),
-    "resume": Benchmark("resume_time", resume, (), ("--rounds=1",)),
-    "start": Benchmark("start_up", start, (), ("--rounds=1",)),
-    "order": Benchmark("order", order),
-    "monitor": Benchmark("monitor", monitor, ("--rounds=5", "--steps=120"), ("--rounds=1", "--steps=60")),
-    "bus": Benchmark("bus", bus),
+    "overhead": Benchmark("overhead", overhead, 3, ("--rounds=9", "--steps=400"), ("--rounds=1", "--steps=100")),
+    "loader": Benchmark("loader", loader, 4, (), ("--rounds=1", "--samples=512")),
+    "packing": Benchmark("packing", packing, 5, ("nlvr",), ("nlvr", "32", "16", "1"), writes=False),
+    "packing-theworld": Benchmark(
+        "packing", packing, 2, ("nlvr", "64", "32", "3", "32768", "theworld"), ("nlvr", "8", "8", "1", "32768", "theworld"), writes=False
+    ),
+    "packing-molmo": Benchmark(
+        "packing", packing, 2, ("nlvr", "16", "8", "3", "32768", "molmo"), ("nlvr", "4", "4", "1", "32768", "molmo"), writes=False
+    ),
+    "logits": Benchmark("logits", logits, 1, (), ("--rounds=1",)),
+    "cache": Benchmark("feature_cache", cache, 5, ("--rounds=5",), ("--rounds=1",)),
+    "saving": Benchmark("saving", saving, 3, ("--only=stall",), ("--only=stall", "--rounds=2", "--megabytes", "20")),
+    "resume": Benchmark("resume_time", resume, 1, (), ("--rounds=1",)),
+    "start": Benchmark("start_up", start, 3, (), ("--rounds=1",)),
+    "order": Benchmark("order", order, 1),
+    "monitor": Benchmark("monitor", monitor, 3, ("--rounds=5", "--steps=120"), ("--rounds=1", "--steps=72")),
+    "bus": Benchmark("bus", bus, 0.5),
 }
+
+
+class Failed(Exception):
+    """A benchmark has no rows; the message says why."""
+
+
+def ran(words: Sequence[str], timeout_s: float) -> str:
+    """Run a script of this folder with all that it starts; return what it prints. Raises Failed with the last line of its errors."""
+    paths = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
+    script = [sys.executable, *words]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    with subprocess.Popen(
+        script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE.parent, env=environment, start_new_session=True
+    ) as process:
+        try:
+            printed, errors = process.communicate(timeout=timeout_s)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)  # its children too, which would disturb the next one
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Failed(f"not done in {timeout_s / 60:.0f} minutes") from error
+            raise
+    if process.returncode:
+        raise Failed((errors.strip().splitlines() or [f"ended by {process.returncode}"])[-1])
+    return printed
 
 
 def measured(name: str, *, quick: bool) -> list[Row]:
     """Run a benchmark; its rows. A quick one leaves the file of figures as it was.
 
-    Raises RuntimeError with the last line of what it said where it fails.
+    Raises Failed where it fails, takes five times what it should, or gives no figures that can be read.
     """
     asked = BENCHMARKS[name]
-    words = [sys.executable, str(HERE / f"{asked.script}.py"), *(asked.quick if quick else asked.full)]
-    paths = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
     path = HERE / "results" / f"{asked.script}.json"
     before = path.read_bytes() if path.exists() else None
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=HERE.parent, env={**os.environ, "PYTHONPATH": paths})
-        if done.returncode:
-            raise RuntimeError((done.stderr.strip().splitlines() or [f"ended by {done.returncode}"])[-1])
-        figures = json.loads(path.read_bytes()) if asked.writes else {}
+        words = [str(HERE / f"{asked.script}.py"), *(asked.quick if quick else asked.full)]
+        printed = ran(words, 60 * max(10.0, 5 * asked.minutes))
+        rows = list(asked.read(json.loads(path.read_bytes()) if asked.writes else {}, printed))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise Failed(f"its figures cannot be read: {type(error).__name__}: {error}") from error
     finally:
         if quick and before is not None:
             path.write_bytes(before)
         elif quick:
             path.unlink(missing_ok=True)
-    return list(asked.read(figures, done.stdout))
+    if not rows:
+        raise Failed("it gave no figures")
+    return rows
 
 
 Record = Mapping[tuple[str, str], float]
@@ -226,12 +265,31 @@ def plot(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(rows: Sequence[Row], kept: Sequence[Mapping[str, Any]], took_s: Mapping[str, float]) -> None:
+    """Write the record: rows, and of those `kept` what was not measured again. `took_s`: seconds by benchmark."""
+    names = {row.name for row in rows}
+    whole = [*(row for row in (Row(**row) for row in kept) if row.name not in names), *rows]
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__, "load": os.getloadavg()[0]}
+    before = json.loads(RECORD.read_text(encoding="utf-8")).get("took_s", {}) if RECORD.exists() else {}
+    write_json(RECORD, {"machine": machine, "took_s": {**before, **took_s}, "rows": [dataclasses.asdict(row) for row in whole]})
+    RECORD.with_suffix(".md").write_text("\n".join(table(whole, {})) + "\n", encoding="utf-8")
+    RECORD.with_suffix(".svg").write_text(plot(whole), encoding="utf-8")
+
+
+def durations() -> str:
+    """Say how many minutes each benchmark takes in full, and all."""
+    each = ", ".join(f"{name} {asked.minutes:g}" for name, asked in BENCHMARKS.items())
+    return f"Minutes in full on two idle cores, about: {each}; all {sum(asked.minutes for asked in BENCHMARKS.values()):g}."
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmarks that are asked for, or all, and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.splitlines()[0], epilog=durations(), allow_abbrev=False
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHMARKS)}; without: all")
     parser.add_argument("--quick", action="store_true", help="few rounds: shows that all run; no figures to record")
-    parser.add_argument("--record", action="store_true", help="write the table as the record")
+    parser.add_argument("--record", action="store_true", help="write the table as the record, after each benchmark")
     asked = parser.parse_args(arguments)
     if unknown := sorted(set(asked.names) - set(BENCHMARKS)):
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
@@ -239,21 +297,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--quick gives no figures to record")
     kept = json.loads(RECORD.read_text(encoding="utf-8"))["rows"] if RECORD.exists() else []
     record = {(row["name"], row["peer"]): row["ratio"] for row in kept}
-    rows, failed = list[Row](), list[str]()
+    rows, failed, took_s = list[Row](), list[str](), dict[str, float]()
     for name in asked.names or BENCHMARKS:
-        print(f"{name} ...", file=sys.stderr, flush=True)
+        print(f"{name} ..." if asked.quick else f"{name} ... (about {BENCHMARKS[name].minutes:g} min)", file=sys.stderr, flush=True)
+        began = time.monotonic()
         try:
             rows += measured(name, quick=asked.quick)
-        except RuntimeError as error:
+        except Failed as error:
             failed.append(f"{name}: {error}")
+            continue
+        except KeyboardInterrupt:
+            failed.append(f"{name}: interrupted; what came before is in the table")
+            break
+        took_s[name] = round(time.monotonic() - began, 1)
+        if asked.record:
+            write(rows, kept, took_s)
     print(*table(rows, record), *failed, sep="\n")
-    if asked.record:
-        names = {row.name for row in rows}
-        whole = [*(row for row in (Row(**row) for row in kept) if row.name not in names), *rows]
-        machine = {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__, "load": os.getloadavg()[0]}
-        write_json(RECORD, {"machine": machine, "rows": [dataclasses.asdict(row) for row in whole]})
-        RECORD.with_suffix(".md").write_text("\n".join(table(whole, {})) + "\n", encoding="utf-8")
-        RECORD.with_suffix(".svg").write_text(plot(whole), encoding="utf-8")
     sys.exit(bool(failed))
 
 

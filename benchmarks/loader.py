@@ -256,6 +256,8 @@ def main() -> None:
     asked = parser.parse_args()
     load_before = os.getloadavg()[0]  # others at work on the machine make the figures worthless; say so in the record
     small = sorted((asked.data / "cifar10").glob("train-*.tar"))
+    if not small:
+        parser.error(f"no train-*.tar in {asked.data / 'cifar10'}: name the folder that has them by --data or PLAIT_DATA")
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             compare("CIFAR-10 JPEG 32 px to 64 px", small, 64, asked.samples, asked.rounds),

@@ -142,6 +142,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--families", nargs="+", default=[*RECIPES], choices=[*RECIPES])
     given = parser.parse_args()
+    if given.steps <= FIRST_STEPS + EVERY:
+        parser.error(f"--steps={given.steps} has no recorded step after the first {FIRST_STEPS}: take {FIRST_STEPS + EVERY + 1} or more")
     torch.set_num_threads(1)
     timed(StageMonitor, "begin")
     timed(SourceLosses, "look")

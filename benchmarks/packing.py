@@ -3,7 +3,7 @@
 The peer is what a plain loop does: rows padded, and the cross-entropy of the logits of all positions. Models, samples and lengths are those
 of the tiny recipes of theworld and molmo (towers, connector and projector included). Rounds take all layouts in turn, so that a busy
 machine slows all alike. `memory` measures how much a row of theworld's tiny model holds, by its length.
-    python benchmarks/packing.py nlvr [SAMPLES] [MICRO_BATCH] [ROUNDS] [WORDS of the heads]
+    python benchmarks/packing.py nlvr [SAMPLES] [MICRO_BATCH] [ROUNDS] [WORDS of the heads] [FAMILY ...]
     python benchmarks/packing.py memory [LENGTHS ...]
 """
 
@@ -102,10 +102,10 @@ def gradient(built: ModelBundle) -> Tensor:
     return torch.cat([value.grad.flatten() for value in built.model.parameters() if value.grad is not None])
 
 
-def nlvr(samples: int = 128, micro_batch: int = 32, rounds: int = 5, words: int | None = None) -> None:
-    """Print the table of both families."""
+def nlvr(samples: int = 128, micro_batch: int = 32, rounds: int = 5, words: int | None = None, *families: str) -> None:
+    """Print the table of some families, or of both."""
     print("| family | layout | samples per CPU second | ratio | gradient, relative difference |\n|---|---|---|---|---|")
-    for family in RECIPES:
+    for family in families or RECIPES:
         with tempfile.TemporaryDirectory() as folder:
             built, config, view = opened(Path(folder), family, micro_batch, words)
             built.model.train()
@@ -125,7 +125,8 @@ def nlvr(samples: int = 128, micro_batch: int = 32, rounds: int = 5, words: int 
             ratios = [turn["padded, all logits"] / turn[name] for turn in turns]
             rate = len(lengths) / median(turn[name] for turn in turns)
             apart = float((gradients[name] - plain).norm() / plain.norm())
-            print(f"| {family} | {name} | {rate:.1f} | {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | {apart:.1e} |")
+            spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            print(f"| {family}, {head:,} words | {name} | {rate:.1f} | {spread} | {apart:.1e} |")
 
 
 def long_row(length: int, pad: str = "none") -> float:
@@ -162,4 +163,4 @@ def memory(*lengths: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"nlvr": nlvr, "memory": memory}[sys.argv[1]](*map(int, sys.argv[2:]))
+    {"nlvr": nlvr, "memory": memory}[sys.argv[1]](*(int(word) if word.isdecimal() else word for word in sys.argv[2:]))  # type: ignore[operator]

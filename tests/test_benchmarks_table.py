@@ -12,8 +12,8 @@ from benchmarks import __main__ as suite
 PACKED = """| family | layout | samples per CPU second | ratio | gradient, relative difference |
 |---|---|---|---|---|
 molmo: 128 samples of 150 to 260 tokens, median 200
-| molmo | padded, all logits | 20.0 | 1.00 (1.00 to 1.00) | 0.0e+00 |
-| molmo | packed | 31.0 | 1.55 (1.50 to 1.60) | 1.1e-07 |
+| molmo, 32,768 words | padded, all logits | 20.0 | 1.00 (1.00 to 1.00) | 0.0e+00 |
+| molmo, 32,768 words | packed | 31.0 | 1.55 (1.50 to 1.60) | 1.1e-07 |
 """
 
 
@@ -32,7 +32,9 @@ def test_a_benchmark_is_read_as_it_was_recorded(name):
 
 
 def test_packing_is_read_from_what_it_prints():
-    assert list(suite.packing({}, PACKED)) == [suite.Row("packing molmo", "31.0/s", "padded, all logits", "20.0/s", 1.55, "higher")]
+    assert list(suite.packing({}, PACKED)) == [
+        suite.Row("packing molmo, 32,768 words", "31.0/s", "padded, all logits", "20.0/s", 1.55, "higher")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +73,13 @@ def test_a_quick_run_leaves_the_figures_as_they_were(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     (tmp_path / "x.py").write_text(f"open({str(tmp_path / 'results/x.json')!r}, 'w').write('{{\"value\": 2}}')")
     monkeypatch.setattr(suite, "HERE", tmp_path)
-    seen = []
-    monkeypatch.setitem(suite.BENCHMARKS, "order", suite.Benchmark("x", lambda figures, printed: seen.append(figures) or []))
+    seen, row = [], suite.Row("a", "1", "b", "2", 0.5, "lower")
+
+    def note(figures, printed):
+        seen.append(figures)
+        return [row]
+
+    monkeypatch.setitem(suite.BENCHMARKS, "order", suite.Benchmark("x", note, 1))
     for before in (None, '{"value": 1}'):
         if before:
             (tmp_path / "results/x.json").write_text(before)
@@ -81,5 +88,69 @@ def test_a_quick_run_leaves_the_figures_as_they_were(tmp_path, monkeypatch):
     assert seen == [{"value": 2}] * 2
     assert Path(tmp_path / "results/x.json").read_text() == '{"value": 1}'
     (tmp_path / "x.py").write_text("raise ValueError('no data')")
-    with pytest.raises(RuntimeError, match="ValueError: no data"):
+    with pytest.raises(suite.Failed, match="ValueError: no data"):
         suite.measured("order", quick=True)
+
+
+def broken(figures, printed):
+    raise KeyError("median_s")
+    yield
+
+
+SCRIPTS = {
+    "raises": ("raise ValueError('no data')", "raises: ValueError: no data"),
+    "unread": ("print('other figures')", "unread: its figures cannot be read: KeyError: 'median_s'"),
+    "unwritten": ("", "unwritten: its figures cannot be read: FileNotFoundError: "),
+    "hangs": ("import time; time.sleep(60)", "hangs: not done in 0 minutes"),
+    "empty": ("", "empty: it gave no figures"),
+}
+
+
+def test_one_that_fails_costs_no_row_of_the_others(tmp_path, monkeypatch, capsys):
+    """One that raises, changed its figures, wrote none, hangs: each has a line, and what came before and after is printed and recorded."""
+    monkeypatch.setattr(suite, "HERE", tmp_path)
+    monkeypatch.setattr(suite, "RECORD", tmp_path / "table.json")
+    fine = {name: suite.Row(name, "1", "peer", "2", 0.5, "lower") for name in ("before", "after")}
+    rows = {name: [row] for name, row in fine.items()}
+    benchmarks = {"before": suite.Benchmark("fine", lambda figures, printed: iter(rows["before"]), 1, writes=False)}
+    for name, (code, _) in SCRIPTS.items():
+        (tmp_path / f"{name}.py").write_text(code)
+        read = broken if name == "unread" else lambda figures, printed: iter(())
+        benchmarks[name] = suite.Benchmark(name, read, 1, writes=name == "unwritten")
+    (tmp_path / "fine.py").write_text("")
+    benchmarks["after"] = suite.Benchmark("fine", lambda figures, printed: iter(rows["after"]), 1, writes=False)
+    monkeypatch.setattr(suite, "BENCHMARKS", benchmarks)
+    ran = suite.ran
+    monkeypatch.setattr(suite, "ran", lambda words, timeout_s: ran(words, 2.0 if "hangs" in words[0] else timeout_s))
+    with pytest.raises(SystemExit) as ended:
+        suite.main(["--record"])
+    told = capsys.readouterr().out
+    assert ended.value.code == 1
+    assert all(f"| {name} | 1 | peer 2 | 0.50 |" in told for name in fine)
+    lines = told.splitlines()[-len(SCRIPTS) :]
+    assert all(line.startswith(said) for line, (_, said) in zip(lines, SCRIPTS.values(), strict=True)), lines
+    record = json.loads((tmp_path / "table.json").read_text())
+    assert [row["name"] for row in record["rows"]] == ["before", "after"] and set(record["took_s"]) == {"before", "after"}
+
+
+def test_an_interruption_keeps_the_rows_before_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(suite, "RECORD", tmp_path / "table.json")
+
+    def measured(name, quick):
+        if name == "bus":
+            raise KeyboardInterrupt
+        return [suite.Row(name, "1", "peer", "2", 0.5, "lower")]
+
+    monkeypatch.setattr(suite, "measured", measured)
+    with pytest.raises(SystemExit) as ended:
+        suite.main(["order", "bus", "logits", "--record"])
+    told = capsys.readouterr().out
+    assert ended.value.code == 1 and "| order | 1 |" in told and "bus: interrupted" in told and "| logits" not in told
+    assert [row["name"] for row in json.loads((tmp_path / "table.json").read_text())["rows"]] == ["order"]
+
+
+def test_help_tells_how_long_each_takes(capsys):
+    with pytest.raises(SystemExit):
+        suite.main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} {asked.minutes:g}" in told for name, asked in suite.BENCHMARKS.items())
