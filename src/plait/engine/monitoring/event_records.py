@@ -1,9 +1,8 @@
-"""Read and write the records of TensorBoard's event files. Its own writer takes a thread, and a byte at a time for checksums.
+"""Read and write the records of TensorBoard's event files. Its own writer takes a thread, and Python for each byte of a checksum.
 
 A file is a sequence of records: length (uint64), its checksum (uint32), an Event, the Event's checksum (uint32); little-endian.
 """
 
-import functools
 import itertools
 import os
 import socket
@@ -13,17 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-import numpy as np
+import google_crc32c
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 PREFIX = "events.out.tfevents."
 """How the names of event files begin; the second follows in which the file was made."""
 
-_POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), as RFC 3720 has it, the first bit of a byte being its lowest
-_ONES = 0xFFFFFFFF
-_CHUNK = 2048  # bytes whose bits are added up at once
 _numbers = itertools.count()
 
 
@@ -74,31 +69,5 @@ def events(file: IO[bytes]) -> Iterator[tuple[Event, int]]:
 
 def masked_crc(data: bytes) -> int:
     """Return the checksum of a record's part: its CRC-32C, turned by 15 bits, plus a constant (TensorFlow, `crc32c.h`)."""
-    crc = crc32c(data)
-    return (crc >> 15 | crc << 17) + 0xA282EAD8 & _ONES
-
-
-def crc32c(data: bytes) -> int:
-    """Return the CRC-32C of at least 4 bytes.
-
-    A CRC is linear over bits: it is the XOR of what each bit that is set contributes by its distance from the end. What the bytes before
-    gave (ones, before the first) is added to the first four bytes.
-    """
-    start, register = 0, _ONES
-    while start < len(data):
-        end = start + _CHUNK if len(data) - start >= _CHUNK + 4 else len(data)
-        bits = np.unpackbits(np.frombuffer(data, np.uint8, end - start, start), bitorder="little")
-        bits[:32] ^= np.unpackbits(np.frombuffer(register.to_bytes(4, "little"), np.uint8), bitorder="little")
-        register = int(np.bitwise_xor.reduce(_contributions()[-len(bits) :] * bits))
-        start = end
-    return register ^ _ONES
-
-
-@functools.cache
-def _contributions() -> NDArray[np.uint32]:
-    """Return what a set bit contributes to the CRC, for the bits of as many bytes as are added up at once; the last is the last bit."""
-    register, contributions = 1, []
-    for _ in range(8 * (_CHUNK + 3)):
-        register = register >> 1 ^ (_POLYNOMIAL if register & 1 else 0)
-        contributions.append(register)
-    return np.array(contributions[::-1], np.uint32)
+    crc: int = google_crc32c.value(data)
+    return (crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF
