@@ -73,6 +73,7 @@ _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2): orphans of a test become 
 
 TESTS: dict[str, str] = {
     "data/order.py": "data/test_order.py data/test_buckets.py",
+    "data/loading/replacing.py": "data/test_buckets.py data/test_part.py",
     "data/loading/bucketing.py": "data/test_buckets.py data/test_part.py",
     "data/loading/length_order.py": "data/test_length_order.py",
     "data/loading/token_budget.py": "data/test_token_budget.py",
@@ -174,6 +175,7 @@ TESTS: dict[str, str] = {
     "engine/parallel/memory_estimate.py": "engine/test_memory_estimate.py engine/test_strategy.py",
     "engine/parallel/agent_store.py": "engine/test_distributed.py",
     "engine/parallel/gathering.py": "engine/test_gathering.py",
+    "engine/parallel/hosted.py": "engine/test_hosted.py",
     "engine/parallel/leaving.py": "engine/test_leaving.py",
     "engine/parallel/replication.py": "engine/test_replication.py",
     "engine/parallel/sharding.py": "engine/test_sharding.py training/test_reshard.py",

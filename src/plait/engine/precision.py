@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from plait.engine.parallel import distributed
+from plait.engine.parallel import distributed, hosted
 from plait.engine.parallel.distributed import Ranks, local
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,9 @@ def set_precision(model: nn.Module, full: Collection[str], precision: str, devic
     frozen weights have no updates to lose.
     """
     types, parameters = types_of(model, full, precision), dict(model.named_parameters())
+    held = hosted.names(model) if device is not None and device.type != "cpu" else ()
     for name, dtype in types.items():
-        distributed.place(parameters[name], dtype, device or parameters[name].device)
+        distributed.place(parameters[name], dtype, parameters[name].device if device is None or name in held else device)
 
 
 def types_of(model: nn.Module, full: Collection[str], precision: str) -> dict[str, torch.dtype]:

@@ -21,6 +21,7 @@ from plait.config.sections.guard import Guard
 from plait.data.formats.index import cache_folder
 from plait.engine import blocks
 from plait.engine.compilation import choice
+from plait.engine.parallel import hosted
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.every_rank import on_every_rank
 from plait.engine.precision import caution, set_precision
@@ -74,6 +75,9 @@ def trainer(
     out = on_every_rank(ranks, lambda: passed_arguments.output_folder(made.output_dir))[0]
     with arguments.whole_models(made):
         opened = _open(view, out, ranks)
+    if made.deepspeed:
+        hosted.release(opened.bundle.model)  # DeepSpeed broadcasts all of a model, from GPU to GPU
+    hosted.leave_out(opened.bundle.model)
     made.output_dir, made.max_steps = str(out), opened.plan.steps
     return StageTrainer(opened, made, callbacks)
 

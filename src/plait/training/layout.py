@@ -62,7 +62,8 @@ def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, mi
             log.info(warning)
         if bundle.sharding is None:
             set_precision(bundle.model, state.ever_trained | names, config.train.precision, ranks.device)
-            bundle.model.to(ranks.device)
+            if ranks.device.type != "cpu":  # where it is built
+                bundle.model.to(ranks.device)
             if config.distributed.ddp_comm_hook != "none":
                 log.info("distributed.ddp_comm_hook changes nothing: one rank sends no gradients")
         else:

@@ -18,16 +18,6 @@ def bucket_lengths(source: Source) -> tuple[int, ...]:
     return source.groups or (len(source),)
 
 
-def bucket_of(source: Source, index: int) -> range:
-    """Return the range of a source's indices that share a bucket with `index`. Raises IndexError if `index` is beyond the source."""
-    begin = 0
-    for length in bucket_lengths(source):
-        if index < begin + length:
-            return range(begin, begin + length)
-        begin += length
-    raise IndexError(f"sample {index} of {begin}")
-
-
 def contents_of(sources: Sequence[Source], global_batch: int) -> list[tuple[str, str]]:
     """Return log lines as (name, text), such as ("bucket 832x1216", "9,000 samples, ..."), per bucket and for all; [] without buckets."""
     rows = [row for source in sources for row in source.table(global_batch)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from plait.config.secrets import masked
-from plait.data.loading.bucketing import bucket_of
+from plait.data.loading.replacing import replacement
 from plait.data.order import Ordering, SampleId, Slices, Slicing, rank_slices
 from plait.data.sources.contract import Sample, Source, read
 from plait.errors import BadSample, PlaitError, bad_sample
@@ -97,7 +97,7 @@ class MicroBatchBuilder:
                     raise
                 reason = masked(str(fault))  # here: a worker may have filled in variables that no other process knows of
                 unusable.append((chosen, name or fault.sample or f"{source.name}[{index}]", reason))
-                chosen = self._replacement(wanted, len(unusable))
+                chosen = replacement(self.sources, self.seed, wanted, len(unusable))
             else:
                 bad = [Bad(*lost, chosen, i) for i, lost in enumerate(unusable)] if unusable else []
                 return value, chosen, bad, time.perf_counter() - began
@@ -122,13 +122,6 @@ class MicroBatchBuilder:
     def build(self, ids: Sequence[SampleId], padding: bool) -> MicroBatch:
         """Return the micro-batch of the samples `ids`, bad ones replaced. `padding`: only fills up a rank; adds no loss."""
         return self.collate([self.encode(identity) for identity in ids], padding)
-
-    def _replacement(self, wanted: SampleId, attempt: int) -> SampleId:
-        number = key(self.seed, "replace", wanted.source, wanted.index, wanted.epoch, attempt)
-        if (stream := self.sources[wanted.source].stream) is not None:  # one that is at hand
-            return wanted._replace(index=stream.substitute(wanted.index, number, (self.seed, "order", wanted.source, wanted.epoch)))
-        candidates = bucket_of(self.sources[wanted.source], wanted.index)
-        return wanted._replace(index=candidates[number % len(candidates)])
 
 
 def collated(inputs: Inputs, examples: list[Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
-from plait.engine.parallel import gathering
+from plait.engine.parallel import gathering, hosted
 
 Strategy = Literal["ddp", "fsdp", "shard_grad_op", "hsdp"]
 """A way to divide the state over ranks, as `distributed.strategy` names it; see Layout."""
@@ -132,8 +132,12 @@ class Traffic(NamedTuple):
 
 
 def count_parameters(model: nn.Module, trained: Collection[str], ever: Collection[str], blocks: Sequence[nn.Module]) -> ParameterCounts:
-    """Count a model's values. `trained`, `ever`: names of parameters that train now, and that ever did; `blocks`: the units of sharding."""
-    sizes = {id(value): (name, value.numel()) for name, value in model.named_parameters()}  # a tied weight once
+    """Count a model's values, without those that stay on the host.
+
+    `trained`, `ever`: names of parameters that train now, and that ever did; `blocks`: the units of sharding.
+    """
+    held = hosted.names(model)
+    sizes = {id(value): (name, value.numel()) for name, value in model.named_parameters() if name not in held}  # a tied weight once
     units = [{id(value) for value in block.parameters()} for block in blocks]
     plain = set().union(*(gathering.plain(block) for block in blocks))
     now, before = set(trained), set(ever) - set(trained)

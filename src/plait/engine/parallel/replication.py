@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
+from plait.engine.parallel import hosted
+
 _BROADCASTS_BUFFERS = ("forward_sync_buffers", "broadcast_buffers")
 """DDP's option to broadcast rank 0's buffers before every forward pass, by its name in torch 2.13 and before. Ours never change."""
 
@@ -21,6 +23,7 @@ def wrap(model: nn.Module, device: torch.device, comm_hook: str) -> DistributedD
     devices = [device.index] if device.type == "cuda" else None
     known = inspect.signature(DistributedDataParallel).parameters
     no_broadcast: dict[str, Any] = {next(name for name in _BROADCASTS_BUFFERS if name in known): False}
+    hosted.leave_out(model)
     replica = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **no_broadcast)
     if comm_hook == "bf16":
         replica.register_comm_hook(None, _as_bfloat16)

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from plait.engine.parallel import distributed, gathering
+from plait.engine.parallel import distributed, gathering, hosted
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Layout
 
@@ -146,11 +146,14 @@ def gather(module: nn.Module, done: Collection[int]) -> None:
 
 
 def place(model: nn.Module, part: nn.Module, types: Mapping[str, torch.dtype], device: torch.device) -> None:
-    """Move the full parameters of `part`, a module of `model`, to the device. There they get their dtypes, `types` by name."""
-    own = {id(value) for value in part.parameters() if not isinstance(value, DTensor)}
+    """Move the full parameters of `part`, a module of `model`, to the device. There they get their dtypes, `types` by name.
+
+    What nothing computes with stays on the host (`hosted.py`).
+    """
+    own, held = {id(value) for value in part.parameters() if not isinstance(value, DTensor)}, hosted.names(model)
     for name, value in model.named_parameters():
         if id(value) in own:
-            distributed.place(value, types.get(name, value.dtype), device)
+            distributed.place(value, types.get(name, value.dtype), value.device if name in held else device)
 
 
 def _hooks(module: nn.Module) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_cosmos import AutoencoderKLCosmos, CosmosPatchEmbed3d
 from torch import Tensor
 
-from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder, cells, unit_range
+from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder, cells, keep_on_host, unit_range
 from plait.families.theworld.pretrained.wan import with_defaults
 from plait.nn import trust
 
@@ -38,7 +38,7 @@ def read(source: str, where: Mapping[str, Any], settings: Mapping[str, Any], ima
 
 
 class Encoder(WorldEncoder):
-    """Pictures and clips to the latents of a Cosmos 1 VAE. Its decoder is kept, and never used."""
+    """Pictures and clips to the latents of a Cosmos 1 VAE. Its decoder stays on the host, unused."""
 
     mean: Tensor
     std: Tensor
@@ -47,6 +47,7 @@ class Encoder(WorldEncoder):
         super().__init__(
             grid(settings, image_size), {"_class_name": AutoencoderKLCosmos.__name__, **with_defaults(AutoencoderKLCosmos, settings)}
         )
+        keep_on_host(vae.decoder, vae.post_quant_conv)
         self.vae = vae
         shape = (self.grid.channels, self.grid.most or 1, 1, 1)
         for name in ("mean", "std"):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plait.engine.parallel.hosted import OnHost
 from plait.errors import PlaitError
 
 
@@ -87,6 +88,12 @@ class WorldEncoder(nn.Module, ABC):
     def dtype(self) -> torch.dtype:
         """Return the type in which it computes: that of its first weights."""
         return next(self.parameters()).dtype
+
+
+def keep_on_host(*modules: nn.Module) -> None:
+    """Have modules that an encoder has and never uses stay in the host's memory, in place, wherever their model goes."""
+    for module in (module for module in modules if not isinstance(module, OnHost)):
+        module.__class__ = type(type(module).__name__, (OnHost, type(module)), {})
 
 
 def unit_range(pixels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,7 @@
 """V-JEPA 2 of transformers in place of a world model's encoder: a video encoder that predicts features, and never pixels.
 
 A control for the question whether a world model helps. A cell is the final state of one tubelet, `tubelet_size` frames of a patch
-(Assran et al. 2025, arXiv:2506.09985). Its predictor is kept, and never used.
+(Assran et al. 2025, arXiv:2506.09985). Its predictor stays on the host, unused.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 from plait.errors import PlaitError
 from plait.families.theworld.pretrained import pixels
-from plait.families.theworld.pretrained.encoder import Grid, cells
+from plait.families.theworld.pretrained.encoder import Grid, cells, keep_on_host
 from plait.nn import trust
 
 
@@ -48,6 +48,7 @@ class Encoder(pixels.PixelEncoder):
 
     def __init__(self, model: VJEPA2Model, settings: Mapping[str, Any], image_size: int) -> None:
         super().__init__(model, grid(settings, image_size), settings)
+        keep_on_host(model.predictor)
 
     def encode(self, frames_BFCSS: Tensor) -> Tensor:
         """Encode uint8 frames (B, F, 3, S, S) to features (B, C, T, h, h). Pixels are normalised as published."""

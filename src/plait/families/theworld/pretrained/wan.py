@@ -13,7 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, W
 from torch import Tensor
 
 from plait.errors import PlaitError
-from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder, cells, unit_range
+from plait.families.theworld.pretrained.encoder import Grid, WorldEncoder, cells, keep_on_host, unit_range
 from plait.nn import trust
 
 _CHUNK = 4  # frames that AutoencoderKLWan.encode encodes at a time
@@ -73,7 +73,7 @@ def fold(vae: AutoencoderKLWan) -> None:
 
 
 class Encoder(WorldEncoder):
-    """Pictures and clips to the latents of a Wan VAE. `vae` is changed in place; its decoder is kept, and never used."""
+    """Pictures and clips to the latents of a Wan VAE. `vae` is changed in place; its decoder stays on the host, unused."""
 
     mean: Tensor
     std: Tensor
@@ -83,6 +83,7 @@ class Encoder(WorldEncoder):
             grid(settings, image_size), {"_class_name": AutoencoderKLWan.__name__, **with_defaults(AutoencoderKLWan, settings)}
         )
         fold(vae)
+        keep_on_host(vae.decoder, vae.post_quant_conv)
         self.vae = vae
         for name in ("mean", "std"):
             self.register_buffer(name, torch.empty(self.grid.channels, 1, 1, 1, dtype=torch.float32, device="cpu"), persistent=False)
