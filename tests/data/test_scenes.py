@@ -251,3 +251,9 @@ def test_texts_are_had_without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [source.worded(i) for i in range(8)] == [sample | {"images": [blank(48, 48, "png")]} for sample in drawn]
     with pytest.raises(IndexError, match="scene 8 of 8"):
         source.worded(8)
+
+
+def test_texts_of_many_samples_are_had_with_few_calls(calls: Any) -> None:
+    source = scenes(size=[48, 48], objects=[1, 3], tasks=["count", "exists", "colour"], length=100)
+    source.worded(0)
+    assert calls(lambda: [source.worded(i) for i in range(100)]) < 50_000

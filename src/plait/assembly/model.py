@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import nn
@@ -166,10 +167,9 @@ def _texts(config: RunConfig) -> Iterator[str]:
     for source in open_training(config).sources:
         bad: list[str] = []
         count = min(len(source), _TOKENIZER_SAMPLES)
-        for i in range(count):
+        for i, index in enumerate(np.asarray(permute(np.arange(count), max(len(source), 1), config.seed, "texts")).tolist()):
             try:
                 with sample_errors:
-                    index = int(permute(i, len(source), config.seed, "texts"))
                     sample = source.worded(index) if source.stream is None else read(source, i, 0)  # shard by shard
             except BadSample as error:
                 bad.append(str(error))

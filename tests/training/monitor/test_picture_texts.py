@@ -61,7 +61,8 @@ def test_training_data_that_is_mixed_up_is_named_beside_held_out_data(tmp_path, 
 def test_sound_sources_are_left_alone_and_so_is_one_with_nothing_to_hold_it_to(tmp_path, data):
     assert warned(tmp_path, data[:1], entry(data[0])) == []
     bad = open_source(SourceEntry(source="jsonl", path=data[1]["path"]), seed=0)
-    assert [*picture_texts.unrelated({"bad": bad}, {}, 0)] == []
+    read, bad.worded = [], lambda index: read.append(index) or bad[index]
+    assert [*picture_texts.unrelated({"bad": bad}, {}, 0)] == [] and not read
 
 
 def test_on_a_slow_disk_nothing_is_compared_which_is_told(tmp_path, data, monkeypatch, capsys):

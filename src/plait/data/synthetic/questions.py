@@ -226,19 +226,20 @@ def _groups(scene: Scene, speech: Speech) -> dict[str, dict[int, list[Group]]]:
 
     Pairs of which the scene has neither the colour nor the shape are left out: their count would be too easy.
     """
-    seen_colours, seen_shapes = {obj.colour for obj in scene.objects}, {obj.shape for obj in scene.objects}
-    pairs = [
-        Group(colour, shape)
+    colours, shapes = Counter(obj.colour for obj in scene.objects), Counter(obj.shape for obj in scene.objects)
+    both = Counter((obj.colour, obj.shape) for obj in scene.objects)
+    pairs = (
+        ((colour, shape), both[colour, shape])
         for colour in speech.colours
         for shape in speech.shapes
-        if (colour in seen_colours or shape in seen_shapes) and (colour, shape) not in speech.excluded
-    ]
-    kinds = {"colour": [Group(c, None) for c in speech.colours], "shape": [Group(None, s) for s in speech.shapes], "both": pairs}
+        if (colour in colours or shape in shapes) and (colour, shape) not in speech.excluded
+    )
+    kinds = {"colour": (((c, None), colours[c]) for c in speech.colours), "shape": (((None, s), shapes[s]) for s in speech.shapes)}
     table: dict[str, dict[int, list[Group]]] = {}
-    for kind, groups in kinds.items():
+    for kind, groups in {**kinds, "both": pairs}.items():
         rows = table.setdefault(kind, {})
-        for group in groups:
-            rows.setdefault(sum(map(group.holds, scene.objects)), []).append(group)
+        for pair, count in groups:
+            rows.setdefault(count, []).append(Group(*pair))
     return table
 
 

@@ -9,7 +9,6 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -201,6 +200,8 @@ class Scenes:
         later |= dict.fromkeys(("motion_holdout", "screen"), not self.options.moving)
         settings = self.options.model_dump_json(exclude={name for name, default in later.items() if default})  # old fingerprints stay
         self.fingerprint = f"{keys.key(DRAWING, settings, seed, split, self.length):016x}"
+        weights = np.array(list(self.options.tasks.values()))
+        self._task_ends = np.cumsum(weights) / weights.sum()
         self.held_out = held_out(self.options.colours, self.options.shapes, self.options.holdout)
         for task, weight in self.options.tasks.items():
             if weight and task in motion.TASKS:
@@ -242,7 +243,7 @@ class Scenes:
                 "truth": question.truth,
                 "caption": caption,
                 "size": [scene.width, scene.height],
-                "objects": [asdict(obj) for obj in scene.objects],
+                "objects": [{name: getattr(obj, name) for name in SceneObject.__match_args__} for obj in scene.objects],
                 "background": [list(scene.background[0]), list(scene.background[1]), scene.background[2]],
                 "frames": options.frames,
                 "held_out": any((obj.colour, obj.shape) in self.held_out for obj in scene.objects),
@@ -283,7 +284,7 @@ class Scenes:
             kept_out=options.motion_holdout,
         )
 
-    @property
+    @functools.cached_property
     def _speech(self) -> Speech:
         options = self.options
         excluded = self.held_out if self.split == "train" else frozenset()  # in training, "is there a ...?" would always be answered "no"
@@ -322,8 +323,7 @@ class Scenes:
         )
 
     def _task(self, rng: np.random.Generator) -> str:
-        task_weights = np.array(list(self.options.tasks.values()))
-        return list(self.options.tasks)[int(np.searchsorted(np.cumsum(task_weights) / task_weights.sum(), rng.random(), side="right"))]
+        return list(self.options.tasks)[int(self._task_ends.searchsorted(rng.random(), side="right"))]
 
     def _more(self, index: int, scene: Scene, first: Question) -> list[Question]:
         """Return further questions about a scene, without repeats."""

@@ -79,7 +79,8 @@ def unrelated(training: Mapping[str, Source], held_out: Mapping[str, Source], se
     """
     until_s = time.monotonic() + MOST_S
     chosen = {**dict([*training.items()][:_MOST_SOURCES]), **dict([*held_out.items()][:_MOST_SOURCES])}
-    texts = {name: _texts(source, seed, until_s) for name, source in chosen.items() if not source.may_wait}
+    read = {name: source for name, source in chosen.items() if not source.may_wait}
+    texts = {name: _texts(source, seed, until_s) for name, source in read.items() if len(read) > 1}
     for name in [name for name in texts if name in training]:
         for other in [other for other in texts if other != name]:
             if (line := _compared(name, texts[name], other, texts[other], seed)) is not None:
