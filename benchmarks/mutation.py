@@ -216,6 +216,7 @@ TESTS: dict[str, str] = {
     "training/planning/findings.py": "commands/test_plan.py",
     "training/planning/forecast.py": "commands/test_plan.py training/planning/test_reality.py",
     "training/planning/hardware.py": "commands/test_plan.py",
+    "training/planning/host_memory.py": "commands/test_plan_host_memory.py",
     "training/planning/judge.py": "commands/test_plan.py",
     "training/planning/meta_model.py": "commands/test_plan.py training/planning/test_reality.py",
     "training/planning/pace.py": "commands/test_plan.py",

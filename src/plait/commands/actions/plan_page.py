@@ -81,6 +81,7 @@ def _rows(stage: PlannedStage, hardware: Hardware) -> Iterator[tuple[str, str]]:
     yield "", f"{'':<28}" + "".join(f"{name:>12}" for name in _COLUMNS)
     for memory in (planned.chosen, *planned.others):
         yield "", f"{_title(memory, planned):<28}" + "".join(f"{_cell(value):>12}" for value in bytes_by_kind(memory).values())
+    yield from _host_rows(planned)
     if planned.flops is not None:
         yield "FLOPs", f"{planned.flops / 1e12:,.4g} TFLOP a step, {planned.flops / batch / 1e12:,.4g} a sample"
     if planned.orthogonalised is not None:
@@ -97,6 +98,18 @@ def _rows(stage: PlannedStage, hardware: Hardware) -> Iterator[tuple[str, str]]:
         )
         yield "time", f"not known: {unknown}"
     yield from _setting_rows(planned)
+
+
+def _host_rows(planned: StageForecast) -> Iterator[tuple[str, str]]:
+    """Yield the rows of the host's memory, as far as there is something in it."""
+    host, told = planned.host, []
+    if host.writers:
+        size = "not known" if host.copies is None else gigabytes(host.copies)
+        whose = "rank 0" if host.writers == 1 else f"each of {host.writers} ranks"
+        told.append(f"{size} of {whose} for the copy that background saves are written from (checkpoint.async_save)")
+    if host.unused:
+        told.append(f"{gigabytes(host.unused)} of each rank for weights that nothing computes with")
+    yield from (("" if i else "host memory", text) for i, text in enumerate(told))
 
 
 def _data_rows(planned: StageForecast) -> Iterator[tuple[str, str]]:
@@ -148,7 +161,7 @@ def _setting_rows(planned: StageForecast) -> Iterator[tuple[str, str]]:
         first = max(rule.min_steps, min(rule.patience_steps, rule.window_steps))
         yield "plateau", f"{rule.metric} can end the stage from step {first:,} on"
     if planned.checkpoints is not None:
-        kept, size, left = planned.checkpoints
+        kept, size, left, _ = planned.checkpoints
         more = f", and {gigabytes(left)} of averages of deleted ones" if left else ""
         yield "checkpoints", f"{kept} of {gigabytes(size)} at the end{more}"
     elif "checkpoints" in planned.faults:
@@ -214,6 +227,7 @@ def _stage_dict(stage: PlannedStage) -> dict[str, Any]:
         "samples_per_s": None if stage.pace is None else stage.pace.samples_per_s,
         "hours": None if stage.pace is None or planned.samples is None else stage.pace.hours(planned.samples),
         "pace_from": None if stage.pace is None else stage.pace.origin,
+        "host_memory": asdict(planned.host),
         "checkpoints": None if planned.checkpoints is None else planned.checkpoints._asdict(),
         "rates": None if not planned.steps else sampled_rates(schedule.with_warmup(optim, planned.steps), planned.steps, _POINTS)[0],
         "not_known": dict(planned.faults),

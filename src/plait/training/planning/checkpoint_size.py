@@ -33,11 +33,15 @@ _ALIGNMENT = 8  # of a safetensors header, which is filled up with blanks
 
 
 class StageCheckpoints(NamedTuple):
-    """The checkpoints of a stage: `kept` at most, of `size` bytes each, and `left` bytes of averages that deleted ones leave behind."""
+    """The checkpoints of a stage: `kept` at most, of `size` bytes each, and `left` bytes of averages that deleted ones leave behind.
+
+    `tensors`: bytes of a checkpoint's tensors alone.
+    """
 
     kept: int
     size: int
     left: int
+    tensors: int
 
 
 def of_run(resolved: Resolved) -> list[StageCheckpoints]:
@@ -62,13 +66,15 @@ def of_stages(resolved: Resolved, bundle: ModelBundle) -> list[StageCheckpoints]
         with_moments = kinds if settings.returning_moments == "reset" else with_moments | kinds
         averaged = averaged | now if settings.ema is not None else set()
         trained = TYPES[view.config.train.precision].trained.itemsize
-        average = _file(parameters, dict.fromkeys(averaged, ("",)), _FLOAT32) if averaged else 0
+        average, of_average = _file(parameters, dict.fromkeys(averaged, ("",)), _FLOAT32) if averaged else (0, 0)
         averages = average * settings.average_count
-        moments = _file(parameters, {name: [f".{kind}" for kind in with_moments[name]] for name in with_moments}, trained)
+        moments, of_moments = _file(parameters, {name: [f".{kind}" for kind in with_moments[name]] for name in with_moments}, trained)
+        weights, of_weights = _file(parameters, dict.fromkeys(ever, ("",)), trained)
+        tensors = of_weights + of_moments + of_average * settings.average_count
         count, deleted = _kept(view)
         left = 0 if settings.ema is None or not settings.ema.post_hoc else deleted * (averages - average)
         beside = _manifest(components, ever) + _figures(view, len(bundle.blocks), len(components)) + len(resolved.yaml.encode())
-        stages.append(StageCheckpoints(count, _file(parameters, dict.fromkeys(ever, ("",)), trained) + moments + averages + beside, left))
+        stages.append(StageCheckpoints(count, weights + moments + averages + beside, left, tensors))
     return stages
 
 
@@ -78,8 +84,8 @@ def needed(stages: Collection[StageCheckpoints]) -> tuple[int, int]:
     return sum(stage.kept for stage in stages), total + max((stage.size for stage in stages), default=0)
 
 
-def _file(parameters: Mapping[str, nn.Parameter], kinds: Mapping[str, Sequence[str]], itemsize: int) -> int:
-    """Return the bytes of a safetensors file with a tensor of each of its `kinds` for each name: its values, and the header with all.
+def _file(parameters: Mapping[str, nn.Parameter], kinds: Mapping[str, Sequence[str]], itemsize: int) -> tuple[int, int]:
+    """Return the bytes of a safetensors file with a tensor of each of its `kinds` for each name, header and all, and of its values alone.
 
     `kinds`: {name: endings of the tensors' names}, of which `.step` is one float32 number; `itemsize`: bytes of a value of the others.
     """
@@ -90,7 +96,7 @@ def _file(parameters: Mapping[str, nn.Parameter], kinds: Mapping[str, Sequence[s
             dtype, shape, size = kept.form_of(kind.removeprefix("."), parameters[name], itemsize)
             header[name + kind] = {"dtype": dtype, "shape": shape, "data_offsets": [values, values + size]}
             values += size
-    return values + -(-len(json.dumps(header, separators=(",", ":"))) // _ALIGNMENT) * _ALIGNMENT + _ALIGNMENT
+    return values + -(-len(json.dumps(header, separators=(",", ":"))) // _ALIGNMENT) * _ALIGNMENT + _ALIGNMENT, values
 
 
 def _manifest(components: Mapping[str, Mapping[str, nn.Parameter]], ever: Collection[str]) -> int:

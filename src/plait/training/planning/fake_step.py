@@ -30,6 +30,7 @@ from plait.config.schema import Distributed
 from plait.engine import blocks
 from plait.engine.flops import Flops
 from plait.engine.loss import Batch, Loss
+from plait.engine.parallel import gathering
 from plait.engine.precision import TYPES, autocast
 from plait.errors import PlaitError
 
@@ -57,7 +58,7 @@ class StepMemory:
     transient: int
     """The most at a time without gradients: what comes on top of a state whose gradients are held."""
     sharded: int
-    """The same where weights are sharded, and their 16-bit copies go with the forward pass."""
+    """The same where weights are sharded: the matrices of blocks are gathered in 16 bits, so that nothing makes copies of them."""
     batch: int
     """The tensors of the micro-batch itself."""
 
@@ -65,15 +66,17 @@ class StepMemory:
 class Live(TorchDispatchMode):
     """Context manager: counts the bytes of tensors that operators made inside it and that are still there.
 
-    `held`: tensors that are there before and do not count. A boolean mask of real values indexes fake ones by its true positions, as the
-    shape of the result depends on them.
+    `held`: tensors that are there before and do not count; `gathered`: those of them whose casts are no memory where weights are sharded.
+    A boolean mask of real values indexes fake ones by its true positions, as the shape of the result depends on them.
     """
 
-    def __init__(self, held: Iterable[Tensor]) -> None:
+    def __init__(self, held: Iterable[Tensor], gathered: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self._known = {tensor.untyped_storage()._cdata for tensor in held}
+        self._gathered = {tensor.untyped_storage()._cdata for tensor in gathered}
         self._gradients: set[int] = set()
-        self.now = self.gradients = self.peak = self.transient = 0
+        self._casts: set[int] = set()
+        self.now = self.gradients = self.casts = self.peak = self.transient = self.sharded = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Run an operator and count what it returns, unless that is memory counted before."""
@@ -81,6 +84,9 @@ class Live(TorchDispatchMode):
             args = (args[0], [known for index in args[1] for known in _positions(index)])
         run = _grouped_mm if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16 else func
         out = run(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self._gathered:
+            self._casts.add(out.untyped_storage()._cdata)
+            self.casts += out.untyped_storage().nbytes()
         for value in tree_leaves(out):
             if isinstance(value, Tensor):
                 self._add(value)
@@ -100,6 +106,7 @@ class Live(TorchDispatchMode):
             self._known.add(storage._cdata)
             self.now += storage.nbytes()
             self.peak, self.transient = max(self.peak, self.now), max(self.transient, self.now - self.gradients)
+            self.sharded = max(self.sharded, self.now - self.gradients - self.casts)
             weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes())
 
     def _drop(self, storage: int, size: int) -> None:
@@ -108,6 +115,9 @@ class Live(TorchDispatchMode):
         if storage in self._gradients:
             self._gradients.discard(storage)
             self.gradients -= size
+        if storage in self._casts:
+            self._casts.discard(storage)
+            self.casts -= size
 
 
 def _grouped_mm(a: Tensor, b: Tensor, *others: Any, **named: Any) -> Tensor:
@@ -166,7 +176,7 @@ def measure(bundle: ModelBundle, loss: Loss, batch: Batch, precision: str, setti
     """
     model, parameters = bundle.model.train(), [value for value in bundle.model.parameters() if value.requires_grad]
     given = [value for value in batch.values() if isinstance(value, Tensor)]
-    live = Live([*bundle.model.parameters(), *bundle.model.buffers(), *given])
+    live = Live([*bundle.model.parameters(), *bundle.model.buffers(), *given], _gathered(bundle, precision))
     hooks = [value.register_post_accumulate_grad_hook(live.is_gradient) for value in parameters]
     try:
         rest = bundle.family.recomputed(bundle.model)
@@ -175,19 +185,25 @@ def measure(bundle: ModelBundle, loss: Loss, batch: Batch, precision: str, setti
             with blocks.cast_once(precision) if casts_kept and settings.activation_checkpointing != "none" else contextlib.nullcontext():
                 with live, autocast(precision, _CPU):
                     sums = loss.sums(model, batch)
-                activations, forward, live.transient = live.now, live.transient, 0
+                activations = live.now
                 with live:
                     torch.autograd.backward([value for value in sums.values() if value.requires_grad])
                 del sums
-                backward, casts = live.transient, live.now - live.gradients
         gradients = live.gradients
     finally:
         for hook in hooks:
             hook.remove()
         for value in parameters:
             value.grad = None
-    peaks = live.peak, max(forward, backward), max(forward, backward - casts)
+    peaks = live.peak, live.transient, live.sharded
     return StepMemory(activations, logits.most, gradients, *peaks, sum(value.nbytes for value in given))
+
+
+def _gathered(bundle: ModelBundle, precision: str) -> Iterator[Tensor]:
+    """Yield the weights that are gathered in 16 bits where blocks are sharded, of those that train."""
+    for block in bundle.blocks if TYPES[precision].products != TYPES[precision].trained else ():
+        parameters = {name: value for name, value in block.named_parameters() if value.requires_grad}
+        yield from (parameters[name] for name in gathering.matrices(block, parameters))
 
 
 def between(small: StepMemory, large: StepMemory, share: float) -> StepMemory:

@@ -21,11 +21,12 @@ from plait.engine.parallel.memory_estimate import Layout, Memory, ParameterCount
 from plait.errors import PlaitError
 from plait.training.moments import kept
 from plait.training.moments.kept import Orthogonalised
-from plait.training.planning import checkpoint_size, fake_step, stage_batch
+from plait.training.planning import checkpoint_size, fake_step, host_memory, stage_batch
 from plait.training.planning.checkpoint_size import StageCheckpoints
 from plait.training.planning.entries import on_hub, training_entries
 from plait.training.planning.fake_step import StepMemory
 from plait.training.planning.hardware import Hardware
+from plait.training.planning.host_memory import HostMemory
 from plait.training.planning.stage_batch import StageBatch
 from plait.training.stage_plan import StagePlan, plan_stage
 
@@ -89,6 +90,8 @@ class StageForecast:
     orthogonalised: Orthogonalised | None
     """What Muon adds to them; None for another optimizer."""
     checkpoints: StageCheckpoints | None
+    host: HostMemory
+    """What it takes of the host's memory."""
     counts: ParameterCounts
     storage: Storage
     faults: Mapping[str, str]
@@ -184,6 +187,7 @@ class _Stage:
             faults["batch"] = str(error)
         layout, reason = self.layout(counts, storage, micro_batches > 1)
         memories = list(self.memories(layout, counts, storage, batch, micro_batches > 1))
+        kept_checkpoints = None if isinstance(checkpoints, str) else checkpoints[view.index - 1]
         return StageForecast(
             view=view,
             sizes={name: self.size(name, names) for name, names in bundle.component_names.items()},
@@ -197,7 +201,8 @@ class _Stage:
             batch=batch,
             flops=flops,
             orthogonalised=orthogonalised,
-            checkpoints=None if isinstance(checkpoints, str) else checkpoints[view.index - 1],
+            checkpoints=kept_checkpoints,
+            host=host_memory.of_stage(bundle, config, kept_checkpoints, layout),
             counts=counts,
             storage=storage,
             faults=faults,
