@@ -1,6 +1,6 @@
 """What training steps of the full-size models take on one GPU, beside a bare loop of the same model: one command, nine minutes at most.
 
-    python benchmarks/gpu.py [--minutes 9] [--steps 8] [--only NAME ...] [--again] [--tiny] [--dir DIR]
+    python benchmarks/gpu.py [--minutes 9] [--box 150] [--steps 8] [--only NAME ...] [--again] [--tiny] [--dir DIR]
 
 Sizes are those published, weights and inputs are drawn on the device: no file is fetched. Each case is a stage of a recipe of `configs/`,
 trained by plait's own loop (loss, precision, checkpointing, optimizer, guards) and by a bare one (autocast, fused AdamW, clipping), each
@@ -8,27 +8,41 @@ in a process of its own, so that memory is its own and one that fails costs itse
 share of the device's peak (MFU), peak memory beside that of `plait plan`, graphs compiled after warm-up, and how long a checkpoint of the
 state holds training up beside one written on the spot (`save`, where the state is small enough for the disk).
 
-What is done is kept in DIR/gpu.jsonl (benchmarks/results), and the table is printed after each case: a run that is ended goes on where it
-stopped, by the same command. `--again` measures anew. `--tiny` takes tiny models, and needs no GPU: it checks this script.
+Settings are those of the recipe, with as many samples as fill the device by `plait plan`, and blocks recomputed where only so a useful
+number fits. A process has `--box` seconds: what it has measured until then is kept, one that has nothing is a line of the table, and so is
+one out of memory, once a half and a quarter of the samples did not fit either. The cases that matter most come first, by plait's loop.
+After the timed steps three more are profiled; DIR/gpu-profiles has the kernels of each case by their time, and the largest stand below the
+table for a case that misses its goal: its MFU, or 0.97 of the bare loop.
+
+What is done is kept in DIR/gpu.jsonl (benchmarks/results), with device, driver and versions, and the table is printed after each case: a
+run that is ended goes on where it stopped, by the same command, and tries again what failed once all else is done. `--again` measures
+anew. `--tiny` takes tiny models, and needs no GPU: it checks this script.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from transformers import PreTrainedModel
 
+from plait import __version__
 from plait.assembly.configuration import open_config
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import StageView
@@ -42,21 +56,32 @@ from plait.engine.compilation import choice
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop
 from plait.engine.loss import Loss, sums_of, weights_of
+from plait.engine.micro_batch import Exceeded, ExceededAlone
 from plait.engine.monitoring.signals import Signals
 from plait.engine.parallel.distributed import Ranks, to_device
 from plait.engine.precision import TYPES, autocast, set_precision
 from plait.engine.state import State
 from plait.families.planning import planner
+from plait.files import write_whole
 from plait.training.features import stage_features
 from plait.training.planning.forecast import forecast
-from plait.training.planning.hardware import Hardware, gpu_of
+from plait.training.planning.hardware import GPUS, Hardware, gpu_of
 from plait.training.planning.meta_model import meta_bundle
+from plait.training.stage_plan import installed_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 GB = 1e9
 WARM = 3
 """Steps that are not timed: allocations, compiling, moments."""
+PROFILED = 3
+"""Steps after the timed ones, under the profiler."""
+OF_BARE = 0.97
+"""Share of the bare loop's speed that is the goal of all cases."""
+SHORTEST_S = 45.0
+"""Seconds below which no process is begun on a GPU: models of this size would not reach their steps."""
+HALVINGS = 2
+OUT_OF_MEMORY, NOT_DONE = "out of memory", "not done"
 SAVED = 20e9
 """Bytes of the largest state that is saved: two checkpoints have to fit the disk."""
 DRAWN = ("x0", "noise", "text", "image")
@@ -65,44 +90,63 @@ DRAWN = ("x0", "noise", "text", "image")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A stage of a recipe. `picture`: width and height in pixels of nanodit's pictures, whose latents are given."""
+    """A stage of a recipe. `picture`: width and height in pixels of nanodit's pictures, whose latents are given.
+
+    `fits`: samples and settings by GB of the device, of the largest number that it has. `goal`: MFU. `first`: one that matters most.
+    """
 
     name: str
     recipe: str
+    fits: Mapping[int, tuple[int, tuple[str, ...]]]
     settings: tuple[str, ...] = ()
     stage: str | None = None
     picture: tuple[int, int] | None = None
+    goal: float | None = None
+    first: bool = False
+
+    def on(self, memory_gb: float, halved: int = 0) -> "Case":
+        """The case on a device, with its samples halved so many times."""
+        known = [gb for gb in self.fits if gb <= memory_gb] or [min(self.fits)]
+        rows, more = self.fits[max(known)]
+        bucket = () if self.picture is None else ("data.train.0.options.buckets=[{}x{}]".format(*self.picture),)  # for plait plan
+        return dataclasses.replace(self, settings=(*self.settings, *bucket, *more, *batch_of(max(1, rows >> halved))))
 
 
 def batch_of(rows: int) -> tuple[str, ...]:
     return f"train.global_batch={rows}", f"train.micro_batch={rows}"
 
 
-COMPILED, UNCACHED = "distributed.compile=true", "data.feature_cache=off"
-CASES = (
-    Case("theworld 1 projection", "theworld/stages", (*batch_of(16), COMPILED, UNCACHED), "projection"),
-    Case("theworld 1 cached", "theworld/stages", (*batch_of(16), COMPILED, "data.feature_cache=on"), "projection"),
-    Case("theworld 2 vision", "theworld/stages", (*batch_of(8), COMPILED, UNCACHED), "vision"),
-    Case("theworld 3 language", "theworld/stages", (*batch_of(8), COMPILED, UNCACHED), "language"),
-    Case("nanodit 28/1024, 256 tokens", "nanodit/production", (*batch_of(256), COMPILED), None, (256, 256)),
-    Case("nanodit 28/1024, 1024 tokens", "nanodit/production", (*batch_of(64), COMPILED), None, (512, 512)),
-    Case("nanodit 28/1024, 1014 tokens", "nanodit/production", (*batch_of(64), COMPILED), None, (416, 624)),
-    Case("nanodit 18/768, 256 tokens", "nanodit/medium", (*batch_of(256), COMPILED), None, (256, 256)),
-    Case("molmo 7B captioner", "molmo/captioner", (*batch_of(4), COMPILED)),
-    Case("molmo 1B captioner", "molmo/captioner", (*batch_of(4), "model.language=olmoe")),
+UNCACHED, CACHED = ("data.feature_cache=off",), ("data.feature_cache=on",)
+PLAIN = ("distributed.activation_checkpointing=none",)
+PURE = ("train.precision=pure_bf16",)
+"""Of what does not fit 80 GB with weights in float32: as fast, but not as exact."""
+CASES = (  # samples: of `plait plan`, within 95 % of the memory; none recomputed where enough of them fit so
+    Case("theworld 1 projection", "theworld/stages", {80: (20, ()), 141: (40, ())}, UNCACHED, "projection", first=True),
+    Case("theworld 1 cached", "theworld/stages", {80: (20, ()), 141: (40, ())}, CACHED, "projection", first=True),
+    Case("theworld 3 language", "theworld/stages", {80: (64, PURE), 141: (64, ())}, UNCACHED, "language", goal=0.4, first=True),
+    Case("molmo 7B captioner", "molmo/captioner", {80: (4, PURE), 141: (4, ())}, goal=0.4, first=True),
+    Case("nanodit 28/1024, 256 tokens", "nanodit/production", {80: (112, ()), 141: (224, ())}, PLAIN, picture=(256, 256), first=True),
+    Case("theworld 2 vision", "theworld/stages", {80: (7, ()), 141: (15, ())}, UNCACHED, "vision"),
+    Case("nanodit 28/1024, 1024 tokens", "nanodit/production", {80: (28, ()), 141: (56, ())}, PLAIN, picture=(512, 512)),
+    Case("nanodit 28/1024, 1014 tokens", "nanodit/production", {80: (28, ()), 141: (56, ())}, PLAIN, picture=(416, 624)),
+    Case("nanodit 18/768, 256 tokens", "nanodit/medium", {80: (256, ()), 141: (448, ())}, PLAIN, picture=(256, 256)),
+    Case("molmo 1B captioner", "molmo/captioner", {80: (4, PURE), 141: (4, ())}, ("model.language=olmoe",)),
 )
-_SMALL = "preset=tiny", "model.base=tiny", *batch_of(2)
+_SMALL = "preset=tiny", "model.base=tiny"
+_TWO = {0: (2, ())}
 TINY = (
-    Case("theworld 1 projection", "theworld/stages", (*_SMALL, "train.precision=fp32", UNCACHED), "projection"),
-    Case("theworld 1 cached", "theworld/stages", (*_SMALL, "data.feature_cache=on"), "projection"),
-    Case("theworld 3 language", "theworld/stages", (*_SMALL, UNCACHED), "language"),
+    Case("theworld 1 projection", "theworld/stages", _TWO, (*_SMALL, "train.precision=fp32", *UNCACHED), "projection", first=True),
+    Case("theworld 1 cached", "theworld/stages", _TWO, (*_SMALL, *CACHED), "projection", first=True),
+    Case("theworld 3 language", "theworld/stages", _TWO, (*_SMALL, *UNCACHED), "language", goal=0.4, first=True),
     Case(
         "nanodit",
         "nanodit/production",
-        ("model.size=null", "model.depth=2", "model.hidden=64", "model.heads=2", *batch_of(2)),
+        _TWO,
+        ("model.size=null", "model.depth=2", "model.hidden=64", "model.heads=2"),
         picture=(128, 128),
+        first=True,
     ),
-    Case("molmo captioner", "molmo/captioner", ("preset=debug", *batch_of(2))),
+    Case("molmo captioner", "molmo/captioner", _TWO, ("preset=debug",), goal=0.4, first=True),
 )
 
 
@@ -174,6 +218,11 @@ def micro_batches(view: StageView, bundle: ModelBundle, case: Case) -> list[tupl
     return [(drawn(batch, seed=i), size) for i, (batch, size) in enumerate(zip(shapes, sizes, strict=True))]
 
 
+def pinned(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch in pinned memory, as the loader hands it over for a GPU."""
+    return {name: value.pin_memory() if device.type == "cuda" and isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
 @dataclasses.dataclass
 class Setting:
     """What both loops train: the model of a stage on its device, its loss and its micro-batches."""
@@ -194,7 +243,7 @@ def prepared(case: Case, device: torch.device, folder: Path) -> Iterator[Setting
     resolved, view = resolved_stage(case, folder)
     view = choice.decide(view, Ranks(0, 1, device), None) if view.config.distributed.compile == "auto" else view
     bundle = meta_bundle(resolved.config, folder / "assets")
-    micro = micro_batches(view, bundle, case)
+    micro = [(pinned(batch, device), size) for batch, size in micro_batches(view, bundle, case)]
     materialise(bundle, device)
     trained = optim.select(bundle.components(), view.config.trainable, bundle.family.never_trained)
     set_precision(bundle.model, {name for part in trained.values() for name in part}, view.config.train.precision)
@@ -216,6 +265,11 @@ def prepared(case: Case, device: torch.device, folder: Path) -> Iterator[Setting
             stored.close()
 
 
+def device_gb(device: torch.device) -> float:
+    """The memory of a device in GB; 0 of the CPU."""
+    return torch.cuda.get_device_properties(device).total_memory / GB if device.type == "cuda" else 0.0
+
+
 def settled(device: torch.device) -> float:
     """The time, once the device has done all that it was given."""
     if device.type == "cuda":
@@ -223,17 +277,26 @@ def settled(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def by_plait(given: Setting, steps: int, folder: Path) -> dict[str, Any]:
-    """Train by plait's loop; seconds per step, FLOPs of one, and what saves take."""
+Tell = Callable[[Mapping[str, Any]], None]
+"""Takes figures as soon as they are there."""
+
+
+def by_plait(given: Setting, steps: int, folder: Path, tell: Tell, profile: Path) -> None:
+    """Train by plait's loop; tell seconds per step, FLOPs of one, the kernels of some more steps, and what saves take."""
     config, counted, marks = given.view.config, list[float](), list[tuple[float, int]]()
 
     def note(state: State, row: dict[str, Any]) -> None:
         counted.append(row.get("tflop_per_s", 0.0) * 1e12 * config.train.global_batch / row["samples_per_s"])
 
     def batches() -> Iterator[StepBatch]:
-        for step in range(WARM + steps):
+        for step in range(WARM + steps + PROFILED):
             if step == WARM:
                 marks.append((settled(given.device), blocks.graphs()))
+            if step == WARM + steps:
+                ended, (began, graphs) = settled(given.device), marks[0]
+                tell({"step_s": (ended - began) / steps, "flops": max(counted), "recompiled": blocks.graphs() - graphs})
+                tell({"memory": most_allocated(given.device)})
+                profiler.start()
             micros = [MicroBatch(given.collate(batch), [SampleId(0, i, step) for i in range(size)], False) for batch, size in given.micro]
             yield StepBatch(step, micros, [], 0.0)
 
@@ -252,13 +315,36 @@ def by_plait(given: Setting, steps: int, folder: Path) -> dict[str, Any]:
         spikes=None,
         meter=given.meter,
     )
-    loop.run(batches(), WARM + steps)
-    ended, (began, graphs) = settled(given.device), marks[0]
-    found = {"step_s": (ended - began) / steps, "flops": max(counted), "recompiled": blocks.graphs() - graphs}
-    return found | saved(given, folder)
+    profiler = torch.profiler.profile()
+    loop.run(batches(), WARM + steps + PROFILED)
+    settled(given.device)
+    profiler.stop()
+    tell(kernels(profiler, given.device, profile))
+    tell(saved(given, folder))
 
 
-def by_hand(given: Setting, steps: int, folder: Path) -> dict[str, Any]:
+def most_allocated(device: torch.device) -> int | None:
+    """The most bytes that were allocated on a GPU so far; None on the CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def kernels(profiler: torch.profiler.profile, device: torch.device, path: Path) -> dict[str, Any]:
+    """Write what was profiled as a table; seconds of a step in kernels (on the CPU in operations), and in the five that take most."""
+    averages, cuda = profiler.key_averages(), device.type == "cuda"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    order = f"self_{'cuda' if cuda else 'cpu'}_time_total"
+    path.write_text(averages.table(sort_by=order, row_limit=40, max_name_column_width=90), encoding="utf-8")
+    spent = dict[str, float]()
+    for each in averages:
+        if not cuda:
+            spent[each.key] = each.self_cpu_time_total
+        elif each.device_type != DeviceType.CPU and not each.is_user_annotation:  # a kernel, not the operation that begins it
+            spent[each.key] = each.self_device_time_total
+    largest = sorted(spent.items(), key=lambda item: -item[1])[:5]
+    return {"kernels_s": sum(spent.values()) / 1e6 / PROFILED, "kernels": [(name[:60], us / 1e6 / PROFILED) for name, us in largest]}
+
+
+def by_hand(given: Setting, steps: int, folder: Path, tell: Tell, profile: Path) -> None:
     """Train as one writes it by hand: autocast, backward of each micro-batch, clipping, fused AdamW."""
     config, loss, model = given.view.config, given.loss, given.bundle.model.train()
     trained = [value for value in model.parameters() if value.requires_grad]
@@ -281,7 +367,8 @@ def by_hand(given: Setting, steps: int, folder: Path) -> dict[str, Any]:
     began = settled(given.device)
     for _ in range(steps):
         step()
-    return {"step_s": (settled(given.device) - began) / steps}
+    tell({"step_s": (settled(given.device) - began) / steps})
+    tell({"memory": most_allocated(given.device)})
 
 
 def saved(given: Setting, folder: Path) -> dict[str, float]:
@@ -304,84 +391,216 @@ def saved(given: Setting, folder: Path) -> dict[str, float]:
     return found
 
 
-def planned(case: Case, folder: Path) -> int | None:
+def planned(case: Case, device: str, folder: Path) -> int | None:
     """The peak memory in bytes that `plait plan` tells for the case."""
     resolved, view = resolved_stage(case, folder)
-    (stage,) = forecast(resolved, meta_bundle(resolved.config, folder / "assets"), Hardware(gpu_of("H200"), 1), only=view.name)
+    gpu = next((each for each in GPUS.values() if each.device == device), gpu_of("H200"))
+    (stage,) = forecast(resolved, meta_bundle(resolved.config, folder / "assets"), Hardware(gpu, 1), only=view.name)
     return stage.chosen.peak
 
 
 LOOPS = {"plait": by_plait, "bare": by_hand}
 
 
-def measure(case: Case, loop: str, steps: int) -> dict[str, Any]:
-    """Train a case by one of the loops; its figures."""
+def about(device: torch.device) -> dict[str, Any]:
+    """The device and the versions of what runs on it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    versions = {name: version for name, version in installed_versions().items() if name in ("python", "transformers", "diffusers")}
+    versions |= {"plait": __version__, "torch": torch.__version__}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions["triton"] = importlib.metadata.version("triton")
+    told: dict[str, Any] = {"device": name, "memory_gb": device_gb(device), "versions": versions, "cpus": os.cpu_count()}
+    if device.type == "cuda":
+        told |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "driver": driver()}
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    with contextlib.suppress(OSError):
+        told["commit"] = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
+    return told
+
+
+def driver() -> str | None:
+    """The version of the GPU's driver and its limits of power and clock, as nvidia-smi tells them; None without it."""
+    words = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def measure(case: Case, loop: str, steps: int, tell: Tell, profile: Path) -> None:
+    """Train a case by one of the loops; tell its figures, each as soon as it is there."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    on = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    machine = about(device)
+    tell(machine)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with prepared(case, device, folder) as given:
-            found = LOOPS[loop](given, steps, folder)
             tokens = sum(float(weights_of(given.loss, batch).get("tokens", 0)) for batch, _ in given.micro)
-            train = given.view.config.train
-        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        plan = planned(case, folder) if loop == "plait" else None
-    most = flops.peak(on, TYPES[train.precision].products)
-    about = {"case": case.name, "loop": loop, "device": on, "torch": torch.__version__, "samples": train.global_batch, "tokens": tokens}
-    return about | {"at_most": most, "memory": memory, "planned": plan} | found
+            train, distributed = given.view.config.train, given.view.config.distributed
+            tell({"samples": train.global_batch, "tokens": tokens, "precision": train.precision, "compiled": distributed.compile})
+            tell({"recomputed": distributed.activation_checkpointing})
+            tell({"at_most": flops.peak(machine["device"], TYPES[train.precision].products)})
+            LOOPS[loop](given, steps, folder, tell, profile)
+        if loop == "plait":
+            tell({"planned": planned(case, machine["device"], folder)})
 
 
-COLUMNS = "case", "samples/s", "bare", "ratio", "tokens/s", "TFLOP/s", "MFU", "peak, of plan", "recompiled", "save behind, on the spot"
+def fault(error: BaseException) -> str:
+    """One line about what ended a case."""
+    if isinstance(error, torch.OutOfMemoryError | Exceeded | ExceededAlone | MemoryError) or "out of memory" in str(error).lower():
+        return OUT_OF_MEMORY
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+COLUMNS = (
+    "case",
+    "step",
+    "samples/s",
+    "bare",
+    "ratio",
+    "tokens/s",
+    "TFLOP/s",
+    "MFU",
+    "peak, of plan",
+    "recompiled",
+    "save behind, on the spot",
+)
 
 
 def table(cases: Sequence[Case], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The lines of the table, of what is there."""
+    """The lines of the table, of what is there, and below it what is known of the cases that miss their goals."""
     by = {(row["case"], row["loop"]): row for row in rows}
+    missed = []
     yield "| " + " | ".join(COLUMNS) + " |"
     yield "|---" * len(COLUMNS) + "|"
     for case in cases:
         ours, bare = by.get((case.name, "plait")), by.get((case.name, "bare"), {})
         if ours is None:
             continue
-        cells = [next((row["error"] for row in (ours, bare) if "error" in row), "")]
-        if not cells[0]:
-            cells = cells_of(ours, bare)
+        cells = cells_of(ours, bare) if "step_s" in ours else [str(ours["error"])]
         yield "| " + " | ".join([case.name, *cells, *[""] * (len(COLUMNS) - 1 - len(cells))]) + " |"
+        missed += [f"{case.name} ({name}): {row['error']}" for name, row in (("plait", ours), ("bare", bare)) if "error" in row]
+        missed += [told] if "step_s" in ours and (told := why_slow(case, ours, bare)) else []
+    yield from missed
+
+
+def why_slow(case: Case, ours: Mapping[str, Any], bare: Mapping[str, Any]) -> str | None:
+    """What a case spends its time with that misses a goal; None for one that does not."""
+    goals = []
+    share = ours["flops"] / ours["step_s"] / ours["at_most"] if ours.get("at_most") else None
+    if case.goal is not None and share is not None and share < case.goal:
+        goals.append(f"MFU {share:.1%}, not {case.goal:.0%}")
+    if bare.get("step_s", 0) / ours["step_s"] < OF_BARE and "step_s" in bare:
+        goals.append(f"{bare['step_s'] / ours['step_s']:.2f} of the bare loop, not {OF_BARE:g}")
+    if not goals:
+        return None
+    if "kernels" not in ours:
+        return f"{case.name}: {' and '.join(goals)}; not profiled"
+    spent = ", ".join(f"{seconds / ours['step_s']:.0%} {name}" for name, seconds in ours["kernels"])
+    busy = f"kernels take {ours['kernels_s'] / ours['step_s']:.0%} of a step: {spent}"
+    return f"{case.name}: {' and '.join(goals)}; {busy} (gpu-profiles/{file_name(case)})"
+
+
+def file_name(case: Case) -> str:
+    """The name of the file of a case's profile."""
+    return re.sub(r"[^\w]+", "-", case.name) + ".txt"
 
 
 def cells_of(ours: Mapping[str, Any], bare: Mapping[str, Any]) -> list[str]:
     """A row of the table, of a case that plait's loop trained; `bare` may be empty."""
     step_s, per_second = ours["step_s"], ours["flops"] / ours["step_s"]
-    planned_gb = f", {ours['planned'] / GB:.3g}" if ours["planned"] else ""
+    planned_gb = f", {ours['planned'] / GB:.3g}" if ours.get("planned") else ""
+    state = f"state of {ours['state'] / GB:.0f} GB" if "state" in ours else ""
+    flags = ["" if ours["compiled"] else "not compiled", "" if ours["recomputed"] == "none" else "recomputed"]
     return [
+        ", ".join(filter(None, [f"{ours['samples']} samples", ours["precision"], *flags])),
         f"{ours['samples'] / step_s:.4g}",
-        *([f"{bare['samples'] / bare['step_s']:.4g}", f"{bare['step_s'] / step_s:.2f}"] if bare else ["", ""]),
+        *([f"{bare['samples'] / bare['step_s']:.4g}", f"{bare['step_s'] / step_s:.2f}"] if "step_s" in bare else ["", ""]),
         f"{ours['tokens'] / step_s:,.0f}" if ours["tokens"] else "",
         f"{per_second / 1e12:.4g}",
-        f"{100 * per_second / ours['at_most']:.1f} %" if ours["at_most"] else "",
-        f"{ours['memory'] / GB:.1f} GB{planned_gb}" if ours["memory"] else "",
+        f"{100 * per_second / ours['at_most']:.1f} %" if ours.get("at_most") else "",
+        f"{ours['memory'] / GB:.1f} GB{planned_gb}" if ours.get("memory") else "",
         str(ours["recompiled"]),
-        f"{ours['save_behind_s']:.2f} s, {ours['save_s']:.2f}" if "save_s" in ours else f"state of {ours['state'] / GB:.0f} GB",
+        f"{ours['save_behind_s']:.2f} s, {ours['save_s']:.2f}" if "save_s" in ours else state,
     ]
 
 
-def run(case: Case, loop: str, asked: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Measure one case by one loop in a process of its own; what went wrong stands in `error`."""
-    words = [sys.executable, __file__, "--case", case.name, "--loop", loop, f"--steps={asked.steps}", *["--tiny"] * asked.tiny]
+def run(case: Case, loop: str, asked: argparse.Namespace, seconds: float, halved: int) -> dict[str, Any]:
+    """Measure one case by one loop in a process of its own; what went wrong stands in `error`.
+
+    Its samples are halved `halved` times, as they were for the other loop, and again where memory runs out.
+    """
+    ends = time.monotonic() + seconds
+    while True:
+        row = once(case, loop, asked, ends - time.monotonic(), halved)
+        fewer = row.get("error") == OUT_OF_MEMORY and "step_s" not in row and halved < HALVINGS
+        if not fewer or ends - time.monotonic() < shortest(asked):
+            return row
+        halved += 1
+
+
+def shortest(asked: argparse.Namespace) -> float:
+    """The seconds that a process is worth to be begun for."""
+    return 1.0 if asked.tiny else SHORTEST_S
+
+
+def once(case: Case, loop: str, asked: argparse.Namespace, seconds: float, halved: int) -> dict[str, Any]:
+    """Run the process; what it told until it ended, or was ended after `seconds` with all that it began."""
+    words = [sys.executable, __file__, "--case", case.name, "--loop", loop, f"--steps={asked.steps}", f"--halved={halved}"]
+    words += [f"--dir={asked.dir}", *["--tiny"] * asked.tiny]
+    ended = None
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:  # no pipes: workers that compile may hold them open
+        with subprocess.Popen(words, stdout=out, stderr=err, start_new_session=True) as process:
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                ended = f"{NOT_DONE} in {seconds:.0f} s"
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # and what it began, which would hold memory of the GPU
+        out.seek(0)
+        err.seek(0)
+        printed, errors = out.read(), err.read()
+    row: dict[str, Any] = {"case": case.name, "loop": loop, "halved": halved}
+    for line in printed.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            row |= json.loads(line) if line.startswith("{") else {}
+    if ended is None and "error" not in row and (process.returncode or "step_s" not in row):
+        lines = errors.strip().splitlines()
+        ended = f"ended by signal {-process.returncode}" if process.returncode < 0 else lines[-1][:200] if lines else "it told no figures"
+    return row | ({"error": ended} if ended else {})
+
+
+def told_by(case: Case, asked: argparse.Namespace) -> None:
+    """Measure a case in this process and print its figures as lines of JSON, the last of them what went wrong."""
+    chosen = case.on(device_gb(torch.device("cuda" if torch.cuda.is_available() else "cpu")), asked.halved)
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return {"case": case.name, "loop": loop, "error": f"not done in {seconds:.0f} s"}
-    if done.returncode == 0:
-        return dict(json.loads(done.stdout.splitlines()[-1]))
-    lines = done.stderr.strip().splitlines()
-    return {"case": case.name, "loop": loop, "error": lines[-1][:200] if lines else f"ended by {done.returncode}"}
+        measure(
+            chosen,
+            asked.loop,
+            asked.steps,
+            lambda figures: print(json.dumps(figures), flush=True),
+            asked.dir / "gpu-profiles" / file_name(case),
+        )
+    except (RuntimeError, MemoryError, Exceeded, ExceededAlone) as error:  # of anything else the last line of its traceback is told
+        traceback.print_exc()
+        print(json.dumps({"error": fault(error)}), flush=True)
+
+
+def waiting(cases: Sequence[Case], rows: Sequence[Mapping[str, Any]]) -> list[tuple[Case, str]]:
+    """What is to be measured, in order: the cases that matter most, by plait's loop and then by the other; what failed comes last."""
+    turns = [(case, loop) for first in (True, False) for loop in LOOPS for case in cases if case.first == first]
+    by = {(row["case"], row["loop"]): row for row in rows}
+    left = [turn for turn in turns if "step_s" not in by.get((turn[0].name, turn[1]), {})]
+    return sorted(left, key=lambda turn: (turn[0].name, turn[1]) in by)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is not measured yet, and print the table after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=9.0, help="at most; the same command goes on")
+    parser.add_argument("--box", type=float, default=150.0, help="seconds of one case by one loop, at most")
     parser.add_argument("--steps", type=int, default=8, help="steps that are timed, after three that are not")
     parser.add_argument("--only", nargs="*", default=[], help="cases whose names hold one of these")
     parser.add_argument("--again", action="store_true", help="measure anew what was measured before")
@@ -389,28 +608,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dir", type=Path, default=RESULTS, help="where gpu.jsonl lies")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--loop", choices=tuple(LOOPS), help=argparse.SUPPRESS)
+    parser.add_argument("--halved", type=int, default=0, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     cases = TINY if asked.tiny else CASES
     if asked.case:
-        print(json.dumps(measure(next(case for case in cases if case.name == asked.case), asked.loop, asked.steps)))
+        told_by(next(case for case in cases if case.name == asked.case), asked)
         return
     if not asked.tiny and not torch.cuda.is_available():
         sys.exit("no CUDA device: --tiny checks this script without one")
     chosen = [case for case in cases if not asked.only or any(part in case.name for part in asked.only)]
+    if not chosen:
+        parser.error(f"no case is named so; there are {', '.join(case.name for case in cases)}")
     path, ends = asked.dir / ("gpu-tiny.jsonl" if asked.tiny else "gpu.jsonl"), time.monotonic() + 60 * asked.minutes
     asked.dir.mkdir(parents=True, exist_ok=True)
-    kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() and not asked.again else []
-    rows = [row for row in kept if "error" not in row]
-    for case in chosen:
-        for loop in LOOPS:
-            left = ends - time.monotonic()
-            if any(row["case"] == case.name and row["loop"] == loop for row in rows) or left < 10:
-                continue
-            rows.append(run(case, loop, asked, left))
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [row for row in rows if not (asked.again and row["case"] in {case.name for case in chosen})]
+    turns = waiting(chosen, rows)
+    for case, loop in turns:
+        left = ends - time.monotonic()
+        if left < shortest(asked):
+            break
+        halved = next((other.get("halved", 0) for other in rows if other["case"] == case.name and "step_s" in other), 0)
+        row = run(case, loop, asked, min(left, asked.box), halved)
+        if "step_s" not in row and left < asked.box and row["error"].startswith(NOT_DONE):
+            break  # cut short by the end of all, and no fault of its own
+        rows = [*(other for other in rows if (other["case"], other["loop"]) != (case.name, loop)), row]
+        write_whole(path, "".join(json.dumps(each) + "\n" for each in rows).encode())
         print(*table(chosen, rows), "", sep="\n", flush=True)
-    if time.monotonic() > ends - 10:
-        print("time is up: the same command goes on")
+    if not turns:
+        print(*table(chosen, rows), "", sep="\n", flush=True)
+    if unfinished := len(waiting(chosen, rows)):
+        print(f"{unfinished} of {len(chosen) * len(LOOPS)} are left: the same command goes on with them")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""benchmarks/gpu.py: its cases name what the recipes have, its tiny form trains each family, and a run that was ended goes on."""
+"""benchmarks/gpu.py: its cases are stages of recipes, its tiny form trains each family, and no case costs another its figures."""
 
+import argparse
 import json
 import runpy
 import sys
@@ -18,18 +19,33 @@ def made():
     del sys.modules["gpu_benchmark"]
 
 
-def test_every_case_is_a_stage_of_a_recipe(made, tmp_path):
+@pytest.mark.parametrize("gb", [80, 141])
+def test_every_case_is_a_stage_of_a_recipe(made, tmp_path, gb):
     for case in made["CASES"]:
-        resolved, view = made["resolved_stage"](case, tmp_path)
+        resolved, view = made["resolved_stage"](case.on(gb), tmp_path)
+        config = view.config
         assert case.stage in (None, view.name)
-        assert view.config.train.precision == "bf16", case.name
+        assert config.train.precision in ("bf16", "pure_bf16"), case.name
+        assert config.distributed.compile == "auto" and config.optim.name == "adamw", case.name
+        assert config.train.micro_batch == config.train.global_batch == case.fits[gb][0]
         assert made["planner"](resolved.config.family) is not None
+
+
+def test_the_cases_that_matter_most_come_first_and_failed_ones_last(made):
+    cases = made["CASES"]
+    first = [case.name for case in cases if case.first]
+    assert {name.partition(" ")[0] for name in first} == {"theworld", "molmo", "nanodit"} and len(first) == 5
+    turns = [(case.name, loop) for case, loop in made["waiting"](cases, [])]
+    assert turns[:10] == [(name, loop) for loop in ("plait", "bare") for name in first]
+    rows = [{"case": first[0], "loop": "plait", "error": "out of memory"}, {"case": first[1], "loop": "plait", "step_s": 1.0}]
+    turns = [(case.name, loop) for case, loop in made["waiting"](cases, rows)]
+    assert turns[-1] == (first[0], "plait") and (first[1], "plait") not in turns and len(turns) == 2 * len(cases) - 1
 
 
 def test_drawn_weights_have_the_positions_of_loaded_ones(made, tmp_path):
     """No file holds the frequencies of rotary positions: a model that is drawn without them would train on garbage, or fail."""
     for case in made["TINY"]:
-        _, view = made["resolved_stage"](case, tmp_path)
+        _, view = made["resolved_stage"](case.on(0), tmp_path)
         bundle = made["meta_bundle"](view.config, tmp_path)
         made["materialise"](bundle, torch.device("cpu"))
         built = bundle.family.build(bundle.section, tmp_path, seed=0)
@@ -40,31 +56,127 @@ def test_drawn_weights_have_the_positions_of_loaded_ones(made, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["theworld 1 cached", "molmo captioner"])
-def test_a_case_trains_by_both_loops(made, name):
+def test_a_case_trains_by_both_loops(made, tmp_path, name):
     case = next(case for case in made["TINY"] if case.name == name)
-    ours, bare = (made["measure"](case, loop, 1) for loop in ("plait", "bare"))
+    ours, bare = {}, {}
+    for loop, figures in (("plait", ours), ("bare", bare)):
+        made["measure"](case.on(0), loop, 1, figures.update, tmp_path / "profile.txt")
     assert ours["flops"] > 0
     assert ours["planned"] > ours["state"] > 0
     assert {"save_behind_s", "save_s"} <= set(ours)
     assert bare["step_s"] > 0
+    assert 0 < sum(seconds for _, seconds in ours["kernels"]) <= ours["kernels_s"]
+    assert "Self CPU" in (tmp_path / "profile.txt").read_text()
+    assert ours["device"] == "cpu" and {"torch", "transformers"} <= set(ours["versions"])
+    config = made["resolved_stage"](case.on(0), tmp_path)[1].config
+    assert (ours["samples"], ours["precision"]) == (2, config.train.precision)
+    assert ours["recomputed"] == config.distributed.activation_checkpointing
+
+
+FIGURES = {
+    "samples": 4,
+    "tokens": 0,
+    "step_s": 2.0,
+    "flops": 3e12,
+    "at_most": 1e13,
+    "memory": 5e9,
+    "planned": 6e9,
+    "recompiled": 0,
+    "state": 7e9,
+    "precision": "bf16",
+    "compiled": True,
+    "recomputed": "full",
+    "kernels_s": 1.5,
+    "kernels": [("gemm", 1.0), ("softmax", 0.25)],
+}
 
 
 def test_a_run_that_was_ended_goes_on(made, tmp_path, capsys, monkeypatch):
     asked = []
 
-    def run(case, loop, given, seconds):
+    def run(case, loop, given, seconds, halved):
         asked.append((case.name, loop))
         if asked[-1] == ("nanodit", "bare") and len(asked) == 2:
             return {"case": case.name, "loop": loop, "error": "out of memory"}
-        return {"case": case.name, "loop": loop, **figures}
+        return {"case": case.name, "loop": loop, **FIGURES}
 
-    figures = {"samples": 4, "tokens": 0, "step_s": 2.0, "flops": 3e12, "at_most": 1e13, "memory": 5e9, "planned": 6e9, "recompiled": 0}
-    figures["state"] = 7e9
     monkeypatch.setitem(made["main"].__globals__, "run", run)
     words = ["--tiny", "--only", "nanodit", "--dir", str(tmp_path)]
     made["main"](words)
-    assert "| nanodit | out of memory |" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "nanodit (bare): out of memory" in told and "1 of 2 are left: the same command goes on with them" in told
     made["main"](words)
     assert asked == [("nanodit", "plait"), ("nanodit", "bare"), ("nanodit", "bare")]
-    assert "| nanodit | 2 | 2 | 1.00 |  | 1.5 | 15.0 % | 5.0 GB, 6 | 0 | state of 7 GB |" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    row = "| nanodit | 4 samples, bf16, recomputed | 2 | 2 | 1.00 |  | 1.5 | 15.0 % | 5.0 GB, 6 | 0 | state of 7 GB |"
+    assert row in told and "are left" not in told
     assert len([json.loads(line) for line in (tmp_path / "gpu-tiny.jsonl").read_text().splitlines()]) == 2
+    made["main"](words)
+    assert len(asked) == 3 and row in capsys.readouterr().out
+
+
+def test_a_case_that_misses_its_goal_is_explained(made):
+    case = next(case for case in made["TINY"] if case.goal)
+    lines = list(
+        made["table"](
+            [case], [{"case": case.name, "loop": "plait", **FIGURES}, {"case": case.name, "loop": "bare", **FIGURES, "step_s": 1.0}]
+        )
+    )
+    assert lines[-1] == (
+        f"{case.name}: MFU 15.0%, not 40% and 0.50 of the bare loop, not 0.97; kernels take 75% of a step: 50% gemm, 12% softmax "
+        "(gpu-profiles/theworld-3-language.txt)"
+    )
+    assert len(list(made["table"]([case], [{"case": case.name, "loop": "plait", **FIGURES, "flops": 9e12}]))) == 3
+
+
+STUB = """
+import json, sys, time
+print(json.dumps({"samples": 4}), flush=True)
+halved = int(next(word for word in sys.argv if word.startswith("--halved=")).partition("=")[2])
+if "hangs" in sys.argv:
+    time.sleep(60)
+if "memory" in sys.argv and halved < 2:
+    print(json.dumps({"error": "out of memory"}), flush=True)
+elif "dies" in sys.argv:
+    sys.exit("Segmentation fault")
+elif "silent" not in sys.argv:
+    print(json.dumps({"step_s": 1.0}), flush=True)
+if "saves" in sys.argv:
+    time.sleep(60)
+"""
+ENDS = {
+    "hangs": ({"samples": 4, "error": "not done in 1 s", "halved": 0}),
+    "memory": ({"samples": 4, "step_s": 1.0, "halved": 2}),
+    "dies": ({"samples": 4, "error": "Segmentation fault", "halved": 0}),
+    "silent": ({"samples": 4, "error": "it told no figures", "halved": 0}),
+    "saves": ({"samples": 4, "step_s": 1.0, "error": "not done in 1 s", "halved": 0}),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_process_has_a_box_of_time_and_keeps_what_it_told(made, tmp_path, monkeypatch, name):
+    (tmp_path / "stub.py").write_text(STUB)
+    monkeypatch.setitem(made["once"].__globals__, "__file__", str(tmp_path / "stub.py"))
+    case = made["Case"](name, "theworld/stages", {0: (4, ())})
+    asked = argparse.Namespace(steps=1, dir=tmp_path, tiny=True)
+    seconds = 1.0 if name in ("hangs", "saves") else 60.0
+    assert made["run"](case, "plait", asked, seconds, 0) == {"case": name, "loop": "plait", **ENDS[name]}
+
+
+def test_out_of_memory_is_one_line(made, capsys, tmp_path, monkeypatch):
+    def measure(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+    monkeypatch.setitem(made["told_by"].__globals__, "measure", measure)
+    made["main"](["--tiny", "--case", "nanodit", "--loop", "plait", "--dir", str(tmp_path)])
+    assert capsys.readouterr().out == '{"error": "out of memory"}\n'
+
+
+def test_what_the_end_of_all_cuts_short_is_no_fault_of_a_case(made, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(
+        made["main"].__globals__, "run", lambda case, loop, *_: {"case": case.name, "loop": loop, "error": "not done in 30 s"}
+    )
+    made["main"](["--tiny", "--only", "nanodit", "--dir", str(tmp_path), "--minutes", "0.5"])
+    assert not (tmp_path / "gpu-tiny.jsonl").exists() and "2 of 2 are left" in capsys.readouterr().out
+    made["main"](["--tiny", "--only", "nanodit", "--dir", str(tmp_path), "--box", "10"])
+    assert "| nanodit | not done in 30 s |" in capsys.readouterr().out
