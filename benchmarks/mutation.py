@@ -175,6 +175,7 @@ TESTS: dict[str, str] = {
     "engine/parallel/memory_estimate.py": "engine/test_memory_estimate.py engine/test_strategy.py",
     "engine/parallel/agent_store.py": "engine/test_distributed.py",
     "engine/parallel/gathering.py": "engine/test_gathering.py",
+    "engine/parallel/prefetching.py": "engine/test_prefetching.py",
     "engine/parallel/hosted.py": "engine/test_hosted.py",
     "engine/parallel/leaving.py": "engine/test_leaving.py",
     "engine/parallel/replication.py": "engine/test_replication.py",

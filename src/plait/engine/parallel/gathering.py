@@ -1,4 +1,4 @@
-"""Gather sharded matrices (FSDP2) in the 16 bits in which they are multiplied, and gather blocks one ahead of their use.
+"""Gather sharded matrices (FSDP2) in the 16 bits in which they are multiplied.
 
 Under `train.precision` bf16 and fp16 autocast rounds a float32 weight for each product. Rounded before it is sent, it is the same number at
 half the traffic and memory, and autocast leaves it as it is. That holds for what plain linear and convolution layers alone read: norms,

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from plait.engine.parallel import distributed, gathering, hosted
+from plait.engine.parallel import distributed, gathering, hosted, prefetching
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Layout
 
@@ -65,7 +65,8 @@ class Sharding:
         mesh = self._mesh(ranks, layout.shards)
         self.model.register_forward_hook(_unshare)
         done: set[int] = set()
-        for module, names in _units(self.model, blocks, trained, layout.shard_frozen):
+        units = _units(self.model, blocks, trained, layout.shard_frozen)
+        for module, names in units:
             gather(module, done)
             ignored = {value for name, value in module.named_parameters() if name not in names and not isinstance(value, DTensor)}
             place(self.model, module, types, ranks.device)
@@ -74,6 +75,7 @@ class Sharding:
             if matrices:
                 gathering.gather_rounded(module, matrices, products)
             done.update(id(part) for part in module.modules())
+        prefetching.gather_ahead(self.model, [module for module, _ in units[:-1]])
         self.unwrapped = [(module, kind, hooks, set(module.__dict__) - names) for module, kind, hooks, names in before]
 
     def _mesh(self, ranks: Ranks, shards: int) -> DeviceMesh:
