@@ -1,5 +1,6 @@
 """torch's fused AdamW with less work on the host: its kernel is called at once."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ class FusedAdamW(torch.optim.AdamW):
         super().__init__(groups, fused=True)
         self._step_supports_amp_scaling = False  # a gradient scaler is to divide gradients itself
         self._one = torch.ones(())
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch does, but for its wrapper against tracing, which imports all of Dynamo: no compiled code comes here."""
+        inspect.unwrap(torch.optim.AdamW.add_param_group)(self, param_group)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: the loop has run backward already
