@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = ("transformers", "diffusers", "peft", "accelerate", "datasets", "wandb", "pandas")
+HEAVY = ("transformers", "diffusers", "peft", "accelerate", "datasets", "wandb", "pandas", "torch._dynamo")
 RUN = """
 import gc, sys
 full = []
