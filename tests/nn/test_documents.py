@@ -41,9 +41,10 @@ def problem():
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 7, 100])
-@pytest.mark.parametrize("chunk", [2, 512])
-def test_each_position_sees_what_its_document_has_for_it(monkeypatch, window, chunk):
+@pytest.mark.parametrize(("chunk", "short"), [(2, 0), (512, 0), (512, 256)])
+def test_each_position_sees_what_its_document_has_for_it(monkeypatch, window, chunk, short):
     monkeypatch.setattr(documents, "_CHUNK", chunk)
+    monkeypatch.setattr(documents, "_SHORT", short)
     (q, k, v), oracle = problem(), problem()
     mask = visible(window)
     real = mask.any(-1)
@@ -56,7 +57,8 @@ def test_each_position_sees_what_its_document_has_for_it(monkeypatch, window, ch
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-10)  # sums of up to 66 terms
 
 
-def test_masks_are_as_large_as_a_window_or_a_branch_and_are_made_once():
+def test_masks_are_as_large_as_a_window_or_a_branch_and_are_made_once(monkeypatch):
+    monkeypatch.setattr(documents, "_SHORT", 39)
     layout = Layout([Document(0, 40), Document(40, 60, branches=((48, 52), (52, 60)))])
     q, k, v = (torch.randn(1, 1, 60, 4) for _ in range(3))
     attend(q, k, v, layout, window=8)
@@ -67,6 +69,21 @@ def test_masks_are_as_large_as_a_window_or_a_branch_and_are_made_once():
     assert {tuple(mask.shape) for mask in first.values()} == {(32, 39), (4, 11), (8, 15)}
     attend(q, k, v, causal := Layout([Document(0, 60, blocks=((3, 30),))]))
     assert not causal.masks
+
+
+@pytest.mark.parametrize(("short", "window", "calls"), [(256, None, [3, 1, 1]), (256, 7, [3, 1, 1]), (0, None, [3, 3, 3, 1, 1, 1])])
+def test_documents_that_are_alike_are_computed_at_once_and_to_the_bit(monkeypatch, short, window, calls):
+    monkeypatch.setattr(documents, "_SHORT", short)
+    alike = [Document(n, n + 12, blocks=((n + 2, n + 5), (n + 6, n + 8))) for n in (0, 12, 30)]
+    several = [*alike[:2], Document(24, 27), alike[2], Document(43, 55, blocks=((46, 49),))]
+    made, product = [], F.scaled_dot_product_attention
+    q, k, v = (torch.randn(1, 2, 57, 8) for _ in range(3))
+    alone = [attend(q, k, v, Layout([one]), window=window)[:, :, one.start : one.stop] for one in several]
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *given, **how: made.append(len(given[0])) or product(*given, **how))
+    out = attend(q, k, v, Layout(several), window=window)
+    assert made == calls
+    assert all(torch.equal(out[:, :, one.start : one.stop], right) for one, right in zip(several, alone, strict=True))
+    assert not any(out[:, :, start:stop].any() for start, stop in ((27, 30), (42, 43), (55, 57)))
 
 
 def grouped(repeat):

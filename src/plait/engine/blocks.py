@@ -31,9 +31,7 @@ from plait.engine.precision import TYPES
 log = logging.getLogger(__name__)
 
 _EXPENSIVE = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm")
-_ATTENTION = "_scaled_dot_product_"
-_OF_DOCUMENTS = ("plait::attention_within_documents", "torch_attn::_varlen_attn", "flex_attention")
-"""Attention within packed rows, by the name of the operator: on a CPU, and of a GPU's kernels."""
+_ATTENTION = ("_scaled_dot_product_", "plait::attention_within_documents", "torch_attn::_varlen_attn", "flex_attention")
 _SETTINGS = (int, float, str, bool, tuple, type(None))
 _CASTS_FRACTION = 0.1
 """Part of a device's memory that kept casts may take through a backward pass: to cast again takes 2 % of the time of 4 samples of 4B."""
@@ -293,7 +291,7 @@ def _contexts() -> Any:
 def _policy(context: object, operator: torch._ops.OpOverload, *args: object, **kwargs: object) -> CheckpointPolicy:
     """Keep results that are expensive to compute and small to keep: matrix products and attention."""
     name = operator.name().removeprefix("aten::").partition(".")[0]
-    keep = name in _EXPENSIVE or name.startswith(_ATTENTION) or name in _OF_DOCUMENTS
+    keep = name in _EXPENSIVE or name.startswith(_ATTENTION)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 

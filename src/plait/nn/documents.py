@@ -3,14 +3,15 @@
 A document is the sequence of one sample. Its positions attend to those before them in it; those of a block (an image) to all of the block
 as well; those of a branch (one of several conversations about an image) to themselves and to what precedes the first branch. What is left
 between documents is padding. A causal product of a whole document needs no mask; blocks are computed once more, without one, and only
-sliding windows and branches have masks, of their own sizes. Used for rows that are packed or longer than LONGEST_MASK; with shorter ones
+sliding windows and branches have masks, of their own sizes. Short documents have masks instead, which costs less than more products do,
+and those that are alike are computed at once. Used for rows that are packed or longer than LONGEST_MASK; with shorter ones
 the models' own masks do. On a GPU gpu_documents.py has kernels for all documents at once. In compiled layers attention is one operator,
 whose graph serves any documents. Legend: B rows, H heads, L positions, N = B L, E features of a head.
 """
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ from plait.nn.document import Document, Range, numbers_of, told_by
 LONGEST_MASK = 2048
 """Rows of more positions have no mask (L, L)."""
 _CHUNK = 512  # positions of a branch, or beyond a window, that are computed at a time
+_SHORT = 256  # positions up to which a document has a mask of its own
 _NAME = "plait_documents"
 
 
@@ -59,6 +61,20 @@ class Layout:
             mask.masked_fill_(ahead > 0, -torch.inf) if causal else None
             mask.masked_fill_(ahead <= -window, -torch.inf) if window is not None else None
             self.masks[name] = mask
+        return self.masks[name]
+
+    def square(self, like: Tensor, blocks: tuple[Range, ...], window: int | None) -> Tensor:
+        """Return the mask (l, l) to add of a document of `like`'s length: causal, both ways in `blocks`, and within the `window`."""
+        length = like.shape[2]
+        name = (length, blocks, window, like.dtype, like.device)
+        if name not in self.masks:
+            index = torch.arange(length, device=like.device)
+            ahead = index - index[:, None]
+            hidden = ahead > 0
+            for a, b in blocks:
+                hidden[a:b, a:b].zero_()
+            hidden = hidden if window is None else hidden | (ahead <= -window)
+            self.masks[name] = torch.zeros(length, length, dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)
         return self.masks[name]
 
 
@@ -199,32 +215,47 @@ def attend(
         lengths += [document.start - end, document.stop - document.start]
         end = document.stop
     lengths.append(query.shape[2] - end)
-    parts = zip(*(torch.split(each, lengths, dim=2) for each in (query, key, value)), strict=True)  # one gradient of all, not one each
+    parts = [torch.split(each, lengths, dim=2) for each in (query, key, value)]  # one gradient of all, not one each
     how = _How(layout, window, scale, dropout)
-    outputs = []
-    for i, (q, k, v) in enumerate(parts):
-        if i % 2 == 0:
-            outputs.append(torch.zeros_like(q))
-        elif (document := layout.documents[i // 2]).branches:
-            outputs.append(how.branched(q, k, v, document))
-        else:
-            outputs.append(how.whole(q, k, v, [(a - document.start, b - document.start) for a, b in document.blocks]))
+    outputs = [torch.zeros_like(part) if part.shape[2] and i % 2 == 0 else part for i, part in enumerate(parts[0])]
+    for members in _alike(layout.documents):
+        document = layout.documents[members[0]]
+        q, k, v = (torch.cat([part[2 * i + 1] for i in members]) if len(members) > 1 else part[2 * members[0] + 1] for part in parts)
+        out = how.branched(q, k, v, document) if document.branches else how.whole(q, k, v, _shifted(document)[1])
+        for i, one in zip(members, out.split(1), strict=True):
+            outputs[2 * i + 1] = one
     return torch.cat(outputs, dim=2)
+
+
+def _shifted(document: Document) -> tuple[int, tuple[Range, ...]]:
+    """Return the length of a document and its blocks, counted from its start."""
+    start, stop, blocks, _ = document
+    return stop - start, tuple((a - start, b - start) for a, b in blocks)
+
+
+def _alike(documents: Sequence[Document]) -> Iterable[list[int]]:
+    """Return the indices of documents, those together that one product can compute: of one length, with blocks at the same places."""
+    groups: dict[Any, list[int]] = {}
+    for i, document in enumerate(documents):
+        groups.setdefault(i if document.branches else _shifted(document), []).append(i)
+    return groups.values()
 
 
 @dataclass
 class _How:
-    """Attention of one document of length l, (1, H, l, E)."""
+    """Attention of a document of length l, or of G that are alike, (G, H, l, E)."""
 
     layout: Layout
     window: int | None
     scale: float | None
     dropout: float
 
-    def whole(self, q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Range]) -> Tensor:
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Range, ...]) -> Tensor:
         """Attend causally, and in `blocks` both ways."""
         length = q.shape[2]
         near = min(self.window or length, length)
+        if length <= _SHORT and (blocks or near < length):
+            return self.product(q, k, v, mask=self.layout.square(q, blocks, self.window))
         causal = self.product(q[:, :, :near], k[:, :, :near], v[:, :, :near], causal=True)
         if near < length:
             beyond = [self.rows(q, k, v, (a, min(a + _CHUNK, length))) for a in range(near, length, _CHUNK)]
@@ -242,7 +273,7 @@ class _How:
         prefix = document.branches[0][0] - document.start
         sizes = [prefix, *(b - a for a, b in document.branches)]
         (q0, *queries), (k0, *keys), (v0, *values) = (torch.split(each, sizes, dim=2) for each in (q, k, v))
-        outputs = [self.whole(q0, k0, v0, [])]
+        outputs = [self.whole(q0, k0, v0, ())]
         for query, key, value in zip(queries, keys, values, strict=True):
             length, seen, content = query.shape[2], torch.cat([k0, key], dim=2), torch.cat([v0, value], dim=2)
             for a in range(0, length, _CHUNK):
