@@ -28,10 +28,10 @@ def _encoded(data: bytes, parts: tuple[int | str, ...]) -> bytes:
     for part in parts:
         if isinstance(part, str):
             data += _text(part)
-        elif 0 <= part < len(_SMALL):
+        elif 0 <= part < 256:
             data += _SMALL[part]
         else:
-            digits = b"%d" % int(part)
+            digits = b"%d" % part
             data += _BEFORE_DIGITS[len(digits)] + digits
     return data
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from plait.data import cropping, image_files, images, resizing
 from plait.data.formats.pictures import plain_jpeg
 from plait.errors import BadSample
+from plait.families.nanodit.pictures import from_unit
 
 
 def encoded(image, kind="PNG", **options):
@@ -295,8 +296,8 @@ def test_unit_range_is_exact_at_the_ends_and_comes_back():
     greys = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
     unit = images.to_unit(greys)
     assert (unit.min().item(), unit.max().item()) == (-1.0, 1.0)
-    assert torch.equal(images.from_unit(unit), greys)
-    assert images.from_unit(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
+    assert torch.equal(from_unit(unit), greys)
+    assert from_unit(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

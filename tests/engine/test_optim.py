@@ -168,15 +168,18 @@ def test_fused_adamw_equals_its_equation_in_float64():
     assert weight.item() == pytest.approx(x, rel=1e-5)  # five fp32 updates
 
 
-def test_the_step_is_torchs_to_the_bit_also_for_a_parameter_that_joins_late():
+def test_the_step_is_torchs_to_the_bit_also_for_parameters_that_join_late_pause_or_are_loaded():
     net, oracle = Net(), Net()
     oracle.load_state_dict(net.state_dict())
     made = optim.build(net.components(), Optim.model_validate({"lr": 0.01, "weight_decay": 0.1}))
     groups = [{**group, "params": [dict(oracle.named_parameters())[name] for name in group["names"]]} for group in made.param_groups]
     plain = torch.optim.AdamW(groups, fused=True)
-    for step in range(4):
-        for ours, theirs in zip(net.parameters(), oracle.parameters(), strict=True):
-            ours.grad = None if step == 0 and ours.ndim == 1 else torch.randn(ours.shape, generator=torch.Generator().manual_seed(step))
+    for step in range(8):
+        if step == 5:
+            optim.load_moments(made, optim.moments(made))
+        for i, (ours, theirs) in enumerate(zip(net.parameters(), oracle.parameters(), strict=True)):
+            absent = (step == 0 and ours.ndim == 1) or (step in (2, 6) and i < 2)
+            ours.grad = None if absent else torch.randn(ours.shape, generator=torch.Generator().manual_seed(step))
             theirs.grad = None if ours.grad is None else ours.grad.clone()
         made.step()
         plain.step()

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from plait.engine.monitoring.signals import ASKING, Paused, Signals, stopped_by
+from plait.engine.monitoring.signals import ASKING, Paused, Signals
+from plait.engine.parallel.leaving import stopped_by
 
 
 @pytest.fixture(autouse=True)

@@ -32,8 +32,3 @@ def to_unit(image: torch.Tensor) -> torch.Tensor:
     """Convert a uint8 tensor of any shape to float32 in [-1, 1]: 0 becomes exactly -1, 255 exactly 1."""
     unit = tensors.empty(image.shape, torch.float32).copy_(image)
     return torch.sub(torch.div(unit, 127.5, out=unit), 1.0, out=unit)
-
-
-def from_unit(image: torch.Tensor) -> torch.Tensor:
-    """Convert floats in [-1, 1] back to uint8: the inverse of `to_unit`, rounded and clamped."""
-    return image.to(torch.float32).add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -126,8 +126,7 @@ class Meter:
         shapes = tuple([(name, value.shape) for name, value in batch.items() if isinstance(value, Tensor)])
         if (count := self._known.pop(shapes, None)) is None:
             return self._first(shapes)
-        self._known[shapes] = count  # the last used
-        self._step.append(count)
+        self._step.append(self._known.setdefault(shapes, count))  # as the last used
         return contextlib.nullcontext()
 
     @contextlib.contextmanager

@@ -25,9 +25,9 @@ from plait.engine.guards import GradientWatch, Quarantine
 from plait.engine.loop import Loop, Row
 from plait.engine.micro_batch import MicroBatchSize
 from plait.engine.monitoring.memory_trial import probe_memory, probed_steps
-from plait.engine.monitoring.signals import Paused, stopped_by
+from plait.engine.monitoring.signals import Paused
 from plait.engine.monitoring.spikes import SpikeWatch
-from plait.engine.parallel import distributed, replicas
+from plait.engine.parallel import distributed, leaving, replicas
 from plait.engine.state import PLANNED, State
 from plait.errors import PlaitError, Stopped
 from plait.training import changes, summary
@@ -164,7 +164,7 @@ class StageRun:
             raise error
         if state.stage_done is None:
             where = f"after step {state.step} of {self.stop_step}"
-            reason = stopped_by(context.ranks.gather(context.signals.received))
+            reason = leaving.stopped_by(context.ranks.gather(context.signals.received))
             raise Paused(f"stopped by {reason} {where}, all saved; the same command continues")
 
     def after_step(self, state: State, row: Row) -> None:

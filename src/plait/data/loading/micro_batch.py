@@ -82,8 +82,8 @@ class MicroBatchBuilder:
     def encode(self, wanted: SampleId) -> Example:
         """Encode sample `wanted`, or the first usable replacement if it is bad. Raises PlaitError if 50 samples in a row are bad."""
         began, chosen = time.perf_counter(), wanted
-        unusable: list[tuple[SampleId, str, str]] = []
-        while len(unusable) < _ATTEMPTS:
+        lost: list[tuple[SampleId, str, str]] = []
+        while len(lost) < _ATTEMPTS:
             number, index, epoch = chosen
             source, name = self.sources[number], None
             sample_key = key(index, epoch, after=stem(self.seed, "sample", number))
@@ -96,13 +96,12 @@ class MicroBatchBuilder:
                 if not isinstance(fault, BadSample):
                     raise
                 reason = masked(str(fault))  # here: a worker may have filled in variables that no other process knows of
-                unusable.append((chosen, name or fault.sample or f"{source.name}[{index}]", reason))
-                chosen = replacement(self.sources, self.seed, wanted, len(unusable))
+                lost.append((chosen, name or fault.sample or f"{source.name}[{index}]", reason))
+                chosen = replacement(self.sources, self.seed, wanted, len(lost))
             else:
-                bad = [Bad(*lost, chosen, i) for i, lost in enumerate(unusable)] if unusable else []
+                bad = [Bad(*row, chosen, i) for i, row in enumerate(lost)] if lost else []
                 return value, chosen, bad, time.perf_counter() - began
-        first, others = unusable[0], f"{_ATTEMPTS - 1} replacements in a row"
-        raise PlaitError(f"{source.name}: sample {first[1]} and {others} are bad; the first: {first[2]}")
+        raise PlaitError(f"{source.name}: sample {lost[0][1]} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {lost[0][2]}")
 
     def collate(self, examples: Sequence[Example], padding: bool) -> MicroBatch:
         """Collate examples to a micro-batch; raises what `Inputs.collate` raises. `padding`: they repeat a sample; no `bad` is listed."""

@@ -8,7 +8,6 @@ before anything has looked, when nothing is trained yet and what is waited for m
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
 from types import FrameType
 
 from plait.errors import PlaitError
@@ -68,15 +67,6 @@ class Signals:
         """Record `requested`, whether any rank was asked to stop (the same on all ranks). Returns whether the run stops."""
         self.agreed = self.agreed or requested
         return self.agreed
-
-
-def stopped_by(received: Sequence[str | None]) -> str:
-    """Return what stopped the ranks, such as "SIGTERM at rank 1". `received`: the signal's name that each rank got, in order, or None."""
-    ranks = [rank for rank, name in enumerate(received) if name is not None]
-    if not ranks:
-        return "a rank that had no data for the next step"
-    where = f" at rank {ranks[0]}" if len(ranks) < len(received) else ""
-    return f"{received[ranks[0]]}{where}"
 
 
 def _say(text: str) -> None:

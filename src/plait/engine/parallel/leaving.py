@@ -3,6 +3,7 @@
 import gc
 import threading
 import traceback
+from collections.abc import Sequence
 
 import torch.distributed as dist
 
@@ -36,3 +37,12 @@ def leave(error: BaseException) -> None:
     if isinstance(error, RuntimeError) and any(words in str(error) for words in _RANK_LOST):
         reason = str(error).splitlines()[0]
         raise Stopped(f"another rank ended or hangs ({reason}); its own last words say why, and the same command continues") from error
+
+
+def stopped_by(received: Sequence[str | None]) -> str:
+    """Return what stopped the ranks, such as "SIGTERM at rank 1". `received`: the signal's name that each rank got, in order, or None."""
+    ranks = [rank for rank, name in enumerate(received) if name is not None]
+    if not ranks:
+        return "a rank that had no data for the next step"
+    where = f" at rank {ranks[0]}" if len(ranks) < len(received) else ""
+    return f"{received[ranks[0]]}{where}"

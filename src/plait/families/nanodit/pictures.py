@@ -14,7 +14,6 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from plait.data import images
 from plait.data.sources.metadata import read_metadata
 from plait.errors import PlaitError
 from plait.families.nanodit.config import Config
@@ -66,7 +65,12 @@ def decoder_name(config: Config) -> list[str]:
 
 def as_pixels(samples: Tensor) -> list[np.ndarray]:
     """Convert samples (B, 3, H, W) in [-1, 1] to pictures (H, W, 3) uint8."""
-    return [images.from_unit(sample.cpu()).permute(1, 2, 0).numpy() for sample in samples]
+    return [from_unit(sample.cpu()).permute(1, 2, 0).numpy() for sample in samples]
+
+
+def from_unit(image: Tensor) -> Tensor:
+    """Convert floats in [-1, 1] back to uint8: the inverse of `images.to_unit`, rounded and clamped."""
+    return image.to(torch.float32).add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def as_colours(samples: Tensor) -> list[np.ndarray]:
