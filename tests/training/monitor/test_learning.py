@@ -130,6 +130,17 @@ def test_dead_units_are_named(recipe, tmp_path, monkeypatch):
     assert any("100% of the units that vision puts out are constant, whatever its input; " in line for line in lines)
 
 
+def test_a_layer_that_begins_at_zero_has_not_grown_without_end(recipe, tmp_path, monkeypatch):
+    class Net(toy.Net):
+        def __init__(self, width, seed):
+            super().__init__(width, seed)
+            nn.init.zeros_(self.projector.weight)
+            nn.init.zeros_(self.projector.bias)
+
+    put(monkeypatch, Net)
+    assert not [line for line in warned(recipe, tmp_path / "run", "track.every_steps=1") if "has grown to" in line]
+
+
 def test_outputs_that_grow_without_end_are_named(recipe, tmp_path, monkeypatch):
     class Growing(nn.Linear):
         calls = 0

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from plait import cli, files
+from plait.config.schema import RunConfig
 from plait.engine.checkpoints.checkpoint import published
 from plait.engine.monitoring import reporter
 from plait.engine.optimizers.fused_adamw import FusedAdamW
 from plait.engine.parallel import distributed
 from plait.families import registry
-from plait.training.monitor import device_speed
+from plait.training.monitor import causes, device_speed
 from plait.training.monitor.device_speed import measure
 from plait.training.monitor.window import PARTS
 from tests import processes
@@ -233,6 +235,13 @@ def test_a_rank_that_is_given_more_than_the_others_is_named(recipe, tmp_path, ca
     cause = why(tmp_path / "run", capfd)["causes"][0]
     assert cause["what"] == "unbalanced ranks" and cause["share"] > 0.3
     assert cause["text"].startswith("the others wait for rank 1: ") and cause["text"].endswith("as it has 3 times their positions")
+
+
+@pytest.mark.parametrize(("longest", "cure"), [(None, "--data.max_tokens=512"), (512, "")])
+def test_ranks_of_packed_rows_are_balanced_by_cutting_what_is_longer_than_a_row(longest, cure):
+    config = RunConfig.model_validate({"family": "molmo", "data": {"pad": "none", "pack_tokens": 512, "max_tokens": longest}})
+    stage = SimpleNamespace(view=SimpleNamespace(config=config), override=lambda name, value: f"--{name}={value}")
+    assert causes._balanced(None, stage) == cure
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")

@@ -143,16 +143,24 @@ def _ranks(window: Window, stage: Stage) -> Iterator[Cause]:
         more = positions[slow] / _median_of_others(positions) if min(positions) > 0 else 1.0
         text = f"the others wait for rank {slow}: {what} {seconds[slow]:.3g} s a step, those of the others {median:.3g} s"
         if name == "forward" and more >= _SLOW_RANK:
-            cure = _packed(window, stage) or stage.override("data.pad", "to_128")
+            cure = _balanced(window, stage)
             yield Cause(UNBALANCED, share, f"{text}, as it has {more:.2g} times their positions", cure)
         else:
             yield Cause(RANKS, share, f"{text}; look at what else runs on its machine, its clock and its disk (`plait doctor` there)")
 
 
+def _balanced(window: Window, stage: Stage) -> str:
+    """Return overrides that give ranks like work; where rows are packed already, samples longer than a row are what is left to cut."""
+    data = stage.view.config.data
+    if data.pack_tokens is None:
+        return _packed(window, stage) or stage.override("data.pad", "to_128")
+    return "" if (data.max_tokens or math.inf) <= data.pack_tokens else stage.override("data.max_tokens", data.pack_tokens)
+
+
 def _packed(window: Window, stage: Stage) -> str:
     """Return overrides that pack rows to a number of tokens, with ranks of like work; "" where the run cannot do that."""
     data = stage.view.config.data
-    if not _can_pack(stage) or data.pack_tokens is not None or any(entry.options.get("stream") for entry in data.train):
+    if not _can_pack(stage) or any(entry.options.get("stream") for entry in data.train):
         return ""
     of_a_row = max(window.ranks["positions"]) / max(1, window.micro_batches)
     tokens = max(data.max_tokens or 0, _ROW * math.ceil(of_a_row / _ROW))

@@ -196,8 +196,10 @@ def _grown(rules: Rules, component: str, row: Row) -> str | None:
     scale = row.get(f"activation/{component}")
     if scale is None:
         return None
-    first = rules.first_scales.setdefault(component, scale)
-    if scale <= GROWN * first:
+    first = rules.first_scales.get(component, 0.0)
+    if not first and (component not in rules.first_scales or row["step"] - rules.start >= SETTLED_STEP):
+        first = rules.first_scales[component] = scale  # a layer whose weights begin at zero has a scale once it has moved
+    if scale <= GROWN * first or not first:
         return None
     text = f"what {component} puts out has grown to {scale:.3g}, and was {first:.3g} at first: what reads it saturates"
     return f"{text}; {rules.rate(component, rules.peak(component) / 10)}"
