@@ -23,9 +23,9 @@ KERNELS = {"theworld": 2720, "molmo": 2090, "nanodit": 830}
 """aten calls, views among them, that a micro-batch of four samples dispatches, forward and backward, in bf16."""
 SAVED_BYTES = {"theworld": 1_460_000, "molmo": 17_500_000, "nanodit": 2_150_000}
 """Bytes of the tensors that such a micro-batch keeps for its backward pass, without parameters; one memory counts once."""
-STEP_KERNELS, STEP_CALLS, CALLS_OF_BARE = 70, 500, 1.2
+STEP_KERNELS, STEP_CALLS, CALLS_OF_BARE = 65, 510, 1.22
 """Of a step of the toy: aten calls, calls of functions of Python and C, and these over those of a loop written by hand."""
-SAMPLE_CALLS = 18.5
+SAMPLE_CALLS = 16.5
 """Calls of functions that the loader adds to those of a source and a family for each sample of a micro-batch of 16."""
 MODULES = 3900
 """Modules that are loaded when a run of theworld can begin."""
