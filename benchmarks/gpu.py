@@ -15,13 +15,15 @@ After the timed steps three more are profiled; DIR/gpu-profiles has the kernels 
 table for a case that misses its goal: its MFU, its samples a second, or 0.97 of the bare loop.
 
 What is done is kept in DIR/gpu.jsonl (benchmarks/results), with device, driver and versions, and the table is printed after each case: a
-run that is ended goes on where it stopped, by the same command, and tries again what failed once all else is done. `--again` measures
-anew. `--tiny` takes tiny models, and needs no GPU: it checks this script.
+run that is ended goes on where it stopped, by the same command, and tries again what failed once all else is done. Rows of another device
+(name or memory), torch or configuration (steps aside) stay in the file, are not in the table, and are measured anew, as all are by
+`--again`. The exit code is 1 if a case failed. `--tiny` takes tiny models, and needs no GPU: it checks this script.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -422,10 +424,62 @@ def about(device: torch.device) -> dict[str, Any]:
     told: dict[str, Any] = {"device": name, "memory_gb": device_gb(device), "versions": versions, "cpus": os.cpu_count()}
     if device.type == "cuda":
         told |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "driver": driver()}
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=8", "--exclude=*"]
     with contextlib.suppress(OSError):
         told["commit"] = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
     return told
+
+
+def device_here() -> tuple[str, float]:
+    """The name and the GB of the device, asked in a process of its own: one that asks holds memory of a GPU until it ends."""
+    code = "import torch; p = torch.cuda.get_device_properties(0); print(p.total_memory, p.name)"
+    if not torch.cuda.is_available():
+        return "cpu", 0.0
+    size, _, name = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip().partition(" ")
+    return name, int(size) / GB
+
+
+def digest(case: Case, memory_gb: float) -> str:
+    """What a case trains, and how, on such a device: equal for rows that may stand in one table. Its number of steps is not in it."""
+    _, view = resolved_stage(case.on(memory_gb), Path("unused"))
+    config = view.config.model_dump(mode="json", include={"family", "model", "trainable", "adapters", "train", "optim", "distributed"})
+    for length in ("steps", "epochs", "samples", "plateau"):
+        config["train"].pop(length)
+    data = view.config.data.model_dump(mode="json", include={"max_tokens", "pad", "pack_tokens", "feature_cache"})
+    return hashlib.sha256(json.dumps([config, data, case.picture], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def identity(case: Case, device: tuple[str, float]) -> dict[str, Any]:
+    """What two rows of a case have in common that may stand in one table."""
+    name, memory_gb = device
+    return {"device": name, "gb": round(memory_gb), "torch": torch.__version__, "digest": digest(case, memory_gb)}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of the file; a line that is torn, or no row, is told and left out."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else [], start=1):
+        try:
+            row = json.loads(line)
+            rows.append(row | {"case": row["case"], "loop": row["loop"]})
+        except (ValueError, TypeError, LookupError):
+            print(f"{path}: line {number} is no row of this benchmark and is left out: {line[:60]!r}", file=sys.stderr)
+    return rows
+
+
+def head(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line about what the rows of a table were measured on; several values where they differ."""
+
+    def each(value: Callable[[Mapping[str, Any]], Any]) -> str:
+        return " or ".join(dict.fromkeys(str(found) for row in rows if (found := value(row)) is not None))
+
+    names = dict.fromkeys(name for row in rows for name in row.get("versions", {}))
+    parts = [each(lambda row: row.get("device")), *[f"{gb} GB" for gb in [each(lambda row: row.get("gb") or None)] if gb]]
+    for name, value in (("driver", lambda row: row.get("driver")), ("CUDA", lambda row: row.get("cuda"))):
+        parts += [f"{name} {found}" for found in [each(value)] if found]
+    for name in names:
+        parts.append(f"{name} {each(lambda row, name=name: row.get('versions', {}).get(name))}")
+    return ", ".join([*parts, *[f"commit {found}" for found in [each(lambda row: row.get("commit"))] if found]])
 
 
 def driver() -> str | None:
@@ -482,11 +536,12 @@ def table(cases: Sequence[Case], rows: Sequence[Mapping[str, Any]]) -> Iterator[
     """The lines of the table, of what is there, and below it what is known of the cases that miss their goals."""
     by = {(row["case"], row["loop"]): row for row in rows}
     missed = []
+    yield from (line for line in [head(rows), ""] if rows)
     yield "| " + " | ".join(COLUMNS) + " |"
     yield "|---" * len(COLUMNS) + "|"
     for case in cases:
         ours, bare = by.get((case.name, "plait")), by.get((case.name, "bare"), {})
-        if ours is None:
+        if ours is None or ours.get("cut"):
             continue
         cells = cells_of(ours, bare) if "step_s" in ours else [str(ours["error"])]
         yield "| " + " | ".join([case.name, *cells, *[""] * (len(COLUMNS) - 1 - len(cells))]) + " |"
@@ -601,7 +656,7 @@ def told_by(case: Case, asked: argparse.Namespace) -> None:
 
 
 def waiting(cases: Sequence[Case], rows: Sequence[Mapping[str, Any]]) -> list[tuple[Case, str]]:
-    """What is to be measured, in order: the cases that matter most, by plait's loop and then by the other; what failed comes last."""
+    """What is to be measured, in order: the cases that matter most, by plait's loop and then by the other; what was tried comes last."""
     turns = [(case, loop) for first in (True, False) for loop in LOOPS for case in cases if case.first == first]
     by = {(row["case"], row["loop"]): row for row in rows}
     left = [turn for turn in turns if "step_s" not in by.get((turn[0].name, turn[1]), {})]
@@ -614,7 +669,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="at most; the same command goes on")
     parser.add_argument("--box", type=float, default=150.0, help="seconds of one case by one loop, at most")
     parser.add_argument("--steps", type=int, default=8, help="steps that are timed, after three that are not")
-    parser.add_argument("--only", nargs="*", default=[], help="cases whose names hold one of these")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="cases whose names hold one of these")
     parser.add_argument("--again", action="store_true", help="measure anew what was measured before")
     parser.add_argument("--tiny", action="store_true", help="tiny models: checks this script without a GPU")
     parser.add_argument("--dir", type=Path, default=RESULTS, help="where gpu.jsonl lies")
@@ -628,29 +683,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if not asked.tiny and not torch.cuda.is_available():
         sys.exit("no CUDA device: --tiny checks this script without one")
-    chosen = [case for case in cases if not asked.only or any(part in case.name for part in asked.only)]
-    if not chosen:
-        parser.error(f"no case is named so; there are {', '.join(case.name for case in cases)}")
-    path, ends = asked.dir / ("gpu-tiny.jsonl" if asked.tiny else "gpu.jsonl"), time.monotonic() + 60 * asked.minutes
+    if unknown := [word for word in asked.only if not any(word in case.name for case in cases)]:
+        parser.error(f"no case is named {', '.join(unknown)}; there are {', '.join(case.name for case in cases)}")
+    chosen = [case for case in cases if not asked.only or any(word in case.name for word in asked.only)]
     asked.dir.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    rows = [row for row in rows if not (asked.again and row["case"] in {case.name for case in chosen})]
-    turns = waiting(chosen, rows)
-    for case, loop in turns:
+    sys.exit(measure_all(chosen, asked))
+
+
+def measure_all(cases: Sequence[Case], asked: argparse.Namespace) -> int:
+    """Measure what is not measured yet, print the table after each, and say what is left; 1 if a case failed."""
+    path, ends = asked.dir / ("gpu-tiny.jsonl" if asked.tiny else "gpu.jsonl"), time.monotonic() + 60 * asked.minutes
+    device = device_here()
+    known = {case.name: identity(case, device) for case in cases}
+    others, rows = list[dict[str, Any]](), list[dict[str, Any]]()
+    for row in read_rows(path):
+        same = row["case"] in known and not row.get("replaced") and row | known[row["case"]] == row
+        (rows if same and not asked.again else others).append(row | ({"replaced": True} if same and asked.again else {}))
+    shown = False
+    for case, loop in waiting(cases, rows):
         left = ends - time.monotonic()
         if left < shortest(asked):
             break
         halved = next((other.get("halved", 0) for other in rows if other["case"] == case.name and "step_s" in other), 0)
-        row = run(case, loop, asked, min(left, asked.box), halved)
-        if "step_s" not in row and left < asked.box and row["error"].startswith(NOT_DONE):
-            break  # cut short by the end of all, and no fault of its own
+        row = run(case, loop, asked, min(left, asked.box), halved) | known[case.name]
+        cut = "step_s" not in row and left < asked.box and row["error"].startswith(NOT_DONE)
+        if cut:  # by the end of all, and no fault of its own: the next command begins with others
+            earlier = [other for other in rows if (other["case"], other["loop"]) == (case.name, loop)]
+            row = earlier[0] if earlier else known[case.name] | {"case": case.name, "loop": loop, "cut": True}
         rows = [*(other for other in rows if (other["case"], other["loop"]) != (case.name, loop)), row]
-        write_whole(path, "".join(json.dumps(each) + "\n" for each in rows).encode())
-        print(*table(chosen, rows), "", sep="\n", flush=True)
-    if not turns:
-        print(*table(chosen, rows), "", sep="\n", flush=True)
-    if unfinished := len(waiting(chosen, rows)):
-        print(f"{unfinished} of {len(chosen) * len(LOOPS)} are left: the same command goes on with them")
+        write_whole(path, "".join(json.dumps(each) + "\n" for each in [*others, *rows]).encode())
+        if cut:
+            break
+        print(*table(cases, rows), "", sep="\n", flush=True)
+        shown = True
+    if not shown:
+        print(*table(cases, rows), "", sep="\n", flush=True)
+    if apart := sum(row["case"] in known and not row.get("replaced") for row in others):
+        print(f"{apart} rows of another device, torch or configuration are in {path.name} and not in this table")
+    if unfinished := len(waiting(cases, rows)):
+        without = " without --again" if asked.again else ""
+        print(f"{unfinished} of {len(cases) * len(LOOPS)} are left: the same command{without} goes on with them")
+    return int(any("step_s" not in row and "error" in row for row in rows))
 
 
 if __name__ == "__main__":

@@ -91,28 +91,93 @@ FIGURES = {
 }
 
 
-def test_a_run_that_was_ended_goes_on(made, tmp_path, capsys, monkeypatch):
-    asked = []
+@pytest.fixture
+def measuring(made, tmp_path, monkeypatch):
+    """Run the command with rows that need no training; returns its exit code. `asked`: the cases and loops that were measured."""
+    asked, errors = [], {}
 
     def run(case, loop, given, seconds, halved):
         asked.append((case.name, loop))
-        if asked[-1] == ("nanodit", "bare") and len(asked) == 2:
-            return {"case": case.name, "loop": loop, "error": "out of memory"}
-        return {"case": case.name, "loop": loop, **FIGURES}
+        error = errors.get(asked[-1])
+        return {"case": case.name, "loop": loop, "versions": {"torch": "2"}} | ({"error": error} if error else FIGURES)
+
+    def measure(*words):
+        asked.clear()
+        with pytest.raises(SystemExit) as ended:
+            made["main"](["--tiny", "--dir", str(tmp_path), *words])
+        return ended.value.code
 
     monkeypatch.setitem(made["main"].__globals__, "run", run)
-    words = ["--tiny", "--only", "nanodit", "--dir", str(tmp_path)]
-    made["main"](words)
+    measure.asked, measure.errors, measure.path = asked, errors, tmp_path / "gpu-tiny.jsonl"
+    return measure
+
+
+def on_device(made, monkeypatch, name, gb):
+    monkeypatch.setitem(made["main"].__globals__, "device_here", lambda: (name, gb))
+
+
+BOTH = [("nanodit", "plait"), ("nanodit", "bare")]
+ROW = "| nanodit | 4 samples, bf16, recomputed | 2 | 2 | 1.00 |  | 1.5 | 15.0 % | 5.0 GB, 6 | 0 | state of 7 GB |"
+
+
+def test_a_run_that_was_ended_goes_on(measuring, capsys):
+    measuring.errors[BOTH[1]] = "out of memory"
+    assert measuring("--only", "nanodit") == 1 and measuring.asked == BOTH
     told = capsys.readouterr().out
     assert "nanodit (bare): out of memory" in told and "1 of 2 are left: the same command goes on with them" in told
-    made["main"](words)
-    assert asked == [("nanodit", "plait"), ("nanodit", "bare"), ("nanodit", "bare")]
+    measuring.errors.clear()
+    assert measuring("--only", "nanodit", "--steps", "3") == 0 and measuring.asked == BOTH[1:]
     told = capsys.readouterr().out
-    row = "| nanodit | 4 samples, bf16, recomputed | 2 | 2 | 1.00 |  | 1.5 | 15.0 % | 5.0 GB, 6 | 0 | state of 7 GB |"
-    assert row in told and "are left" not in told
-    assert len([json.loads(line) for line in (tmp_path / "gpu-tiny.jsonl").read_text().splitlines()]) == 2
-    made["main"](words)
-    assert len(asked) == 3 and row in capsys.readouterr().out
+    assert ROW in told and "are left" not in told
+    assert len(measuring.path.read_text().splitlines()) == 2
+    assert measuring("--only", "nanodit") == 0 and measuring.asked == []
+    told = capsys.readouterr().out
+    assert told.count(ROW) == 1 and told.startswith("cpu, torch 2\n")
+
+
+def test_rows_of_another_device_or_torch_are_kept_and_measured_anew(made, measuring, capsys, monkeypatch):
+    monkeypatch.setitem(FIGURES, "driver", "570")
+    for number, (name, gb) in enumerate([("H100", 85.0), ("H100", 95.0), ("H200", 151.0)], start=1):
+        on_device(made, monkeypatch, name, gb)
+        assert measuring("--only", "nanodit") == 0 and measuring.asked == BOTH
+        told = capsys.readouterr().out
+        assert f"{name}, {gb:.0f} GB, driver 570, torch 2\n" in told
+        assert (f"{2 * number - 2} rows of another device, torch or configuration are in gpu-tiny.jsonl" in told) == (number > 1)
+        assert len(measuring.path.read_text().splitlines()) == 2 * number
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    assert measuring("--only", "nanodit") == 0 and measuring.asked == BOTH
+
+
+def test_rows_of_other_settings_are_measured_anew(made, tmp_path):
+    case = next(case for case in made["TINY"] if case.name == "nanodit")
+    digest = made["digest"]
+    assert digest(case, 80.0) == digest(made["dataclasses"].replace(case, settings=(*case.settings, "train.steps=7")), 80.0)
+    others = ["train.precision=fp32", "model.depth=3", "optim.name=muon", "distributed.compile=false", "train.grad_clip=2"]
+    changed = {digest(made["dataclasses"].replace(case, settings=(*case.settings, other)), 80.0) for other in others}
+    assert len(changed | {digest(case, 80.0)}) == 6
+
+
+def test_measuring_anew_loses_no_row(measuring, capsys):
+    assert measuring("--only", "nanodit") == 0
+    measuring.errors |= dict.fromkeys(BOTH, "out of memory")
+    assert measuring("--only", "nanodit", "--again") == 1 and measuring.asked == BOTH
+    assert "2 of 2 are left: the same command without --again goes on with them" in capsys.readouterr().out
+    assert sum("step_s" in json.loads(line) for line in measuring.path.read_text().splitlines()) == 2
+
+
+def test_a_torn_line_is_told_and_the_others_are_read(measuring, capsys):
+    assert measuring("--only", "nanodit") == 0
+    measuring.path.write_text(measuring.path.read_text() + '[1]\n{"case": "nanodit", "lo')
+    capsys.readouterr()
+    assert measuring("--only", "nanodit") == 0 and measuring.asked == []
+    told = capsys.readouterr()
+    assert ROW in told.out
+    assert """gpu-tiny.jsonl: line 4 is no row of this benchmark and is left out: '{"case": "nanodit", "lo'""" in told.err
+
+
+def test_an_unknown_case_is_refused(measuring, capsys):
+    assert measuring("--only", "nanodit", "thewrold") == 2 and measuring.asked == []
+    assert "no case is named thewrold; there are theworld 1 projection, theworld 1 cached, " in capsys.readouterr().err
 
 
 def test_a_case_that_misses_its_goal_is_explained(made):
@@ -126,7 +191,7 @@ def test_a_case_that_misses_its_goal_is_explained(made):
         f"{case.name}: MFU 15.0%, not 45% and 0.50 of the bare loop, not 0.97; kernels take 75% of a step: 50% gemm, 12% softmax "
         "(gpu-profiles/theworld-3-language.txt)"
     )
-    assert len(list(made["table"]([case], [{"case": case.name, "loop": "plait", **FIGURES, "flops": 9e12}]))) == 3
+    assert len(list(made["table"]([case], [{"case": case.name, "loop": "plait", **FIGURES, "flops": 9e12}]))) == 5
 
 
 STUB = """
@@ -172,11 +237,12 @@ def test_out_of_memory_is_one_line(made, capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out == '{"error": "out of memory"}\n'
 
 
-def test_what_the_end_of_all_cuts_short_is_no_fault_of_a_case(made, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(
-        made["main"].__globals__, "run", lambda case, loop, *_: {"case": case.name, "loop": loop, "error": "not done in 30 s"}
-    )
-    made["main"](["--tiny", "--only", "nanodit", "--dir", str(tmp_path), "--minutes", "0.5"])
-    assert not (tmp_path / "gpu-tiny.jsonl").exists() and "2 of 2 are left" in capsys.readouterr().out
-    made["main"](["--tiny", "--only", "nanodit", "--dir", str(tmp_path), "--box", "10"])
+def test_what_the_end_of_all_cuts_short_is_no_fault_of_a_case(measuring, capsys):
+    """And does not keep the others from their turns."""
+    measuring.errors |= dict.fromkeys(BOTH, "not done in 30 s")
+    assert measuring("--only", "nanodit", "--minutes", "0.5") == 0 and measuring.asked == BOTH[:1]
+    told = capsys.readouterr().out
+    assert "| nanodit |" not in told and "2 of 2 are left" in told
+    assert measuring("--only", "nanodit", "--minutes", "0.5") == 0 and measuring.asked == BOTH[1:]
+    assert measuring("--only", "nanodit", "--box", "10") == 1
     assert "| nanodit | not done in 30 s |" in capsys.readouterr().out
