@@ -97,7 +97,34 @@ def test_what_is_held_out_too_is_told(tmp_path, capsys):
     assert "  leakage        1 samples held out too, such as folder:train[0] and folder:held[0]; 2 pictures held out too, such as " in said
     assert "(12 samples compared with 3 of folder:held)" in said
     told = figures((tmp_path / "out/figures.json").read_text())
-    assert told["held_out"] == {"name": "folder:held", "compared": 3, "samples": 1, "pictures": 2, "near_copies": 0}
+    assert told["held_out"] == {"name": "folder:held", "compared": 3, "samples": 1, "pictures": 2, "clips": 0, "near_copies": 0}
+
+
+def clips(folder, count):
+    """Write clips of three frames, the first two of which are one clip; the last has a damaged frame."""
+    folder.mkdir()
+    for k in range(count):
+        for number in range(3):
+            body = encoded((40, 30), seed=10 * max(k, 1) + number)
+            (folder / f"{k}-{number}.jpg").write_bytes(body[: len(body) // 2] if (k, number) == (count - 1, 1) else body)
+    rows = [{"id": f"clip{k}", "frames": [f"{k}-{number}.jpg" for number in range(3)], "caption": f"text {k}"} for k in range(count)]
+    (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "text", "caption": "no more"}]))
+    return folder / "clips.jsonl"
+
+
+def test_clips_are_counted_as_clips_and_a_damaged_frame_is_broken(tmp_path, capsys):
+    own, held = clips(tmp_path / "a", 5), clips(tmp_path / "b", 2)
+    said = inspected(capsys, own, tmp_path / "out", f"--held-out={held}")
+    assert re.search(r"^  clips +4 of 3 frames; \S+ kB: 12 jpg\n  sides of clips +width 40, height 30 px$", said, re.MULTILINE)
+    assert re.search(r"^  without pictures +1 samples of text alone$", said, re.MULTILINE)
+    assert re.search(r"^  repeated clips +1 of 4 clips \(25.0%\) are an earlier one to the byte; 1 come again$", said, re.MULTILINE)
+    assert re.search(r"^  broken +1 of 6 samples \(16.67%\)\n +1 x frame N of N: not a readable image .* \(clip4\)$", said, re.MULTILINE)
+    assert "; 2 clips held out too, such as jsonl:clips.jsonl[0] and jsonl:clips.jsonl[0] (" in said
+    told = figures((tmp_path / "out/figures.json").read_text())
+    assert (told["clips"], told["frames"]["max"], told["repeated_clips"]["repeated"], told["held_out"]["clips"]) == (4, 3, 1, 2)
+    assert "data:image/jpeg" in (tmp_path / "out/page.html").read_text()
+    broken = figures(inspected(capsys, own, tmp_path / "headers", "--headers", "--json"))["broken"]
+    assert not broken, "the header of the damaged frame is whole"
 
 
 def test_tokens_are_counted_by_a_tokenizer_that_is_named(tmp_path, capsys):

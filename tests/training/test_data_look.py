@@ -96,6 +96,25 @@ def test_held_out_samples_among_the_training_data_are_told(tmp_path):
     assert found.text().startswith("1 samples, all looked at: all good; pictures of ")
 
 
+def test_clips_with_the_text_of_a_held_out_one_are_other_samples_and_an_equal_clip_is_told(tmp_path):
+    train = opened(tmp_path, [{"frames": frames, "caption": "left"} for frames in (["0.png", "1.png"], ["1.png", "0.png"], ["2.png"])])
+    held = opened(tmp_path, [{"frames": ["0.png", "2.png"], "caption": "left"}], "b")
+    (found,) = look([train], [held])
+    assert found.overlap.compared == 3 and found.text() == "3 samples, all looked at: all good"
+    held = opened(tmp_path, [{"frames": ["1.png", "0.png"], "caption": c} for c in ("right", "left")] + [{"frames": ["2.png"]}], "b")
+    (found,) = look([train], [held])
+    assert found.text().endswith(": 1 held out too, 2 with a held-out clip (3 of 3 compared with 3 of 3 held out)")
+
+
+def test_samples_of_several_conversations_are_compared_by_all_of_them(tmp_path):
+    def record(*answers):
+        return {"image": "0.png", "annotations": [{"messages": [{"role": "assistant", "content": answer}]} for answer in answers]}
+
+    train, held = opened(tmp_path, [record("a", "b"), record("a", "c")]), opened(tmp_path, [record("a", "c")], "b")
+    (found,) = look([train], [held])
+    assert (found.overlap.compared, found.overlap.same, found.overlap.pictures) == (2, 1, 2)
+
+
 def test_all_samples_of_both_sides_are_compared_where_they_can_be_read_quickly(tmp_path):
     """One sample of 1,500 is also one of 700 that are held out: 32 of each side would not find it."""
     train = opened(tmp_path, [{"caption": f"train {i}" if i != 777 else "both"} for i in range(1500)])
@@ -322,7 +341,7 @@ def test_samples_of_numbers_alone_are_not_taken_for_held_out_ones(tmp_path, monk
     recipe = toy_family.install(monkeypatch, tmp_path)
     toy_family.train(recipe, tmp_path / "run", "stages=[]", "train.steps=1")
     said = capsys.readouterr().out
-    assert "not compared with the held-out samples, as no picture or text of them or of these can be read" in said
+    assert "not compared with the held-out samples, as no picture, clip or text of them or of these can be read" in said
 
 
 def test_samples_that_a_tokenizer_is_trained_without_are_counted_and_told(tmp_path, capsys):

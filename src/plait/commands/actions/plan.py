@@ -103,7 +103,7 @@ def _looked(stage: StageForecast, bundle: ModelBundle, judging: Judge) -> Iterat
         yield judging.find("error" if config.guard.no_input == "stop" else "warning", "data", text)
     for one in found:
         overlap = one.overlap
-        if overlap is not None and (overlap.same or overlap.pictures):
+        if overlap is not None and (overlap.same or overlap.pictures or overlap.clips):
             text = f"{one.source.name}: of its samples {overlap.text(len(one.source))}, so that figures on held-out data tell too much"
             copies = "; `plait data dedup CONFIG copies.jsonl` lists copies, filter: {dedup: copies.jsonl} on its source leaves them out"
             shares = bool(config.data.shares)

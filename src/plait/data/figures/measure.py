@@ -1,7 +1,7 @@
-"""Measure the samples of a source: pictures, texts, what is broken, and what comes more than once.
+"""Measure the samples of a source: pictures, clips, texts, what is broken, and what comes more than once.
 
-Read are all samples, or a random part of a large source. Only numbers are kept of each, so memory hardly grows with the data; a picture is
-decoded, small, to find out whether it is whole, unless headers are enough.
+Read are all samples, or a random part of a large source. Only numbers are kept of each, so memory hardly grows with the data; a picture,
+and each frame of a clip, is decoded, small, to find out whether it is whole, unless headers are enough.
 """
 
 import re
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -19,6 +18,7 @@ from plait.config.secrets import masked
 from plait.data import image_files
 from plait.data.figures import languages
 from plait.data.figures.alike import Alike
+from plait.data.figures.content import clip_hash, content_hash
 from plait.data.figures.scripts import script_of
 from plait.data.figures.series import Hashes, Series
 from plait.data.order import permute
@@ -49,6 +49,17 @@ class _Picture:
 
 
 @dataclass
+class _Clip:
+    """What is measured of the frames of a sample; `size`: of its first frame, `hash`: of all of them."""
+
+    frames: int
+    size: tuple[int, int]
+    bytes: int
+    kinds: Counter[str]
+    hash: int
+
+
+@dataclass
 class _One:
     """What is measured of one sample; `fault`: why it cannot be used."""
 
@@ -56,11 +67,12 @@ class _One:
     name: str = ""
     fault: str | None = None
     pictures: list[_Picture] = field(default_factory=list)
+    clip: _Clip | None = None
     answers: list[str] = field(default_factory=list)
     turns: int = 0
     tokens: int | None = None
-    frames: int = 0
-    whole: int = 0
+    whole: int | None = None
+    """A hash of all that it holds; None: it holds nothing."""
 
 
 @dataclass
@@ -75,11 +87,19 @@ class Figures:
     with_pictures: int = 0
     with_several: int = 0
     clips: int = 0
+    without_either: int = 0
+    """Samples without pictures and without a clip."""
     width: Series = field(default_factory=lambda: Series("px", logarithmic=True))
     height: Series = field(default_factory=lambda: Series("px", logarithmic=True))
     shorter: Series = field(default_factory=lambda: Series("px", logarithmic=True))
     aspect: Series = field(default_factory=lambda: Series("width / height", logarithmic=True, whole=False))
     file_bytes: Series = field(default_factory=lambda: Series("bytes", logarithmic=True))
+    frames: Series = field(default_factory=lambda: Series("frames"))
+    clip_width: Series = field(default_factory=lambda: Series("px", logarithmic=True))
+    clip_height: Series = field(default_factory=lambda: Series("px", logarithmic=True))
+    clip_bytes: Series = field(default_factory=lambda: Series("bytes", logarithmic=True))
+    clip_formats: Counter[str] = field(default_factory=Counter)
+    """Frames of clips, by format."""
     words: Series = field(default_factory=lambda: Series("words", logarithmic=True))
     characters: Series = field(default_factory=lambda: Series("characters", logarithmic=True))
     tokens: Series = field(default_factory=lambda: Series("tokens", logarithmic=True))
@@ -92,6 +112,7 @@ class Figures:
     broken: Counter[str] = field(default_factory=Counter)
     broken_examples: dict[str, list[str]] = field(default_factory=dict)
     same_pictures: Hashes = field(default_factory=Hashes)
+    same_clips: Hashes = field(default_factory=Hashes)
     same_texts: Hashes = field(default_factory=Hashes)
     same_samples: Hashes = field(default_factory=Hashes)
     alike: Alike = field(default_factory=Alike)
@@ -115,11 +136,14 @@ class Figures:
         self.pictures += len(one.pictures)
         self.with_pictures += bool(one.pictures)
         self.with_several += len(one.pictures) > 1
-        self.clips += bool(one.frames)
+        self.without_either += not one.pictures and one.clip is None
         for picture in one.pictures:
             self._add_picture(picture, one.index)
+        if one.clip is not None:
+            self._add_clip(one.clip, one.index)
         self._add_text(one)
-        self.same_samples.add(one.whole, one.index)
+        if one.whole is not None:
+            self.same_samples.add(one.whole, one.index)
 
     def _add_picture(self, picture: _Picture, index: int) -> None:
         width, height = picture.size
@@ -135,6 +159,15 @@ class Figures:
         self._extreme("largest", width * height, index)
         self._extreme("widest", width / height, index)
         self._extreme("tallest", height / width, index)
+
+    def _add_clip(self, clip: _Clip, index: int) -> None:
+        self.clips += 1
+        self.frames.add(clip.frames)
+        self.clip_width.add(clip.size[0])
+        self.clip_height.add(clip.size[1])
+        self.clip_bytes.add(clip.bytes)
+        self.clip_formats += clip.kinds
+        self.same_clips.add(clip.hash, index)
 
     def _add_text(self, one: _One) -> None:
         self.turns.add(one.turns)
@@ -204,13 +237,13 @@ def _measure(source: Source, headers_only: bool, count_tokens: CountTokens | Non
             sample = read(source, index)
             one.name = str(sample["id"])
             one.pictures = [_picture(body, headers_only) for body in sample["images"]]
-            one.frames = len(sample.get("frames", ()))
+            one.clip = _clip(sample, headers_only)
             conversations = [item["messages"] for item in sample.get("annotations", ())] or [sample["messages"]]
             turns = [turn for conversation in conversations for turn in conversation]
             one.turns = len(turns)
             one.answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
             one.tokens = None if count_tokens is None else sum(count_tokens(turn["content"]) for turn in turns)
-            one.whole = _whole(sample, one.pictures, turns)
+            one.whole = _short(content_hash(sample))
     except BadSample as error:
         one.name, one.fault = error.sample or one.name, masked(str(error))
     return one
@@ -218,19 +251,38 @@ def _measure(source: Source, headers_only: bool, count_tokens: CountTokens | Non
 
 def _picture(body: bytes, headers_only: bool) -> _Picture:
     """Return what is measured of a picture. Raises BadSample if it is none, is damaged or over a limit."""
-    size = image_files.size(body)
-    if limit := image_files.over_limit(size):
-        raise BadSample(f"image of {size[0]} x {size[1]} pixels {limit}")
+    size = _checked_size(body)
     seen = None if headers_only else perceptual_hash(image_files.decode_rgb(body, at_least=_DECODED))
     return _Picture(size, len(body), encoding.kind(body), xxhash.xxh3_64_intdigest(body), seen)
 
 
-def _whole(sample: Sample, pictures: Sequence[_Picture], turns: Sequence[dict[str, Any]]) -> int:
-    """Return a hash of all that a sample holds for training."""
-    held = [[picture.hash for picture in pictures], [(turn["role"], turn["content"]) for turn in turns]]
-    frames = [xxhash.xxh3_64_intdigest(frame) for frame in sample.get("frames", ())]
-    arrays = [(name, xxhash.xxh3_64_intdigest(value.tobytes())) for name, value in sorted(sample.get("arrays", {}).items())]
-    return int(xxhash.xxh3_64_intdigest(repr([held, frames, arrays]).encode("utf-8", "surrogatepass")))
+def _checked_size(body: bytes) -> tuple[int, int]:
+    """Return width and height of a picture. Raises BadSample if it is none, or is over a limit."""
+    size = image_files.size(body)
+    if limit := image_files.over_limit(size):
+        raise BadSample(f"image of {size[0]} x {size[1]} pixels {limit}")
+    return size
+
+
+def _clip(sample: Sample, headers_only: bool) -> _Clip | None:
+    """Return what is measured of a sample's frames, None without any. Raises BadSample, naming the frame, if one is damaged."""
+    whole = _short(clip_hash(sample))
+    if whole is None:
+        return None
+    bodies, sizes = sample["frames"], []
+    for number, body in enumerate(bodies, 1):
+        try:
+            sizes.append(_checked_size(body))
+            if not headers_only:
+                image_files.decode_rgb(body, at_least=_DECODED)
+        except BadSample as error:
+            raise BadSample(f"frame {number} of {len(bodies)}: {error}") from error
+    return _Clip(len(bodies), sizes[0], sum(map(len, bodies)), Counter(map(encoding.kind, bodies)), whole)
+
+
+def _short(hashed: str | None) -> int | None:
+    """Return 64 bits of a hash in hex."""
+    return None if hashed is None else int(hashed[:16], 16)
 
 
 def samples_of(source: Source, indices: Sequence[int]) -> Iterator[tuple[int, Sample]]:

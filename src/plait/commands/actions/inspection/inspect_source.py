@@ -80,6 +80,7 @@ def inspect(what: str, settings: Sequence[str], options: InspectOptions) -> None
             "compared": theirs.usable,
             "samples": figures.same_samples.shared(theirs.same_samples)[0],
             "pictures": figures.same_pictures.shared(theirs.same_pictures)[0],
+            "clips": figures.same_clips.shared(theirs.same_clips)[0],
             "near_copies": len(figures.alike.like(theirs.alike)),
         }
     section = source_figures.section(figures, source, rows)

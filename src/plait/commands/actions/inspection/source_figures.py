@@ -29,8 +29,7 @@ def details(figures: Figures, source: Source) -> list[tuple[str, str]]:
     how = "; of pictures only the headers were read" if figures.headers_only else ""
     rows = [("samples", f"{figures.samples:,}, {looked} measured{how}")]
     if figures.pictures:
-        several = {"several pictures": figures.with_several, "the frames of a clip": figures.clips}
-        more = "".join(f", {count:,} samples with {what}" for what, count in several.items() if count)
+        more = f", {figures.with_several:,} samples with several pictures" if figures.with_several else ""
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in figures.formats.most_common())
         size = byte_text(float(figures.file_bytes.values.sum()))
         rows.append(("pictures", f"{figures.pictures:,}{more}; {size}: {kinds}"))
@@ -38,8 +37,9 @@ def details(figures: Figures, source: Source) -> list[tuple[str, str]]:
         sides = f"width {_range(width)}, height {_range(height)} px; shorter side under 256 px: {_share(figures.shorter.values < 256)}"
         rows.append(("sides", sides))
         rows.append(("aspect", f"width / height {_range(figures.aspect.summary())}"))
-    if without := figures.usable - figures.with_pictures:
-        rows.append(("without pictures", f"{without:,} samples of text alone"))
+    rows += _clips(figures)
+    if figures.without_either:
+        rows.append(("without pictures", f"{figures.without_either:,} samples of text alone"))
     rows += _texts(figures, source)
     rows += _twice(figures)
     if figures.broken:
@@ -49,6 +49,16 @@ def details(figures: Figures, source: Source) -> list[tuple[str, str]]:
         if len(figures.broken) > _REASONS:
             rows.append(("", f"and {len(figures.broken) - _REASONS} more reasons"))
     return rows + [("left out", f"{count:,} of {reason}") for reason, count in figures.left_out.items()]
+
+
+def _clips(figures: Figures) -> list[tuple[str, str]]:
+    """Return what was measured of clips: how many, of how many frames, their files and the sides of their first frames."""
+    if not figures.clips:
+        return []
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in figures.clip_formats.most_common())
+    size = byte_text(float(figures.clip_bytes.values.sum()))
+    sides = f"width {_range(figures.clip_width.summary())}, height {_range(figures.clip_height.summary())} px"
+    return [("clips", f"{figures.clips:,} of {_range(figures.frames.summary())} frames; {size}: {kinds}"), ("sides of clips", sides)]
 
 
 def _texts(figures: Figures, source: Source) -> list[tuple[str, str]]:
@@ -76,10 +86,12 @@ def _texts(figures: Figures, source: Source) -> list[tuple[str, str]]:
 def _twice(figures: Figures) -> list[tuple[str, str]]:
     """Return what is there more than once, byte for byte."""
     rows = []
-    for name, hashes, what in (("repeated pictures", figures.same_pictures, "pictures"), ("duplicates", figures.same_samples, "samples")):
+    kinds_of = {"pictures": figures.same_pictures, "clips": figures.same_clips, "samples": figures.same_samples}
+    for what, hashes in kinds_of.items():
         repeated, kinds, _ = hashes.repeated(0)
         if repeated:
             share = f"{repeated:,} of {len(hashes):,} {what} ({repeated / len(hashes):.1%})"
+            name = "duplicates" if what == "samples" else f"repeated {what}"
             rows.append((name, f"{share} are an earlier one to the byte; {kinds:,} come again"))
     if near := figures.alike.pairs():
         bits = f"{DISTANCE} of 64 bits or fewer of their perceptual hashes differ"
@@ -94,6 +106,7 @@ def shared(figures: Figures, other: Figures) -> list[tuple[str, str]]:
     for what, own, theirs in (
         ("samples held out too", figures.same_samples, other.same_samples),
         ("pictures held out too", figures.same_pictures, other.same_pictures),
+        ("clips held out too", figures.same_clips, other.same_clips),
     ):
         count, pairs = own.shared(theirs)
         if count:
@@ -147,7 +160,8 @@ def as_dict(figures: Figures, source: Source) -> dict[str, Any]:
     near = figures.alike.pairs()
     texts = repeats(figures.same_texts)
     texts["most_frequent"] = [{**row, "text": _text_of(source, row["samples"][0])} for row in texts["most_frequent"]]
-    series = ("width", "height", "shorter", "aspect", "file_bytes", "words", "characters", "tokens", "turns")
+    of_pictures = ("width", "height", "shorter", "aspect", "file_bytes", "frames", "clip_width", "clip_height", "clip_bytes")
+    series = (*of_pictures, "words", "characters", "tokens", "turns")
     counts = ("samples", "read", "headers_only", "pictures", "with_pictures", "with_several", "clips", "without_text", "empty")
     return {
         "name": figures.name,
@@ -155,11 +169,13 @@ def as_dict(figures: Figures, source: Source) -> dict[str, Any]:
         "all": figures.read == figures.samples,
         **{name: getattr(figures, name).plain() for name in series},
         "formats": dict(figures.formats.most_common()),
+        "clip_formats": dict(figures.clip_formats.most_common()),
         "scripts": dict(figures.scripts.most_common()),
         "languages": dict(figures.languages.most_common()),
         "broken": {reason: {"count": n, "such_as": figures.broken_examples[reason]} for reason, n in figures.broken.most_common()},
         "repeated_texts": texts,
         "repeated_pictures": repeats(figures.same_pictures),
+        "repeated_clips": repeats(figures.same_clips),
         "duplicates": repeats(figures.same_samples),
         "near_copies": {"count": len(near), "bits": DISTANCE, "such_as": [pair._asdict() for pair in near[:_PAIRS]]},
         "left_out": figures.left_out,
@@ -173,6 +189,7 @@ def section(figures: Figures, source: Source, rows: Sequence[tuple[str, str]], *
         ("Height", figures.height, "pictures"),
         ("Aspect ratio", figures.aspect, "pictures"),
         ("File size", figures.file_bytes, "pictures"),
+        ("Frames of the clips", figures.frames, "clips"),
         ("Words of the answers", figures.words, "samples"),
         ("Tokens", figures.tokens, "samples"),
     ]
@@ -222,9 +239,10 @@ def _thumbs(source: Source, wanted: Sequence[tuple[int, str]]) -> list[Thumb]:
     for index, sample in samples_of(source, list(notes)):
         try:
             with sample_errors:
-                pictures = [image_files.decode_rgb(image, at_least=(_SHOWN_SIDE, _SHOWN_SIDE)) for image in sample["images"][:4]]
+                shown = sample["images"] or sample.get("frames", ())
+                pictures = [image_files.decode_rgb(image, at_least=(_SHOWN_SIDE, _SHOWN_SIDE)) for image in shown[:4]]
         except BadSample:
             continue
-        more = [np.zeros((1, 1, 3), np.uint8)] * max(0, len(sample["images"]) - 4)
+        more = [np.zeros((1, 1, 3), np.uint8)] * max(0, len(shown) - 4)
         thumbs.append(Thumb([*pictures, *more], str(sample["id"]), _answers(sample), notes[index]))
     return thumbs
