@@ -47,6 +47,18 @@ def test_each_rank_keeps_the_part_of_a_sharded_state_that_it_writes(recipe, caps
     assert [stage["copies"] for stage in host(capsys, recipe, "--checkpoint.async_save=false")] == [0, 0]
 
 
+def test_moments_in_the_hosts_memory_take_none_of_the_devices(recipe, capsys, tmp_path):
+    def memory(*options):
+        cli.main(["plan", str(recipe), "--json", *SHORT, *options])
+        stages = json.loads(capsys.readouterr().out)["stages"]
+        return [(stage["memory"][0]["moments"], stage["host_memory"]["moments"]) for stage in stages]
+
+    there, moved = memory(), memory("--optim.offload=true")
+    assert [(device, host) for device, host in moved] == [(0, device) for device, _ in there] and there[0][0] > 0
+    cli.main(["plan", str(recipe), *SHORT, "--optim.offload=true"])
+    assert " of each rank for the optimizer's moments (optim.offload)" in capsys.readouterr().out
+
+
 def test_the_text_tells_of_copies_and_of_a_decoder_that_no_gpu_gets(tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     path.write_text(
@@ -60,6 +72,6 @@ def test_the_text_tells_of_copies_and_of_a_decoder_that_no_gpu_gets(tmp_path, ca
     assert lines[row + 1].endswith(" of each rank for weights that nothing computes with")
     cli.main(["plan", str(path), "--json", "--checkpoint.async_save=false"])
     (stage,) = json.loads(capsys.readouterr().out)["stages"]
-    assert stage["host_memory"] == {"copies": 0, "writers": 0, "unused": 4 * stage["parameters"]["world_decoder"]["total"]}
+    assert stage["host_memory"] == {"copies": 0, "writers": 0, "unused": 4 * stage["parameters"]["world_decoder"]["total"], "moments": 0}
     assert cli.main(["plan", str(path), "--checkpoint.async_save=false", "--model.world=off", "--trainable=[vision]"]) == 0
     assert "host memory" not in capsys.readouterr().out

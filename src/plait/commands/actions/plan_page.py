@@ -107,6 +107,8 @@ def _host_rows(planned: StageForecast) -> Iterator[tuple[str, str]]:
         size = "not known" if host.copies is None else gigabytes(host.copies)
         whose = "rank 0" if host.writers == 1 else f"each of {host.writers} ranks"
         told.append(f"{size} of {whose} for the copy that background saves are written from (checkpoint.async_save)")
+    if host.moments:
+        told.append(f"{gigabytes(host.moments)} of each rank for the optimizer's moments (optim.offload)")
     if host.unused:
         told.append(f"{gigabytes(host.unused)} of each rank for weights that nothing computes with")
     yield from (("" if i else "host memory", text) for i, text in enumerate(told))

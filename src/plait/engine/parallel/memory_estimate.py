@@ -57,7 +57,8 @@ class Storage:
 
     fp32: trained 4, frozen 4; bf16, fp16: 4 and 2; pure_bf16: 2 and 2. `averages`: how many each trained weight has, 4 bytes a value.
     `compressed`: whether replicas send their gradients in 2 bytes a value (`distributed.ddp_comm_hook`). `moments`: of all moments of one
-    that trains, on the average; `whole`: whether each rank keeps all of them (`optim.name: adamw8bit`).
+    that trains, on the average; `whole`: whether each rank keeps all of them (`optim.name: adamw8bit`); `offloaded`: whether they lie in
+    the host's memory (`optim.offload`).
     """
 
     trained: int
@@ -66,6 +67,7 @@ class Storage:
     moments: float
     compressed: bool = False
     whole: bool = False
+    offloaded: bool = False
 
     @classmethod
     def of(cls, precision: str, averages: int = 0, *, comm_hook: str = "none", moments: float | None = None) -> "Storage":
@@ -176,10 +178,16 @@ def memory(counts: ParameterCounts, layout: Layout, storage: Storage, *, accumul
     return Memory(
         weights=trained * storage.trained + paused * _FLOAT32 + frozen * storage.frozen,
         gradients=(counts.trained if full_gradients else trained) * storage.trained,
-        moments=round(trained * storage.moments) + _MOMENTS * _per_rank(counts.paused, shards) * _FLOAT32,
+        moments=0 if storage.offloaded else moments(counts, layout, storage),
         averages=(trained + paused) * _FLOAT32 * storage.averages,
         gathered=_gathered(counts, layout, storage, full_gradients=full_gradients) if shards > 1 else 0,
     )
+
+
+def moments(counts: ParameterCounts, layout: Layout, storage: Storage) -> int:
+    """Return the bytes of a rank's moments, wherever they lie, with those kept of weights that trained before."""
+    shards = layout.shards
+    return round(_per_rank(counts.trained, shards) * storage.moments) + _MOMENTS * _per_rank(counts.paused, shards) * _FLOAT32
 
 
 def _split(counts: ParameterCounts, layout: Layout) -> tuple[tuple[int, int], tuple[int, int]]:

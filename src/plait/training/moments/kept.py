@@ -85,4 +85,4 @@ def storage(config: RunConfig, trained: optim.Trained, blocks: Iterable[nn.Modul
     moments = size / max(1, sum(value.numel() for value in parameters.values()))
     hook = config.distributed.ddp_comm_hook
     stored = Storage.of(config.train.precision, config.optim.average_count, comm_hook=hook, moments=moments)
-    return replace(stored, whole=config.optim.name == "adamw8bit")
+    return replace(stored, whole=config.optim.name == "adamw8bit", offloaded=config.optim.offload)

@@ -202,7 +202,7 @@ class _Stage:
             flops=flops,
             orthogonalised=orthogonalised,
             checkpoints=kept_checkpoints,
-            host=host_memory.of_stage(bundle, config, kept_checkpoints, layout),
+            host=host_memory.of_stage(bundle, config, kept_checkpoints, layout, (counts, storage)),
             counts=counts,
             storage=storage,
             faults=faults,
