@@ -1,11 +1,14 @@
 """A family's module `planning`: batches of the usual shapes that its own loss takes, and learning rates of its components."""
 
+import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from plait import cli
 from plait.assembly.configuration import open_config
 from plait.engine.loss import sums_of, weights_of
 from plait.errors import PlaitError
@@ -33,6 +36,41 @@ def test_an_assumed_batch_is_one_that_the_loss_takes(family, tokens, tmp_path):
     assert all(float(weights[term]) > 0 for term, factor in loss.coefficients.items() if factor)
     if tokens is not None and "tokens" in loss.counts:
         assert float(weights["tokens"]) <= 2 * tokens
+
+
+RECIPES = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").glob("*/*.yaml"))
+SMALL = {
+    "theworld": ["model.base=tiny"],
+    "molmo": ["model.language=debug", "model.vision_backbone=debug", "model.overlap=2"],
+    "nanodit": ["model.size=null", "model.depth=1", "model.hidden=32", "model.heads=2"],
+    "theworld/stages.yaml": ["model.base=tiny", "model.world.source=tiny"],
+}
+"""Settings that make a recipe's model small, and leave its others."""
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_usual_shapes_are_those_that_a_model_with_each_recipes_settings_trains_on(recipe, tmp_path):
+    family = recipe.partition("/")[0]
+    resolved = open_config(ROOT / "configs" / recipe, SMALL.get(recipe, SMALL[family]))
+    members, section = registry.load(family), registry.model_config(family).model_validate(resolved.config.model)
+    model, loss = members.build(section, tmp_path, seed=0).train(), members.Loss(section)
+    for tokens, picture in {(view.config.data.max_tokens, _largest_bucket(view.config)) for view in resolved.stages}:
+        batch = planner(family).assumed_batch(section, samples=1, tokens=tokens, picture=picture)
+        assert all(math.isfinite(float(value.detach())) for value in sums_of(loss, model, batch).values())
+
+
+LARGEST = {"molmo/multitask.yaml": 64e9, "nanodit/tiny.yaml": 0.5e9}
+"""Bytes that the plan of a model so small stays below."""
+
+
+def test_a_recipe_is_planned_where_its_data_is_not(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for recipe, small in [("molmo/multitask.yaml", SMALL["molmo"]), ("nanodit/tiny.yaml", [])]:
+        assert cli.main(["plan", f"configs/{recipe}", "--json", "--run=run", *(f"--{setting}" for setting in small)]) == 1
+        planned = json.loads(capsys.readouterr().out)
+        assert "data" in [finding["what"] for finding in planned["findings"] if finding["level"] == "error"]
+        assert planned["stages"][0]["memory"][0]["peak"] < LARGEST[recipe]
 
 
 def test_assumed_latents_are_those_of_the_largest_bucket_that_the_sources_name(tmp_path):

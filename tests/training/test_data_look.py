@@ -347,7 +347,7 @@ def test_samples_of_numbers_alone_are_not_taken_for_held_out_ones(tmp_path, monk
 def test_samples_that_a_tokenizer_is_trained_without_are_counted_and_told(tmp_path, capsys):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(picture(i))
-    images = ["0.png", "1.png", "gone.png", "2.png", "lost.png"]
+    images = ["0.png", "1.png", "gone.png", "2.png", "gone.png", "lost.png"]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"image": name, "caption": f"the {name}"}) + "\n" for name in images))
     settings = {"family": "theworld", "preset": "tiny", "run": str(tmp_path / "run"), "train": {"steps": 1, "global_batch": 2}}
     source = {"source": "jsonl", "path": str(tmp_path / "a.jsonl")}
@@ -356,8 +356,9 @@ def test_samples_that_a_tokenizer_is_trained_without_are_counted_and_told(tmp_pa
     assert cli.main(["train", str(tmp_path / "a.yaml"), "--optim.schedule.warmup_steps=0"]) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if "the tokenizer learns" in line]
     assert len(told) == 1
-    assert told[0].startswith("warning: jsonl:a.jsonl: 2 of 5 samples cannot be read and the tokenizer learns without them: ")
-    assert "gone.png" in told[0] or "lost.png" in told[0]
+    assert told[0].startswith("warning: jsonl:a.jsonl: 3 of 6 samples cannot be read and the tokenizer learns without them: 2 x ")
+    reasons = told[0].partition("without them: ")[2].split("; 1 x ")
+    assert "gone.png" in reasons[0] and "lost.png" in reasons[1]
 
 
 def other_held_out(recipe, folder, out, setting):

@@ -120,6 +120,17 @@ def test_why_proposes_packing_where_rows_are_padded(runs, capsys):
 
 
 RANKS = {"data": [0, 0], "start": [0, 0], "forward": [0.1, 0.3], "backward": [0.1, 0.3], "positions": [1500, 4500]}
+
+
+def test_rows_of_some_samples_at_most_need_no_divisor_of_the_global_batch(runs, capsys):
+    folder, family = runs
+    more = [*packed(family)[:2], "--train.micro_batch=3"]  # of a global batch of 8
+    assert cli.main(["plan", str(folder / "run.yaml"), f"--run={folder / 'planned'}", *more]) == 0, capsys.readouterr().out
+    train(folder / "run.yaml", folder / "few", *more)
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in rows_of(folder / "few")] == pytest.approx([row[key] for row in rows_of(folder / "padded")], rel=1e-4)
+
+
 SPENT = {
     "steps": 1,
     "seconds": {"forward": 0.3, "backward": 0.3},

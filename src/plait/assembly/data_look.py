@@ -66,7 +66,7 @@ class SourceLook:
     def text(self) -> str:
         """Return in one line what was found, and no zeros: "500 samples, 32 looked at: 3 bad (3 x no text)"."""
         counts = {
-            f"bad ({self._reasons()})": self.bad.total(),
+            f"bad ({counted(self.bad)})": self.bad.total(),
             "without text": self.without_text,
             "with empty text": self.empty,
             "cut by data.max_tokens": self.cut,
@@ -84,11 +84,6 @@ class SourceLook:
         parts += [] if self.source.stream is None else [self.source.stream.text()]
         parts += [f"left out: {count} of {reason}" for reason, count in self.source.left_out.items()]
         return "; ".join(parts)
-
-    def _reasons(self) -> str:
-        """Return why samples are bad, the most frequent reasons first, each with its count."""
-        reasons = "; ".join(f"{count} x {reason}" for reason, count in self.bad.most_common(_REASONS_SHOWN))
-        return reasons + (f"; and {len(self.bad) - _REASONS_SHOWN} more reasons" if len(self.bad) > _REASONS_SHOWN else "")
 
     def _unfit(self) -> dict[str, int]:
         """Return how many pictures are over a limit, and how many have a side under what the model sees."""
@@ -191,6 +186,12 @@ def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequen
                 which += f" (the records have {field_list(fields)}; where one is the picture, name it: columns: {{image: NAME}})"
             faults.append(f"{name} {verb}, but {which}: {cure}, or say guard.no_input=continue")
     return faults
+
+
+def counted(bad: Counter[str]) -> str:
+    """Return why samples are bad, the most frequent reasons first, each with its count: "3 x no text; 1 x no image"."""
+    reasons = "; ".join(f"{count} x {reason}" for reason, count in bad.most_common(_REASONS_SHOWN))
+    return reasons + (f"; and {len(bad) - _REASONS_SHOWN} more reasons" if len(bad) > _REASONS_SHOWN else "")
 
 
 def _either(keys: Sequence[str]) -> str:

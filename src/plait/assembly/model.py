@@ -5,6 +5,7 @@ A component is a part of the model that trains or stays frozen as a whole; a sta
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from plait import files
 from plait.assembly import checkpoint_specs, hub_start, overwritten
 from plait.assembly.adapters import layers as adapter_layers
 from plait.assembly.data import open_training
+from plait.assembly.data_look import counted
 from plait.config.schema import RunConfig
 from plait.data.loading import truncation
 from plait.data.order import permute
@@ -165,15 +167,16 @@ def _hash(value: torch.Tensor) -> str:
 def _texts(config: RunConfig) -> Iterator[str]:
     """Yield the messages of some samples of each training source; samples that cannot be read are left out, counted and logged."""
     for source in open_training(config).sources:
-        bad: list[str] = []
+        bad: Counter[str] = Counter()
         count = min(len(source), _TOKENIZER_SAMPLES)
         for i, index in enumerate(np.asarray(permute(np.arange(count), max(len(source), 1), config.seed, "texts")).tolist()):
             try:
                 with sample_errors:
                     sample = source.worded(index) if source.stream is None else read(source, i, 0)  # shard by shard
             except BadSample as error:
-                bad.append(str(error))
+                bad[str(error)] += 1
                 continue
             yield from (message["content"].replace(IMAGE_MARK, "") for message in sample["messages"])
         if bad:
-            log.warning(f"{source.name}: {len(bad)} of {count} samples cannot be read and the tokenizer learns without them: {bad[0]}")
+            number = f"{bad.total()} of {count} samples"
+            log.warning(f"{source.name}: {number} cannot be read and the tokenizer learns without them: {counted(bad)}")

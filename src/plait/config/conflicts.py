@@ -38,7 +38,7 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
         result.append((("train",), message))
     steps = train.steps or (-(-train.samples // train.global_batch) if train.samples else None)
     result += schedule_conflicts(optim, steps)
-    if train.micro_batch and train.global_batch % train.micro_batch:
+    if train.micro_batch and config.data.pack_tokens is None and train.global_batch % train.micro_batch:
         near = train.global_batch - train.global_batch % train.micro_batch or train.micro_batch
         message = f"is {train.micro_batch}, not a divisor of train.global_batch {train.global_batch}: for example train.global_batch={near}"
         result.append((("train", "micro_batch"), message))

@@ -24,7 +24,6 @@ from plait.families.molmo.config import Config
 from plait.families.molmo.hf.sizes import IMAGE_PROMPT, IMAGE_TOKENS
 from plait.families.molmo.hf.tiling import TiledImage, tile
 from plait.families.molmo.packing.documents import documents_of
-from plait.families.molmo.packing.dropout import PROMPT
 from plait.families.molmo.packing.sequence import Annotation, Row, batch_rows, build_row, places_of
 from plait.families.molmo.styles import Conversation, TextSpan
 from plait.keys import rng
@@ -145,9 +144,8 @@ class Inputs:
         batch |= {"crops": tensors.cat(crops), "real": torch.cat(real)}
         batch["pools"] = torch.cat(pools) if pools else torch.empty(0, 4, dtype=torch.int64)
         batch["cut"] = torch.tensor([example.row.cut for example in examples])
-        places: dict[str, Any] = dict(places_of(batch, self.tokenizer.image_start))
-        if self.config.residual_dropout:
-            places[PROMPT] = (batch["loss_weights"].flatten() <= 0).nonzero()[:, 0]
+        prompts = bool(self.config.residual_dropout)
+        places: dict[str, Any] = dict(places_of(batch, self.tokenizer.image_start, prompts=prompts))
         length = None if pad == "none" else batch["ids"].shape[1]
         if length is None or length > LONGEST_MASK:
             places["documents"] = documents_of([example.row for example in examples], length, left=left)

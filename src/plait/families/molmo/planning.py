@@ -39,7 +39,7 @@ def assumed_batch(config: Config, *, samples: int, tokens: int | None, picture: 
     patches = tiled.real.numel()
     pools = [torch.where(tiled.pools >= 0, tiled.pools + number * patches, tiled.pools) for number in range(samples)]
     batch |= {"crops": torch.cat([tiled.crops] * samples), "real": torch.cat([tiled.real] * samples), "pools": torch.cat(pools)}
-    places: dict[str, Any] = dict(places_of(batch, rows_of_text))
+    places: dict[str, Any] = dict(places_of(batch, rows_of_text, prompts=bool(config.residual_dropout)))
     if len(row) > LONGEST_MASK:
         places["documents"] = documents_of([row] * samples, len(row))
     return {**batch, "cut": torch.zeros(samples, dtype=torch.int64), "places": places}

@@ -151,7 +151,8 @@ def fits(stage: StageForecast, hardware: Hardware, findings: Judge) -> Iterator[
 
 def _with_micro_batch(stage: StageForecast, size: int) -> float:
     """Return about the peak with micro-batches of `size`: what grows with them is taken to be proportional to their size."""
-    if stage.chosen.step is None or stage.view.config.train.global_batch % size:
+    config = stage.view.config
+    if stage.chosen.step is None or (config.data.pack_tokens is None and config.train.global_batch % size):
         return math.inf
     return stage.chosen.state.total + stage.chosen.passes * size / stage.micro_batch
 

@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-PROMPT = "prompt"
-"""Of a batch's `places`: the positions (S,) that have no weight in the loss."""
 _NORMED_AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
 """What adds to the residual stream in layers that norm the outputs of attention and MLP, such as OLMo 2's."""
 
@@ -35,7 +33,7 @@ class ResidualDropout:
         elif self.prompt == self.answer:
             self._rates = [(None, self.prompt)]
         else:
-            rates = ((PROMPT, self.prompt), ("loss", self.answer))
+            rates = (("prompt", self.prompt), ("loss", self.answer))
             self._rates = [(places[name], rate) for name, rate in rates if rate]
 
     def _drop(self, module: nn.Module, inputs: Any, output: Any) -> Any:

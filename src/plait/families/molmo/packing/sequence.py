@@ -127,9 +127,10 @@ def batch_rows(rows: Sequence[Row], *, pad_id: int, pad: str, max_tokens: int | 
     return batch
 
 
-def places_of(batch: Mapping[str, Tensor], text_rows: int) -> dict[str, Tensor]:
-    """Return indices into the B L positions of a batch: of "image" features, and of "loss", where a token is learned."""
+def places_of(batch: Mapping[str, Tensor], text_rows: int, *, prompts: bool) -> dict[str, Tensor]:
+    """Return indices into the B L positions: of "image" features, "loss" (learned tokens), and, with `prompts`, "prompt" (all others)."""
     chosen = {"image": batch["ids"] == text_rows + PATCH, "loss": batch["loss_weights"] > 0}
+    chosen |= {"prompt": batch["loss_weights"] <= 0} if prompts else {}
     return {name: marks_BL.flatten().nonzero()[:, 0] for name, marks_BL in chosen.items()}
 
 
