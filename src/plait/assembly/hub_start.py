@@ -28,7 +28,7 @@ from plait.errors import PlaitError
 _STEP = re.compile(r"(stage-(\d+)-[^/]+/step-(\d{8,}))/manifest\.json")
 _ASSETS = re.compile(r"assets/.+|tokenizer\.json")
 _MANIFEST = "manifest.json"
-_BARE = re.compile(r"[^/]+\.safetensors|plait\.json")
+_BARE = re.compile(r"[^/]+\.safetensors|plait\.json|(?:[^/]+/)?adapter_config\.json")
 _ALONE = re.compile(r"(?:(?:weights|ema|moments)[\w.-]*/)?[^/]+\.safetensors|manifest\.json|run-config\.yaml")
 
 

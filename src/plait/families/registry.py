@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from plait.families.contract import Family
 
 _HERE = Path(__file__).parent
-_TABLES = {"refused": Mapping[tuple[str, ...], Mapping[str, str]], "variants": Mapping[str, str], "layouts": Mapping[str, str]}
+_TEXTS = dict.fromkeys(("variants", "layouts", "without"), Mapping[str, str])
+_TABLES: Mapping[str, Any] = {"refused": Mapping[tuple[str, ...], Mapping[str, str]], **_TEXTS}
 GROUP = "plait.families"
 """Group of the entry points, each `family = package`, such as `words = words_family`."""
 
@@ -52,8 +53,7 @@ def model_config(family: str) -> type[ModelSection]:
     section = vars(module_of(family, "config")).get("Config")
     if not (isinstance(section, type) and issubclass(section, ModelSection)):
         raise PlaitError(f"family {family!r}: {_package(family)}.config has no Config, a subclass of plait.config.schema.ModelSection")
-    tables = {"refused": section.refused, "variants": section.variants, "layouts": section.layouts}
-    wrong = [fault for name, table in tables.items() if (fault := plugins.type_fault(name, _TABLES[name], table)) is not None]
+    wrong = [fault for name, kind in _TABLES.items() if (fault := plugins.type_fault(name, kind, getattr(section, name))) is not None]
     if wrong := wrong or section_faults(section):
         raise PlaitError(f"family {family!r} ({section.__module__}.Config) does not fulfil the contract: {'; '.join(wrong)}")
     return section

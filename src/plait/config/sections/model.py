@@ -18,6 +18,8 @@ class ModelSection(BaseModel):
     """Switches of `plait eval` that measure the model with changed settings: {name of the variant: help text}."""
     layouts: ClassVar[Mapping[str, str]] = {}
     """Layouts that `plait export --to` writes the model in, one for each of `exports` in the family's export.py: {name: help text}."""
+    without: ClassVar[Mapping[str, str]] = {}
+    """Layouts whose models do without an input that the family's have, such as frames of the world: {layout: name of the input}."""
     whole: ClassVar[str | None] = None
     """The layout that holds all of the model; None: the first of `layouts`."""
     renames: ClassVar[Mapping[str, str]] = {}

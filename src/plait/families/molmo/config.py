@@ -60,6 +60,7 @@ class Config(ModelSection):
 
     variants: ClassVar[Mapping[str, str]] = {"high-res": "36 crops and 4096 tokens"}
     layouts: ClassVar[Mapping[str, str]] = {"hf": "transformers, with its own code", "molmo": "the published Molmo layout"}
+    without: ClassVar[Mapping[str, str]] = {"peft": "image"}  # adapters of the language model, which peft loads alone
 
     language: str = Field("qwen2_7b", description=f"{', '.join(LANGUAGES)}, or Hub name or directory of any causal language model")
     language_revision: str | None = Field(default=None, description="commit or tag of a Hub language model")

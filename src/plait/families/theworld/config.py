@@ -94,6 +94,7 @@ class Config(ModelSection):
         "theworld": "plait.theworld, and transformers after `import plait.hf`: the whole model, its frozen world encoder by name and hash",
         "theworld-with-encoder": "the same with the world encoder's weights",
     }
+    without: ClassVar[Mapping[str, str]] = {"hf": "world", "peft": "world"}
     whole: ClassVar[str | None] = "theworld"
 
     renames: ClassVar[Mapping[str, str]] = {  # how older releases of transformers named the parts of Gemma 3

@@ -4,9 +4,9 @@ It is made once for an item, of what the run had recorded up to its step, so tha
 stand in it twice: as a table, and as `model-index`, which the Hub shows.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from plait import files
 from plait.assembly import weight_files
 from plait.commands.actions import hub_access
 from plait.commands.actions.passport import checked
+from plait.commands.actions.publishing import held
+from plait.commands.actions.publishing.held import Held
 from plait.commands.actions.publishing.outbox import Item, Job
-from plait.commands.actions.report import record, tables
+from plait.commands.actions.report import measured, record, tables
 from plait.commands.actions.report.record import RunRecord, is_number
 from plait.commands.pages.card import clean_name
 from plait.commands.pages.report import Table
 from plait.config.schema import SourceEntry
+from plait.config.sections.adapters import LAYOUT
 from plait.engine.evaluation import is_count
 from plait.errors import command
 from plait.training.figures import picture_use
@@ -40,7 +43,7 @@ def write(item: Item, run: Path) -> None:
     """Write the card of an item into its files, if it has none yet. Raises PlaitError where the run's configuration cannot be read."""
     path = item.files / NAME
     if not (path.is_file() and is_ours(path.read_bytes())):  # an export has one of its own
-        body = _text(upto(record.read(run), item.job), item.job, weight_files.passport_digest(item.files)).encode(errors="replace")
+        body = _text(held.of_push(record.read(run), item.job, item.files), item).encode(errors="replace")
         mark = f"\n<!-- written by plait, xxh3 {xxhash.xxh3_64_hexdigest(body)}: a page that is edited is left as it is -->\n"
         path.unlink(missing_ok=True)  # it may be a link to the export's own
         files.write_whole(path, body + mark.encode())
@@ -52,17 +55,12 @@ def is_ours(body: bytes) -> bool:
     return mark is not None and xxhash.xxh3_64_hexdigest(body[: mark.start()]) == mark[1].decode()
 
 
-def upto(whole: RunRecord, job: Job) -> RunRecord:
-    """Return what a run had recorded at the step of a job: uploads may lag behind training."""
-    rows = [row for row in whole.rows if row["step"] <= job.step]
-    measured = [(folder, told) for folder, told in whole.measured if is_number(told.get("step")) and told["step"] <= job.step]
-    return replace(whole, rows=rows, measured=measured, _series={})
-
-
-def _text(run: RunRecord, job: Job, digest: str | None) -> str:
-    head = yaml.safe_dump(_metadata(run, job), sort_keys=False, allow_unicode=True, width=1000)
+def _text(of_files: Held, item: Item) -> str:
+    run, job, digest = of_files.run, item.job, weight_files.passport_digest(item.files)
+    head = yaml.safe_dump(_metadata(of_files, job), sort_keys=False, allow_unicode=True, width=1000)
     tables_of = [_sources(run), *_figures(run), tables.ledger_table(run), tables.starts_table(run)]
-    parts = [f"---\n{head}---\n", f"# {_name(job)}\n", _what(run, job), _loading(job), _pictures(run)]
+    parts = [f"---\n{head}---\n", f"# {_name(job)}\n", _what(run, job), f"{of_files.part}\n" if of_files.part else ""]
+    parts += [_peft(item) if job.layout == LAYOUT else _loading(job), "" if of_files.part else _pictures(run)]
     parts += ["## Stages\n", _markdown(tables.stage_table(run))]
     parts += ["## Data, figures and where it comes from\n", *(_markdown(table) for table in tables_of if table is not None)]
     facts = [(name, _without_folders(text)) for name, text in tables.details(run) if name not in ("run", "state")]
@@ -71,16 +69,17 @@ def _text(run: RunRecord, job: Job, digest: str | None) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _metadata(run: RunRecord, job: Job) -> dict[str, Any]:
+def _metadata(of_files: Held, job: Job) -> dict[str, Any]:
     """Return the metadata at the head of the card, which the Hub reads."""
+    run = of_files.run
     config, manifest = run.resolved.config, run.manifest
     bases = [str(part["name"]) for part in manifest["base"]] if manifest else []
-    told: dict[str, Any] = {"library_name": "plait", "tags": ["plait", config.family]}
+    told: dict[str, Any] = {"library_name": "peft" if job.layout == LAYOUT else "plait", "tags": ["plait", config.family]}
     if bases := [name for name in dict.fromkeys(bases) if _REPOSITORY.fullmatch(name) and not Path(name).exists()]:
         told["base_model"] = bases
     if data := [name for name in dict.fromkeys(map(_of_hub, _entries(run))) if name is not None]:
         told["datasets"] = data
-    if results := _results(run):
+    if results := _results(of_files, job):
         told["model-index"] = [{"name": _name(job), "results": results}]
     return told
 
@@ -99,12 +98,18 @@ def _of_hub(entry: SourceEntry) -> str | None:
     return entry.name if entry.source == "datasets" and entry.name and _REPOSITORY.fullmatch(entry.name) else None
 
 
-def _results(run: RunRecord) -> list[dict[str, Any]]:
-    """Return the figures as a model index has them: those of `plait eval`, else the last of each evaluation in training."""
+def _results(of_files: Held, job: Job) -> list[dict[str, Any]]:
+    """Return the figures as a model index has them: those of `plait eval`, and those that training measured at the step of the push.
+
+    They are of the weights that are loaded by default, with all inputs; others are in the tables, where they are marked.
+    """
+    run = of_files.run
     results = []
-    for bench, data, values, intervals in [*_measured(run), *_held_out(run)]:
+    for bench, data, values, intervals in [*_measured(of_files), *_held_out(run, job)]:
         metrics: list[dict[str, Any]] = []
         for name, value in values.items():
+            if held.is_variant(run, name):
+                continue
             ends = intervals.get(name) if isinstance(intervals, Mapping) else None
             sure = {"args": {"interval_95": [float(end) for end in ends]}} if ends is not None else {}
             metrics.append({"type": name.rpartition("/")[2] or name, "name": name, "value": float(value), **sure})
@@ -123,24 +128,24 @@ _Result = tuple[str, str, dict[str, float], Mapping[str, Any]]
 """(bench, what it was measured on, figures, intervals by figure)."""
 
 
-def _measured(run: RunRecord) -> list[_Result]:
+def _measured(of_files: Held) -> list[_Result]:
     found: list[_Result] = []
-    for folder, told in run.measured:
-        figures = told.get("figures")
-        if isinstance(figures, dict):
-            values = {name: value for name, value in figures.items() if is_number(value) and not is_count(name)}
+    for folder, told in of_files.run.measured:
+        if held.is_of(told, of_files.run, of_files.weights):
+            values = {name: value for name, value in told["figures"].items() if is_number(value) and not is_count(name)}
             intervals = told.get("intervals")
             data = _without_folders(str(told.get("data", "held-out data")))
-            found.append((str(told.get("bench", folder.name)), data, values, intervals if isinstance(intervals, dict) else {}))
+            result = (measured.bench_of(told, folder), data, values, intervals if isinstance(intervals, dict) else {})
+            found += [result] if result not in found else []  # without averages the last weights are measured in both ways
     return found
 
 
-def _held_out(run: RunRecord) -> list[_Result]:
-    """Return the last figures that evaluations in training gave, one result for each bench."""
+def _held_out(run: RunRecord, job: Job) -> list[_Result]:
+    """Return the figures that evaluations in training gave at the step of the push, one result for each bench."""
     values: dict[str, dict[str, float]] = {}
     intervals: dict[str, Any] = {}
     for row in run.held_out:
-        for name, value in row.items():
+        for name, value in row.items() if row["step"] == job.step else ():
             figure = name.removeprefix("eval/")
             if name.startswith("eval/") and is_number(value) and not is_count(figure):
                 values.setdefault(figure.partition("/")[0], {})[figure] = value
@@ -172,6 +177,21 @@ def _loading(job: Job) -> str:
     return "\n".join(lines)
 
 
+def _peft(item: Item) -> str:
+    """Return how adapters are loaded, which are no start of a run: each folder of them over the model that they were trained on."""
+    revision = f', revision="{item.job.branch}"' if item.job.branch is not None else ""
+    lines = ["from peft import PeftModel\n"]
+    for path in sorted([*item.files.glob("adapter_config.json"), *item.files.glob("*/adapter_config.json")]):
+        told = json.loads(path.read_bytes())
+        commit = f" at {told['revision']}" if told.get("revision") else ""
+        folder = "" if path.parent == item.files else f', subfolder="{path.parent.name}"'
+        lines.append(f"# base: the model of {_without_folders(str(told.get('base_model_name_or_path')))}{commit}, as its library loads it")
+        lines.append(f'model = PeftModel.from_pretrained(base, "{item.job.repo}"{folder}{revision})')
+    code = "\n".join(lines)
+    start = "No run of plait begins with them: that takes a push of the checkpoint itself, without `--to`."
+    return f"## How to load it\n\nThese are adapters alone, for peft:\n\n```python\n{code}\n```\n\n{start}\n"
+
+
 def _pictures(run: RunRecord) -> str:
     """Return what is known of whether the model uses its inputs: the last look in training, and the verdicts of `plait eval --ablate`."""
     looks, lines = run.looks, list[str]()
@@ -184,7 +204,7 @@ def _pictures(run: RunRecord) -> str:
 
 
 def _figures(run: RunRecord) -> Sequence[Table | None]:
-    return tables.held_out_table(run), tables.measured_table(run)
+    return tables.held_out_table(run), measured.measured_table(run)
 
 
 def _sources(run: RunRecord) -> Table:

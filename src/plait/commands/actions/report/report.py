@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from plait import files
-from plait.commands.actions.report import against_plan, comparison, curves, figures, record, shown, slow, tables
+from plait.commands.actions.report import against_plan, comparison, curves, figures, measured, record, shown, slow, tables
 from plait.commands.actions.report.record import RunRecord
 from plait.commands.pages.report import Block, RunPart, render_report
 from plait.engine.monitoring import screen
@@ -121,7 +121,7 @@ def _blocks(each: RunRecord, *, plan: bool) -> Iterator[Block]:
             parts=tables.time_parts(each) if section.anchor == "throughput" else (),
             tables=[table] if table else (),
         )
-    found = [tables.measured_table(each), tables.ledger_table(each)]
+    found = [measured.measured_table(each), tables.ledger_table(each)]
     yield Block("Measured", "measured", tables=[table for table in found if table])
     yield shown.answers(each)
     yield shown.pictures(each)

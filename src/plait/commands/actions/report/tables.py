@@ -91,32 +91,6 @@ def _interval(record: RunRecord, figure: str) -> str:
     return f"{number(pair[0])} to {number(pair[1])}" if isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair)) else ""
 
 
-def measured_table(record: RunRecord) -> Table | None:
-    """Return the table of what `plait eval` measured; None where it was not called."""
-    rows = []
-    for folder, told in record.measured:
-        figures = told.get("figures")
-        if not isinstance(figures, dict):
-            continue
-        for name, value in figures.items():
-            if not is_number(value) or is_count(name) or (name == "loss/loss" and value == figures.get("loss")):
-                continue
-            ends = told.get("intervals", {}).get(name) if isinstance(told.get("intervals"), dict) else None
-            sure = f"{number(ends[0])} to {number(ends[1])}" if isinstance(ends, list) and len(ends) == 2 else ""
-            step = told.get("step")
-            rows.append(
-                [
-                    str(told.get("bench", folder.name)),
-                    name,
-                    number(value),
-                    sure,
-                    f"{step:,}" if is_number(step) else "",
-                    str(told.get("data", "")),
-                ]
-            )
-    return Table("Measured afterwards", ["bench", "figure", "value", "95 %", "step", "data"], rows, frozenset({2, 3, 4})) if rows else None
-
-
 def ledger_table(record: RunRecord) -> Table | None:
     """Return the table of what each stage gained and forgot, on the same held-out samples; None where none was measured."""
     if not record.ledger:
