@@ -177,6 +177,46 @@ def test_of_a_held_out_picture_the_copy_that_would_be_trained_on_is_left_out(tmp
     assert "jsonl:data.jsonl: 4 samples; filtered: 5 by dedup, 5 of 9\n" in capsys.readouterr().out
 
 
+def of_several(folder, rows):
+    """A list of samples, each with several pictures, or with the frames of a clip."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, body in pictures().items():
+        (folder / name).write_bytes(body)
+    lines = [json.dumps({"id": f"s{k}", **row}) + "\n" for k, row in enumerate(rows)]
+    (folder / "data.jsonl").write_text("".join(lines))
+    return folder / "data.jsonl"
+
+
+def test_a_training_sample_with_any_picture_or_the_clip_of_a_held_out_one_is_left_out(tmp_path, capsys):
+    caption = {"caption": "a picture"}
+    train = [
+        {"images": ["c.png", "a.png"], **caption},  # s0: its second picture is held out
+        {"images": ["grey.png", "small.png"], "caption": "other"},  # s1: a smaller copy of it
+        {"image": "jpeg.jpg", **caption},  # s2: nearly one of the two pictures of a held-out sample
+        {"images": ["c.png", "c.png"], **caption},  # s3: none of its pictures
+        {"frames": ["c.png", "grey.png"], **caption},  # s4: a clip that is held out
+        {"frames": ["grey.png", "c.png"], **caption},  # s5: another clip
+    ]
+    held = [{"image": "a.png", **caption}, {"images": ["b.png", "grey2.png"], **caption}, {"frames": ["c.png", "grey.png"], "caption": "x"}]
+    of_several(tmp_path / "train", train), of_several(tmp_path / "held", held)
+    path, out = configured(tmp_path, "[{source: jsonl, path: held/data.jsonl}]"), tmp_path / "copies.jsonl"
+    assert cli.main(["data", "dedup", str(path), str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "held out too: 1 training samples are copies of held-out ones (1 exact, 0 near)\n" in said
+    assert "held out too: 3 more training samples have one of the pictures, or the clip, of a held-out sample (1 exact, 2 near)\n" in said
+    rows = {row["id"]: row for row in map(json.loads, out.read_text().splitlines()[1:])}
+    assert {name: (row["of"]["id"], row.get("shared", False)) for name, row in rows.items()} == {
+        **{"s0": ("s0", True), "s1": ("s0", True), "s2": ("s1", True)},
+        "s4": ("s2", False),
+    }
+    assert rows["s0"]["distance"] is None and 0 <= rows["s1"]["distance"] <= 4
+    (tmp_path / "run.yaml").write_text(path.read_text().replace("train/data.jsonl}", "train/data.jsonl, filter: {dedup: copies.jsonl}}"))
+    assert cli.main(["data", "inspect", str(path), f"--out={tmp_path / 'out'}"]) == 0
+    assert "jsonl:data.jsonl: 2 samples, all looked at: " in (said := capsys.readouterr().out) and "with a held-out" not in said
+    assert cli.main(["data", "dedup", str(tmp_path / "run.yaml"), str(out), "--same-text"]) == 0
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()[1:]] == ["s0", "s2"]
+
+
 def test_of_a_share_that_is_held_out_none_is_left_out_for_a_copy_in_training(tmp_path):
     written(tmp_path / "train", {f"{n}{k}.png": encoded(drawn(n)) for k in "ab" for n in range(10)})
     path, out = configured(tmp_path, "30%"), tmp_path / "copies.jsonl"

@@ -17,7 +17,8 @@ from plait.commands.actions.shard_data import entry
 from plait.config.resolved import folder
 from plait.config.schema import RunConfig, SourceEntry
 from plait.data.selection import copies_file
-from plait.data.selection.duplicates import HASHES, READ, Copy, copies
+from plait.data.selection.duplicates import HASHED, HASHES, READ, SEVERAL, Copy, copies
+from plait.data.selection.shared_pictures import Picture, hashed, shared_with_held_out
 from plait.data.selection.survey import Surveyed, measured
 from plait.data.sources.contract import Source
 from plait.data.sources.filtered import place_of
@@ -27,6 +28,9 @@ from plait.errors import BadSample, PlaitError, sample_errors
 from plait.training.planning.entries import held_out_entries, training_entries
 
 log = logging.getLogger(__name__)
+
+_READERS = 8
+"""Threads that read and hash pictures."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,32 @@ def dedup(what: str, out: Path, *, distance: int, same_text: bool, split: str, s
     indices = np.concatenate([np.arange(len(one.source)) for one in searched])
     order = np.argsort(~held_out, kind="stable")
     every = np.concatenate(rows)[order]
+    held_out = held_out[order]
     found = copies(every, distance, same_text=same_text)
+    leaked = {copy.row for copy in found if held_out[copy.of]}
+    pictures = _pictures(searched, rows, order) if held_out.any() and not held_out.all() else []
+    shared = [copy for copy in shared_with_held_out(pictures, every, held_out, distance, same_text=same_text) if copy.row not in leaked]
+    if shared:
+        left = every.copy()
+        left[[copy.row for copy in shared], 0] = 0  # they are left out: no other sample is a copy of one of them
+        found = copies(left, distance, same_text=same_text)
 
     def sample(row: int) -> dict[str, Any]:
         number, index = int(numbers[order[row]]), int(indices[order[row]])
-        return {"source": number, "index": index, "id": _id(searched[number].source, index), "held_out": bool(held_out[order[row]])}
+        return {"source": number, "index": index, "id": _id(searched[number].source, index), "held_out": bool(held_out[row])}
 
     sources = [{"name": one.source.name, "fingerprint": one.source.fingerprint, "samples": len(one.source)} for one in searched]
     header = {"distance": distance, "same_text": same_text, "sources": sources}
     rows_of_file = [{**sample(copy.row), "of": sample(copy.of), "distance": copy.distance} for copy in found]
+    rows_of_file += [{**sample(copy.row), "of": sample(copy.of), "distance": copy.distance, "shared": True} for copy in shared]
     copies_file.write(out, header, sorted(rows_of_file, key=lambda row: (row["source"], row["index"])))
-    _tell(searched, every, found, held_out[order], distance)
+    _tell(searched, every, found, held_out, distance)
+    if shared:
+        same = sum(copy.distance is None for copy in shared)
+        log.info(
+            f"held out too: {len(shared):,} more training samples have one of the pictures, or the clip, of a held-out sample "
+            f"({same:,} exact, {len(shared) - same:,} near)"
+        )
     log.info(f"written to {out}; on a source, `filter: {{dedup: {out}}}` leaves its copies out")
 
 
@@ -106,6 +125,20 @@ def _rows(searched: Searched) -> np.ndarray:
     return measured(surveyed, [HASHES], what_for="its duplicates")[HASHES.name]
 
 
+def _pictures(searched: Sequence[Searched], rows: Sequence[np.ndarray], order: np.ndarray) -> list[tuple[int, Picture]]:
+    """Return (row in `order`, hashes) of each picture of all samples; [] where none has several. `rows`: the HASHES of each source."""
+    if not any((one[:, 0] & SEVERAL).any() for one in rows):
+        return []
+    row_of = np.argsort(order)
+    found, first = list[tuple[int, Picture]](), 0
+    for one, theirs in zip(searched, rows, strict=True):
+        if count := int(np.count_nonzero(theirs[:, 0] & SEVERAL)):
+            log.info(f"{one.source.name}: hashing each picture of {count:,} samples of several, which held-out samples may have")
+        found += [(int(row_of[first + index]), picture) for index, picture in hashed(one.source, theirs, _READERS)]
+        first += len(theirs)
+    return found
+
+
 def _id(source: Source, index: int) -> str:
     try:
         with sample_errors:
@@ -117,7 +150,7 @@ def _id(source: Source, index: int) -> str:
 def _tell(searched: Sequence[Searched], rows: np.ndarray, found: Sequence[Copy], held_out: np.ndarray, distance: int) -> None:
     """Log what was found. `rows`: the hashes of all samples, those held out first, as are `held_out` and the rows of `found`."""
     unread = int(np.count_nonzero(~(rows[:, 0] & READ).astype(bool)))
-    by_file = int(np.count_nonzero(rows[:, 0] == READ))
+    by_file = int(np.count_nonzero((rows[:, 0] & READ) & ((rows[:, 0] & HASHED) == 0)))
     exact = sum(copy.distance is None for copy in found)
     names = ", ".join(f"{one.source.name} {len(one.source):,}" for one in searched)
     log.info(f"{names} samples: {exact:,} exact copies, {len(found) - exact:,} near copies ({distance} of 64 bits or fewer differ)")

@@ -3,7 +3,7 @@
 The perceptual hash is pHash (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions"): the signs, against their
 median, of the 8 x 8 lowest coefficients of the cosine transform (DCT-II) of the picture in 32 x 32 greys. Two pictures are near copies
 if at most `distance` of the 64 bits differ. A picture of nearly one grey has no such signs, and is compared by its file alone, as
-are the pictures of a sample that has several.
+are the pictures of a sample that has several: whether a held-out sample has one of them, shared_pictures.py finds.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ _AT_ONCE = 2048  # hashes of one bucket that are compared with as many others to
 _frequency, _position = np.mgrid[0:_LOW, 0:_SIDE]
 _DCT = np.cos(np.pi * _frequency * (2 * _position + 1) / (2 * _SIDE))  # (8, 32); its scale does not change signs against a median
 
-READ, HASHED = 1, 2
-"""Flags of a sample: its pictures were read, at least one; and it has a perceptual hash."""
+READ, HASHED, SEVERAL = 1, 2, 4
+"""Flags of a sample: its pictures were read, at least one; it has a perceptual hash; it has several pictures, or a clip."""
 
 
 def perceptual_hash(pixels: np.ndarray) -> int | None:
@@ -43,18 +43,22 @@ def _hashes(sample: Sample) -> Sequence[int]:
     pictures = [*sample["images"], *sample.get("frames", ())]
     if not pictures:
         return 0, 0, 0, 0, 0
-    digest = hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in pictures)).digest()
+    exact, rest = file_hash(pictures)
     conversations = [annotation["messages"] for annotation in sample.get("annotations", ())] or [sample["messages"]]
     text = hashlib.sha256(repr([[(turn["role"], turn["content"]) for turn in turns] for turns in conversations]).encode("utf-8", "replace"))
     pixels = [image_files.decode_rgb(data, at_least=(_SIDE, _SIDE)) for data in pictures]
     seen = perceptual_hash(pixels[0]) if len(pixels) == 1 else None
-    flags = READ if seen is None else READ | HASHED
-    halves = (int.from_bytes(part, "big") for part in (digest[:8], digest[8:16], text.digest()[:8]))
-    exact, rest, words = halves
-    return flags, exact, rest, seen or 0, words
+    flags = READ | (0 if seen is None else HASHED) | (SEVERAL if len(pictures) > 1 else 0)
+    return flags, exact, rest, seen or 0, int.from_bytes(text.digest()[:8], "big")
 
 
-HASHES = Measure("picture hashes 1", 5, _hashes, "<u8")
+def file_hash(pictures: Sequence[bytes]) -> tuple[int, int]:
+    """Return the first two 64-bit words of a hash (SHA-256) of encoded pictures, in their order."""
+    digest = hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in pictures)).digest()
+    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:16], "big")
+
+
+HASHES = Measure("picture hashes 2", 5, _hashes, "<u8")
 """Flags, hash of the files (two columns), perceptual hash and hash of the text of each sample; zeros of one that cannot be read."""
 
 
@@ -83,7 +87,7 @@ def copies(rows: np.ndarray, distance: int, *, same_text: bool) -> list[Copy]:
     _, first, which = np.unique(np.column_stack([rows[kept, 3], text[kept]]), axis=0, return_index=True, return_inverse=True)
     same = first[which.ravel()]  # the first of those with equal hashes, which are near to the same others: it stands for them
     distinct = np.sort(first)
-    near = _near(rows[kept[distinct], 3], text[kept[distinct]], distance)
+    near = near_pairs(rows[kept[distinct], 3], text[kept[distinct]], distance)
     copied: dict[int, int] = {}
     for one in range(len(distinct)):
         if one not in copied:
@@ -102,8 +106,8 @@ def _differ(bits: np.ndarray, row: int, of: int | None) -> int | None:
     return None if of is None else int(bits[row] ^ bits[of]).bit_count()
 
 
-def _near(bits: np.ndarray, text: np.ndarray, distance: int) -> dict[int, list[int]]:
-    """Return {number of a sample: those of later ones within `distance` of it, with the same text}, in rising order.
+def near_pairs(bits: np.ndarray, text: np.ndarray, distance: int) -> dict[int, list[int]]:
+    """Return {number of a hash: those of later ones within `distance` of it, with the same text}, in rising order.
 
     Of `distance` + 1 bands of the bits at least one is equal in two hashes that near: only samples with an equal band are compared.
     """
