@@ -40,7 +40,7 @@ def table() -> str:
         counts = memory_estimate.count_parameters(model, now, ever, family.blocks(model))
         storage = Storage.of(config.train.precision, config.optim.ema is not None)
         held = memory_estimate.memory(counts, Layout("ddp", 1), storage).total / GB
-        every = counts.trained + counts.paused + counts.frozen
+        every = sum(value.numel() for value in model.parameters())  # the decoder too, which stays on the host
         saved = SAVED_BYTES * (counts.trained + counts.paused) / GB
         rule, steps = config.train.plateau, config.train.steps
         assert rule is not None and steps is not None

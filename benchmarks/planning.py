@@ -1,12 +1,16 @@
-"""What the stages of the full-size recipes hold on one GPU, with activations: the table of docs/planning.md.
+"""What the stages of the full-size recipes hold on one GPU, with activations: the table of docs/planning.md, and what recipes say of it.
 
-    python benchmarks/planning.py [--write]
+    python benchmarks/planning.py [--write] [--stated]
 
 Nothing is trained and nothing has memory: `plait.training.planning` runs a micro-batch of each stage on tensors of shape and type alone.
-Takes minutes on one core. `--write` puts the table into docs/planning.md, between its two marks.
+Takes minutes on one core. `--write` puts the table into docs/planning.md, between its two marks. `--stated` compares the GB that heads of
+recipes and sentences of that page state with what `plait plan` gives now, in place of the table; the exit code is 1 where one differs.
 """
 
 import argparse
+import functools
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +31,74 @@ RECIPES = (
     ("nanodit 28/1024", "nanodit/production", ["train.micro_batch=4"]),
 )
 GB = 1e9
+PLANNED = {
+    "small": ("nanodit/small", "RTX4090", 1, "train", None),
+    "medium": ("nanodit/medium", "H100", 1, "train", None),
+    "production": ("nanodit/production", "H100", 8, "train", None),
+    "captioner": ("molmo/captioner", "H100", 8, "train", None),
+    "projection": ("theworld/stages", "H100", 1, "projection", "none"),
+    "projection_full": ("theworld/stages", "H100", 1, "projection", "full"),
+    "vision": ("theworld/stages", "H100", 1, "vision", "none"),
+    "vision_full": ("theworld/stages", "H100", 1, "vision", "full"),
+    "language": ("theworld/stages", "H100", 1, "language", "full"),
+    "language_of_2": ("theworld/stages", "H100", 2, "language", None),
+    "world_of_2": ("theworld/stages", "H100", 2, "world", None),
+}
+"""By name: recipe, GPU, ranks, stage, and activation checkpointing where it is not the recipe's."""
+STATED = {
+    "configs/nanodit/small.yaml": ["one 24 GB GPU ({small} GB by `plait plan`)"],
+    "configs/nanodit/medium.yaml": ["one 80 GB GPU ({medium} GB by `plait plan`)"],
+    "configs/nanodit/production.yaml": ["eight 80 GB GPUs ({production} GB each by `plait plan`)"],
+    "configs/molmo/captioner.yaml": ["{captioner} GB each by `plait plan`"],
+    "configs/theworld/stages.yaml": [
+        "stage 1 takes {projection} GB and stage 2 {vision} on one, {projection_full} and {vision_full} with activation checkpointing",
+        "take {language_of_2} and {world_of_2} GB each",
+    ],
+    "configs/theworld/stage1_projection.json": ["one GPU, bf16; {projection} GB"],
+    "configs/theworld/stage2_vision.json": ["one GPU, bf16; {vision} GB, or {vision_full} with activation checkpointing"],
+    "configs/theworld/stage3_language.json": ["{language} GB on one GPU", "{language_of_2} GB on each of two with fsdp"],
+    "docs/planning.md": [
+        "stage 2 then takes {vision} GB and stage 3 {language} with checkpointing",
+        "`fsdp` ({language_of_2} and {world_of_2} GB each",
+    ],
+}
+"""By file: sentences of it, with the names above in place of whole GB."""
+
+
+@functools.cache
+def stage_planned(recipe: str, gpu: str, ranks: int, name: str) -> StageForecast:
+    """The forecast of a stage of a recipe as it is."""
+    resolved = open_config(ROOT / "configs" / f"{recipe}.yaml", ["run=/nonexistent"])
+    (stage,) = forecast(resolved, meta_bundle(resolved.config, Path("/nonexistent")), Hardware(gpu_of(gpu), ranks), only=name)
+    return stage
+
+
+def planned_gb(name: str) -> int:
+    """The peak of a rank in GB."""
+    *which, checkpointing = PLANNED[name]
+    stage = stage_planned(*which)
+    peak = (stage.chosen if checkpointing is None else kinds(stage)[checkpointing]).peak
+    assert peak is not None
+    return round(peak / GB)
+
+
+def stated(file: str) -> Iterator[tuple[str, int]]:
+    """The names in a file's sentences, and the GB that stand there. Raises ValueError where a sentence is not in the file."""
+    text = " ".join(re.sub(r"^ *(#|//)", "", line) for line in (ROOT / file).read_text(encoding="utf-8").splitlines())
+    for sentence in STATED[file]:
+        parts = re.split(r"\{(\w+)\}", sentence)
+        pattern = "".join(r"(\d+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+        if (match := re.search(pattern, " ".join(text.split()))) is None:
+            raise ValueError(f"{file} does not say: {sentence}")
+        yield from zip(parts[1::2], map(int, match.groups()), strict=True)
+
+
+def differing(files: Iterator[str]) -> Iterator[str]:
+    """A line for each figure of the files that is not what `plait plan` gives."""
+    for file in files:
+        for name, gb in stated(file):
+            if (planned := planned_gb(name)) != gb:
+                yield f"{file}: {name} {gb} GB, by plait plan {planned}"
 
 
 def rows() -> Iterator[tuple[str, StageForecast]]:
@@ -79,7 +151,12 @@ def written(page: str, made: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put the table into docs/planning.md")
+    parser.add_argument("--stated", action="store_true", help="compare what recipes and the page state with the plan")
     arguments = parser.parse_args()
+    if arguments.stated:
+        lines = list(differing(iter(STATED)))
+        print(*lines or ["all as stated"], sep="\n")
+        sys.exit(bool(lines))
     made = table()
     if arguments.write:
         PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
