@@ -169,3 +169,30 @@ def test_another_familys_export_answers_too(tmp_path, capsys):
     asked = ("--prompt=What colour is the circle?", f"--image={tmp_path / 'a.png'}", "--max-new-tokens=6")
     answers = [command(capsys, "generate", tmp_path / name, *asked) for name in ("hf", "run")]
     assert answers[0] == answers[1] and answers[0][0] == 0
+
+
+def test_an_export_reads_own_data_as_its_run_did_and_an_older_one_says_that_it_cannot(folder, tmp_path, capsys):
+    rows = [{"image": "a.png", "caption": f"number {number}"} for number in range(8)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shutil.copy(folder / "a.png", tmp_path / "a.png")
+    text = {"template": {"user": "Describe it.", "assistant": "{text}"}, "columns": {"text": "caption"}}
+    own = {**CONFIG, "data": {"train": [SCENES, {"source": "jsonl", "path": str(tmp_path / "own.jsonl"), **text}], "workers": 0}}
+    own["train"] = {"steps": 1, "global_batch": 2}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    run, figures = tmp_path / "run", {}
+    assert command(capsys, "train", tmp_path / "own.yaml", f"--run={run}")[0] == 0
+    for out in (run, tmp_path / "hf", tmp_path / "theworld"):
+        if out != run:
+            assert command(capsys, "export", run, out, f"--to={out.name}")[0] == 0
+            assert str(tmp_path) not in (out / "plait.json").read_text()
+        code, said = command(capsys, "eval", out, "--bench=loss,accuracy", f"--data={tmp_path / 'own.jsonl'}")
+        assert code == 0 and "--data is read with the template and columns of data.train.1" in said
+        figures[out.name] = [json.loads(path.read_text())["figures"] for path in sorted(out.glob("eval/*/metrics.json"))]
+        assert "Describe it." in next(out.glob("eval/accuracy*/predictions.json")).read_text()
+    assert figures["hf"] == figures["theworld"] == figures["run"] and len(figures["run"]) == 2
+    told = json.loads((tmp_path / "hf/plait.json").read_text())
+    assert told.pop("reads") == [{"source": "scenes"}, {"source": "jsonl", **text}]
+    (tmp_path / "hf/plait.json").write_text(json.dumps(told))
+    code, said = command(capsys, "eval", tmp_path / "hf", "--bench=loss", f"--data={tmp_path / 'own.jsonl'}")
+    assert "this export does not tell the template and columns of its run (an older one): --data is read without; where the run" in said
+    assert f"--data='[{{source: jsonl, path: {tmp_path / 'own.jsonl'}, template: " in said

@@ -1,7 +1,7 @@
 """Open a folder of weights outside of a run, such as an export, as a model, by what `plait.json` tells.
 
 The settings are those of its run (`saved.settings`), the hash of the weights that are not in the folder, as they come from a base, and the
-components whose trained weights it leaves out.
+components whose trained weights it leaves out. It tells too by which templates and columns the run's sources made conversations.
 """
 
 import atexit
@@ -19,7 +19,7 @@ from torch import Tensor
 from plait.assembly import checkpoint_specs, overwritten, saved, weight_files
 from plait.assembly.model import ModelBundle, build_model, write_assets
 from plait.config.messages import one_line
-from plait.config.schema import RunConfig
+from plait.config.schema import RunConfig, SourceEntry
 from plait.engine import blocks
 from plait.engine.checkpoints import checkpoint
 from plait.engine.evaluation import moment_of
@@ -31,18 +31,22 @@ from plait.families import offers, registry
 MOMENT = "export"
 """What stands for a step in names of results."""
 _FROZEN = "frozen_xxh3"
+_READS, _OWN_TEXT = "reads", ("template", "templates", "captions", "columns")
+"""Key of what `reads_of` returns, and the settings that it has."""
 
 
 @dataclass(frozen=True)
 class ExportedModel:
     """A folder of weights outside of a run, not opened yet. `config`: settings of its run, as far as they decide what the model is.
 
-    `frozen_xxh3`: hash of the weights that are not in the folder.
+    `frozen_xxh3`: hash of the weights that are not in the folder. `reads`: the run's training sources, each with its kind and what makes
+    its conversations; None of an export that does not tell.
     """
 
     folder: Path
     config: RunConfig
     frozen_xxh3: str
+    reads: tuple[SourceEntry, ...] | None = None
 
     def open(self, ranks: Ranks) -> ModelBundle:
         """Return the model with the folder's weights, in evaluation mode on the rank's device; frozen parts come from their base.
@@ -94,7 +98,18 @@ def settings(folder: Path, bundle: ModelBundle, config: RunConfig, trained: set[
     """
     given = set(_imported(weight_files.empty(folder), bundle))
     lost = [component for component, names in bundle.component_names.items() if (trained - given) & set(names)]
-    return {**saved.settings(config), _FROZEN: _frozen(bundle, given), saved.LEFT_OUT: lost}
+    reads = {_READS: reads_of(config)} if config.data.train else {}
+    return {**saved.settings(config), _FROZEN: _frozen(bundle, given), saved.LEFT_OUT: lost, **reads}
+
+
+def reads_of(config: RunConfig) -> list[dict[str, Any]]:
+    """Return of each training source its kind, and the settings by which it makes conversations: what reads other data of its form."""
+    return [entry.model_dump(mode="json", include={"source", *_OWN_TEXT}, exclude_defaults=True) for entry in config.data.train]
+
+
+def read_as(source: SourceEntry, trained: SourceEntry) -> SourceEntry:
+    """Return `source` with the settings by which `trained` makes conversations: template, columns and the like."""
+    return source.model_copy(update={name: getattr(trained, name) for name in _OWN_TEXT})
 
 
 def merged(bundle: ModelBundle, config: RunConfig, trained: set[str]) -> tuple[ModelBundle, RunConfig, set[str]]:
@@ -125,7 +140,8 @@ def find(spec: str | Path) -> ExportedModel | None:
         return None
     try:
         told: dict[str, Any] = json.loads(path.read_bytes())
-        frozen, left_out = told.pop(_FROZEN, None), told.pop(saved.LEFT_OUT, [])
+        frozen, left_out, reads = told.pop(_FROZEN, None), told.pop(saved.LEFT_OUT, []), told.pop(_READS, None)
+        sources = None if reads is None else tuple(map(SourceEntry.model_validate, reads))
         config = RunConfig.model_validate({**told, "from": str(folder.absolute())})
     except ValidationError as error:
         raise PlaitError(f"{path} is damaged, or of another version of plait: {one_line(error.errors()[0]['msg'])}") from error
@@ -135,7 +151,7 @@ def find(spec: str | Path) -> ExportedModel | None:
         raise PlaitError(f"{path} does not tell what the folder lacks: `plait export` of this version writes folders that can be opened")
     if left_out:
         raise PlaitError(f"{folder} leaves out what its run trained of {', '.join(left_out)}: export the run in a layout that holds it")
-    return ExportedModel(folder, _within(config, folder.absolute(), path), frozen)
+    return ExportedModel(folder, _within(config, folder.absolute(), path), frozen, sources)
 
 
 def _within(config: RunConfig, folder: Path, path: Path) -> RunConfig:

@@ -166,8 +166,8 @@ def _plan(subject: Subject, bench: str, options: EvaluateOptions, like: Measurem
     if like is not None:
         entry = like.entry
     else:
-        which = {"data": options.data, "split": options.split}
-        entry = named_data.entry_of(config, bench, **which, samples=options.samples, batch=options.batch)
+        given = named_data.Given(options.data, options.split, subject.trained_sources)
+        entry = named_data.entry_of(config, bench, given, samples=options.samples, batch=options.batch)
         entry = named_data.with_futures(config, entry, options.rollout) if options.rollout else entry
     entry = entry.model_copy(update={"ablate": options.ablate})
     rule = benches(config, [entry]).get(entry.title)

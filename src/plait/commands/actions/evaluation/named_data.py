@@ -4,10 +4,12 @@ import difflib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from pydantic import ValidationError
 
+from plait.assembly.exported import read_as
 from plait.assembly.held_out import benchmark
 from plait.config import reading
 from plait.config.messages import one_line
@@ -25,23 +27,32 @@ FROM_HUB = "hub"
 """What `--data` says of a dataset that is known by name, to read it from the Hub."""
 
 
-def entry_of(config: RunConfig, bench: str, *, data: str | None, split: str | None, samples: int | None, batch: int) -> Evaluate:
+class Given(NamedTuple):
+    """The options `--data` and `--split`; `trained`: the run's training sources, None where an export does not tell them."""
+
+    data: str | None
+    split: str | None
+    trained: Sequence[SourceEntry] | None
+
+
+def entry_of(config: RunConfig, bench: str, given: Given, *, samples: int | None, batch: int) -> Evaluate:
     """Return the `evaluate:` entry that a bench's name, `--data` and `--split` mean. Raises PlaitError for an unknown one.
 
     `samples`: at most so many (None: all); `batch`: at a time.
     """
+    data, split, _ = given
     name, _, part = bench.partition(":")
     known = {evaluation.LOSS, *registry.benches(config.family)}
     dataset = offers.has_datasets(config.family) and name in offers.datasets(config.family).DATASETS
     if not part and name in known and (data is not None or not dataset):
-        given = _sources(data, split, config.data.train) if data is not None else []
-        if not given and split is not None:
+        sources = _sources(data, split, given.trained) if data is not None else []
+        if not sources and split is not None:
             if share := config.data.shares:
                 raise PlaitError(f"--split {split}: what is held out is {share}, without splits; give --data as well")
-            given = [one.model_copy(update={"split": split}) for one in config.data.validation_sources]
-        if not (given or config.data.holds_out):
+            sources = [one.model_copy(update={"split": split}) for one in config.data.validation_sources]
+        if not (sources or config.data.holds_out):
             raise PlaitError(f"--bench {name}: there is no held-out data with this model: give some with --data")
-        return Evaluate(bench=name, samples=samples, batch=batch, data=given)
+        return Evaluate(bench=name, samples=samples, batch=batch, data=sources)
     if part and split not in (None, part):
         raise PlaitError(f"--bench {bench} and --split {split} name two splits: keep one")
     if not offers.has_datasets(config.family):
@@ -78,7 +89,7 @@ def _hint(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
-def _sources(text: str, split: str | None, trained: Sequence[SourceEntry]) -> list[SourceEntry]:
+def _sources(text: str, split: str | None, trained: Sequence[SourceEntry] | None) -> list[SourceEntry]:
     """Return the sources that `--data` names: a list in YAML, KIND:PATH (dataset:NAME), or a file or folder whose kind can be told.
 
     A path is read with the template and columns of the first of the run's sources (`trained`) that is of its kind and has any.
@@ -118,9 +129,15 @@ def _kind_of(path: Path) -> str | None:
     return "folder" if path.is_dir() else None
 
 
-def _as_trained(source: SourceEntry, trained: Sequence[SourceEntry]) -> SourceEntry:
-    for number, other in enumerate(trained):
+def _as_trained(source: SourceEntry, trained: Sequence[SourceEntry] | None) -> SourceEntry:
+    """Return `source` with the template and columns of the first of `trained` of its kind that has any; None: it is told that none are."""
+    if trained is None and not KINDS[source.source].own_text:
+        log.warning(
+            "this export does not tell the template and columns of its run (an older one): --data is read without; where the run has some, "
+            f"give them: --data='[{{source: {source.source}, path: {source.path}, template: {{user: ...}}, columns: {{...}}}}]'"
+        )
+    for number, other in enumerate(trained or ()):
         if other.source == source.source and other.own_text is not None:
             log.info(f"--data is read with the template and columns of data.train.{number}")
-            return source.model_copy(update={name: getattr(other, name) for name in ("template", "templates", "captions", "columns")})
+            return read_as(source, other)
     return source

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from plait.assembly import exported, overwritten, saved
 from plait.assembly.exported import ExportedModel
 from plait.assembly.model import ModelBundle, build_model
 from plait.config.resolved import Resolved, StageView, dump
-from plait.config.schema import RunConfig
+from plait.config.schema import RunConfig, SourceEntry
 from plait.engine import blocks, evaluation
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
@@ -43,6 +43,11 @@ class Subject(ABC):
     @abstractmethod
     def identity(self) -> str:
         """Return a hash that differs where the weights differ; builds no model."""
+
+    @property
+    def trained_sources(self) -> Sequence[SourceEntry] | None:
+        """The sources that the run trained on, as `--data` may be read as they are; None where they are not known."""
+        return self.config.data.train
 
     @abstractmethod
     def has_averages(self) -> bool:
@@ -103,6 +108,11 @@ class Exported(Subject):
     def __init__(self, model: ExportedModel) -> None:
         self.model, self.config, self.step = model, model.config, 0
         self.run, self.shown, self.moment = model.folder, str(model.folder), exported.MOMENT
+
+    @property
+    def trained_sources(self) -> Sequence[SourceEntry] | None:
+        """What plait.json tells of the run's sources: their kinds, templates and columns; None of an older export."""
+        return self.model.reads
 
     def identity(self) -> str:
         """Return a hash of the folder's weights and settings."""
