@@ -34,6 +34,7 @@ from tests.data import latent_sets as sets
 
 BUCKETS = (Bucket(32, 32), Bucket(24, 40), Bucket(40, 24))
 SIZES = [(64, 60), (30, 52), (70, 40)]
+ENCODERS = ("latents", "texts", "images")
 CAPTIONS = ["a red dot on the left", "two grey squares", "one " * 70]
 
 
@@ -359,6 +360,35 @@ def test_pictures_without_a_caption_are_skipped_or_written_and_train_without_tex
     for sample in without:
         assert sample["messages"] == [] and "t5h" not in sample["arrays"]
         assert inputs.encode(sample, 0).conditions.text is None
+
+
+def test_samples_of_several_pictures_or_conversations_are_counted_and_a_caption_is_none_null_or_blank(tmp_path, capsys):
+    def said(text):
+        return {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]}
+
+    photos(tmp_path / "photos", 4)
+    rows = [
+        {"images": ["p00.png", "p01.png"], "caption": "two"},
+        {"image": "p00.png", "annotations": [said("one"), said("another")]},
+        {"image": "p00.png", "annotations": [said("one"), said("another")], "captions": ["a"]},
+        *({"image": "p00.png", "caption": text} for text in ("", None, " \u200b", "a dot")),
+        {"image": "p00.png"},
+        {"image": "p00.png", "caption": None, "captions": ["", "c", "b"]},
+        {"image": "none.png", "caption": "x"},
+    ]
+    path = tmp_path / "photos" / "rows.jsonl"
+    path.write_text("".join(json.dumps({"id": f"r{k}", **row}) + "\n" for k, row in enumerate(rows)))
+    arguments = ["data", "shard", str(path), str(tmp_path / "set"), "--buckets=32x32", *(f"--{kind}=tiny" for kind in ENCODERS)]
+    several, conversations = (f"with several {what}, where one makes a sample" for what in ("pictures", "conversations"))
+    assert cli.main(arguments) == 0
+    assert f"read 10, written 3, skipped: 4 no caption, 1 unreadable, 1 {conversations}, 1 {several}\n" in capsys.readouterr().out
+    listed = map(json.loads, (tmp_path / "set" / "skipped.jsonl").read_text().splitlines())
+    assert {row["id"] for row in listed if row["reason"] == "no caption"} == {"r3", "r4", "r5", "r7"}
+    arguments[3] = str(tmp_path / "uncaptioned")
+    assert cli.main([*arguments, "--uncaptioned"]) == 0
+    assert f"read 10, written 7, skipped: 1 unreadable, 1 {conversations}, 1 {several}\n" in capsys.readouterr().out
+    texts = read_metadata(tmp_path / "uncaptioned")["texts"]
+    assert (texts["captions"], texts["uncaptioned"]) == (4, 4)
 
 
 def test_pictures_with_a_side_under_the_least_are_skipped_with_their_size(tmp_path):

@@ -215,11 +215,11 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(tmp_path):
     (folder / "p002.txt").write_text(" ")
     (folder / "p003.jpg").write_bytes(noise(3, (40, 7)))
     told = shard(folder, tmp_path / "out", "--min-side=10")
-    assert told["skipped"] == {"unreadable": 2, "a side is too short": 1} and told["samples"] == 3
+    assert told["skipped"] == {"unreadable": 1, "no text": 1, "a side is too short": 1} and told["samples"] == 3
     rows = [json.loads(line) for line in (tmp_path / "out/skipped.jsonl").read_text().splitlines()]
     assert [(row["position"], row["id"], row["reason"]) for row in rows] == [
         (1, "p001", "unreadable"),
-        (2, "p002", "unreadable"),
+        (2, "p002", "no text"),
         (3, "p003", "a side is too short"),
     ]
     assert "not a readable image" in rows[0]["detail"] and "an empty answer" in rows[1]["detail"] and rows[2]["detail"] == "40x7"

@@ -35,8 +35,10 @@ def no_answer(sample: Mapping[str, Any]) -> str:
     return f"no assistant turn: none of the fields {', '.join(TEXTS)} ({cure}); the record has {field_list(sample['fields'])}"
 
 
-def no_image(sample: Mapping[str, Any]) -> str:
-    """Return the reason of a sample without a picture, for a model that draws pixels. It names the fields that there are."""
+def not_one_image(sample: Mapping[str, Any]) -> str:
+    """Return why a model that draws pixels cannot use a sample without a picture, naming its fields, or one with several."""
+    if sample["images"]:
+        return f"it has {len(sample['images'])} images, and the model draws one of a sample; make each a sample of its own"
     fields, missing = sample["fields"], "no image in the sample, and the model draws pixels"
     null = [f"`{name}`" for name in PICTURES if name in fields and is_absent(fields[name])]
     if null:

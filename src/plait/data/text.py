@@ -46,6 +46,10 @@ def patterns(template: Template) -> list[tuple[str, str | None]]:
     return [("system", template.system), ("user", template.user), ("assistant", template.assistant)]
 
 
+class NoText(BadSample):
+    """A sample whose text is absent: null, or blank where the source does not allow that."""
+
+
 def messages(fields: Mapping[str, Any], template: Template | None, *, allow_blank: bool = False) -> list[dict[str, str]]:
     """Return the conversation of one record as {"role", "content"} turns; [] if it has no field for text.
 
@@ -60,7 +64,7 @@ def messages(fields: Mapping[str, Any], template: Template | None, *, allow_blan
         return []
     name = next((name for name in present if not is_null(fields[name])), None)
     if name is None:
-        raise BadSample(f"no text: {' and '.join(f'`{name}`' for name in present)} {'is' if len(present) == 1 else 'are'} null")
+        raise NoText(f"no text: {' and '.join(f'`{name}`' for name in present)} {'is' if len(present) == 1 else 'are'} null")
     if name in _TURN_KEYS:
         return [_turn(turn, *_TURN_KEYS[name]) for turn in _list(fields, name)]
     if name == "texts":
@@ -105,7 +109,7 @@ def check(conversation: Sequence[Mapping[str, str]], images: int, *, allow_blank
         raise BadSample(f"a text of {characters:,} characters is over the limit of {MOST_CHARACTERS:,}")
     for turn in conversation:
         if turn["role"] == "assistant" and not allow_blank and blank(turn["content"]):
-            raise BadSample("an empty answer; `allow_blank: true` of the source trains on it")
+            raise NoText("an empty answer; `allow_blank: true` of the source trains on it")
         if "\0" in turn["content"]:
             raise BadSample("a text with a NUL, which is no character of a text")
         if not turn["content"].isascii() and any("\ud800" <= letter <= "\udfff" for letter in turn["content"]):
@@ -193,13 +197,13 @@ class _Present(Formatter):
         """Return the value that `field_name` (as in `{a.b}`) points to. Raises BadSample where it is absent or has no one spelling."""
         value, first = super().get_field(field_name, args, kwargs)
         if is_null(value):
-            raise BadSample(f"the field {field_name!r} is {'null' if value is None else 'null (NaN)'}")
+            raise NoText(f"the field {field_name!r} is {'null' if value is None else 'null (NaN)'}")
         if isinstance(value, _UNSPELLED) or (isinstance(value, float) and math.isinf(value)):
             what = "infinite" if isinstance(value, float) else kind_of(value)
             part = f"; name a part of it, as {{{field_name}[...]}}" if isinstance(value, list | Mapping) else ""
             raise BadSample(f"the field {field_name!r} is {what}, not text or a number{part}")
         if isinstance(value, str) and not self.allow_blank and blank(value):
-            raise BadSample(f"the field {field_name!r} is empty; `allow_blank: true` of the source trains on it")
+            raise NoText(f"the field {field_name!r} is empty; `allow_blank: true` of the source trains on it")
         return value, first
 
 

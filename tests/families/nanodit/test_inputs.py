@@ -195,6 +195,12 @@ def test_a_picture_that_is_missing_is_a_bad_sample(make):
         inputs.encode(sample(1), 1)
 
 
+def test_of_several_pictures_none_is_taken_for_the_samples_own(make):
+    _, _, inputs = make(space="pixels", channels=3, image_dim=0, text="words")
+    with pytest.raises(BadSample, match="it has 2 images, and the model draws one of a sample; make each a sample of its own"):
+        inputs.encode({**sample(1), "images": [b"", b""]}, 1)
+
+
 def test_two_shapes_in_one_batch_are_a_defect(make):
     _, _, inputs = make()
     with pytest.raises(AssertionError, match="buckets keep them apart"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from plait.data import image_files
+from plait.data import image_files, text
 from plait.data.aspect import Bucket, nearest
 from plait.data.order import permute
 from plait.data.records import as_list
@@ -25,6 +25,7 @@ CHUNK = 4096
 OTHER_BUCKET = "in a bucket that is not asked for"
 """Reason of samples that are not written because their bucket is not among `Request.only`."""
 NO_IMAGE, NO_CAPTION, TOO_SMALL, UNREADABLE = "no image", "no caption", "a side is too short", "unreadable"
+SEVERAL, CONVERSATIONS = "with several pictures, where one makes a sample", "with several conversations, where one makes a sample"
 
 Report = Callable[[str, int, int], None]
 """Called with (activity, such as "planned"; how many samples are done; of how many)."""
@@ -82,11 +83,15 @@ def count_reasons(skipped: Sequence[Skipped]) -> dict[str, int]:
 
 
 def sample_at(source: Source, request: Request, position: int) -> Sample:
-    """Return the sample at a position of the walk (the shuffled order, by `request.seed`).
+    """Return the sample at a position of the walk (the shuffled order, by `request.seed`); without messages where its text is absent.
 
     Raises BadSample if it cannot be read, BrokenSource if it is no sample.
     """
-    return read(source, int(permute(position, len(source), request.seed, "shard")))
+    index = int(permute(position, len(source), request.seed, "shard"))
+    try:
+        return read(source, index)
+    except text.NoText:
+        return source.peek(index)
 
 
 def captions_of(source: Source, sample: Sample) -> list[str]:
@@ -96,9 +101,13 @@ def captions_of(source: Source, sample: Sample) -> list[str]:
     the source has a template (a configured pattern that makes messages of a record), the sample's last assistant message.
     """
     answers = [turn["content"] for turn in sample["messages"] if turn["role"] == "assistant"][-1:]
-    given = [text for name in ("captions", "caption") for text in as_list(sample["fields"].get(name)) if isinstance(text, str)]
-    found = answers if source.has_template or not given else given
-    return list(dict.fromkeys(text.strip() for text in found if text.strip()))
+    given = [] if source.has_template else _own_captions(sample)
+    found = given or answers
+    return list(dict.fromkeys(caption.strip() for caption in found if not text.blank(caption)))
+
+
+def _own_captions(sample: Sample) -> list[str]:
+    return [one for name in ("captions", "caption") for one in as_list(sample["fields"].get(name)) if isinstance(one, str)]
 
 
 def plan(source: Source, request: Request, *, workers: int = 2, kept: Path | None = None, report: Report = lambda *_: None) -> Plan:
@@ -135,6 +144,10 @@ def _plan_position(source: Source, request: Request, position: int) -> int | lis
             name = str(sample["id"])
             if not sample["images"]:
                 return [name, NO_IMAGE, ""]
+            if len(sample["images"]) > 1:
+                return [name, SEVERAL, f"{len(sample['images'])} pictures; make each that is to be learned a sample of its own"]
+            if len(sample.get("annotations", ())) > 1 and not _own_captions(sample):
+                return [name, CONVERSATIONS, f"{len(sample['annotations'])} conversations; make each a sample of its own"]
             if not request.uncaptioned and not captions_of(source, sample):
                 return [name, NO_CAPTION, ""]
             size = image_files.size(sample["images"][0])

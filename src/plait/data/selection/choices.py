@@ -36,7 +36,7 @@ def caption(fields: Mapping[str, Any], columns: Mapping[str, float], sample_key:
     present = [name for name, found in texts.items() if found]
     if not present:
         names = " and ".join(f"`{name}`" for name in columns)
-        raise BadSample(f"no caption: {names} {'is' if len(columns) == 1 else 'are'} null, blank or missing (captions)")
+        raise text.NoText(f"no caption: {names} {'is' if len(columns) == 1 else 'are'} null, blank or missing (captions)")
     chosen = texts[present[pick([columns[name] for name in present], sample_key, "caption column")]]
     return chosen[pick([1.0] * len(chosen), sample_key, "caption of a list")]
 

@@ -25,12 +25,13 @@ from plait.data.shard_sets import work_folder
 from plait.data.shard_sets.members import Empty, Packed, Pictures, TooSmall, pack
 from plait.data.shard_sets.report import ShardReport, merged
 from plait.data.sources.contract import Source
+from plait.data.text import NoText
 from plait.errors import BadSample, PlaitError, sample_errors
 
 MANIFEST = "shards.json"
 WORK = ".packing"
 FORMAT = 1
-UNREADABLE, TOO_SMALL, EMPTY = "unreadable", "a side is too short", "neither picture nor text"
+UNREADABLE, TOO_SMALL, EMPTY, NO_TEXT = "unreadable", "a side is too short", "neither picture nor text", "no text"
 _AHEAD = 4  # samples read ahead by each thread
 _TICK = 256  # samples between two reports
 
@@ -119,6 +120,7 @@ class Shard:
         except BadSample as error:
             cause = error if isinstance(error, TooSmall | Empty) else error.__cause__
             reason = TOO_SMALL if isinstance(cause, TooSmall) else EMPTY if isinstance(cause, Empty) else UNREADABLE
+            reason = NO_TEXT if isinstance(error, NoText) else reason
             return error.sample or f"{self.source.name}[{index}]", reason, "" if reason == EMPTY else masked(str(error))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from plait.data import captions, cropping, images
-from plait.data.field_names import no_image
+from plait.data.field_names import not_one_image
 from plait.data.memory import tensors
 from plait.data.sources.metadata import METADATA, read_metadata
 from plait.errors import BadSample
@@ -109,8 +109,8 @@ class Inputs:
         """
         config = self.config
         if config.space == "pixels":
-            if not sample["images"]:
-                raise BadSample(no_image(sample))
+            if len(sample["images"]) != 1:
+                raise BadSample(not_one_image(sample))
             side = config.image_size
             return images.to_unit(cropping.cover(images.decode(sample["images"][0], at_least=(side, side)), side, side))
         x0 = _array(sample, "vae", torch.float32)
