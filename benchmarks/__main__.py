@@ -3,18 +3,18 @@
     OMP_NUM_THREADS=1 python -m benchmarks [NAME ...] [--quick] [--record]
 
 Each benchmark is a script of its own in this folder, run in turn; its figures are medians of rounds that take plait and its peer by turns.
-Printed is a table in Markdown, with a mark at every ratio that is over 5 % from the record (results/table.json), for the worse or the
-better. `--record` writes the table as the new record, with table.md and table.svg, after each benchmark. `--quick` takes few rounds: it
-shows that all run. One that fails, or takes five times what it should, has a line at the end; it and one that is interrupted (Ctrl-C)
-lose no row of the others. How long each takes: `--help`.
+Printed is a table in Markdown below the machine and its versions, with a mark at every ratio that is over 5 % from the record
+(results/table.json), for the worse or the better. `--record` writes the table as the new record, with table.md and table.svg, after each
+benchmark. `--quick` takes few rounds: it shows that all run. One that fails, or takes five times what it should, has a line at the end; it
+and one that is interrupted (Ctrl-C) lose no row of the others. How long each takes: `--help`.
 """
 
 import argparse
 import dataclasses
 import html
+import importlib.util
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import machine
 from plait.files import write_json
 
 HERE = Path(__file__).resolve().parent
@@ -187,6 +188,8 @@ def ran(words: Sequence[str], timeout_s: float) -> str:
     paths = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
     script = [sys.executable, *words]
     environment = {**os.environ, "PYTHONPATH": paths}
+    if data := os.environ.get("PLAIT_DATA"):
+        environment["PLAIT_DATA"] = str(Path(data).resolve())  # scripts run elsewhere
     with subprocess.Popen(
         script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE.parent, env=environment, start_new_session=True
     ) as process:
@@ -226,6 +229,12 @@ def measured(name: str, *, quick: bool) -> list[Row]:
     return rows
 
 
+def left_out(names: Sequence[str]) -> Iterator[str]:
+    """A line for each peer that is not installed, and how to have its rows."""
+    if "overhead" in names and importlib.util.find_spec("lightning_fabric") is None:
+        yield "overhead: lightning-fabric is not installed, and its rows are left out: pip install lightning-fabric"
+
+
 Record = Mapping[tuple[str, str], float]
 """Ratios by name of the row and of its peer."""
 
@@ -250,7 +259,7 @@ def table(rows: Sequence[Row], record: Record) -> Iterator[str]:
 def plot(rows: Sequence[Row]) -> str:
     """Bars of the ratios in SVG, on a scale of logarithms, with a line at 1: right of it plait has more."""
     height, left, middle, width = 20, 430, 640, 1000
-    spread = max(max(row.ratio, 1 / row.ratio) for row in rows)
+    spread = max((max(row.ratio, 1 / row.ratio) for row in rows), default=1.0)
     size = f'width="{width}" height="{height * (len(rows) + 1)}"'
     lines = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">']
     for i, row in enumerate(rows):
@@ -265,15 +274,22 @@ def plot(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(rows: Sequence[Row], kept: Sequence[Mapping[str, Any]], took_s: Mapping[str, float]) -> None:
-    """Write the record: rows, and of those `kept` what was not measured again. `took_s`: seconds by benchmark."""
-    names = {row.name for row in rows}
-    whole = [*(row for row in (Row(**row) for row in kept) if row.name not in names), *rows]
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__, "load": os.getloadavg()[0]}
+def write(rows: Sequence[Row], kept: Sequence[Mapping[str, Any]], took_s: Mapping[str, float], about: dict[str, Any]) -> None:
+    """Write the record: rows, and of those `kept` what was not measured again. `took_s`: seconds by benchmark; `about`: the machine."""
+    here, names = machine.line(about, load=False), {(row.name, row.peer) for row in rows}
+    earlier = [row for row in kept if (row["name"], row["peer"]) not in names]
+    whole = [*earlier, *({**dataclasses.asdict(row), "machine": here} for row in rows)]
     before = json.loads(RECORD.read_text(encoding="utf-8")).get("took_s", {}) if RECORD.exists() else {}
-    write_json(RECORD, {"machine": machine, "took_s": {**before, **took_s}, "rows": [dataclasses.asdict(row) for row in whole]})
-    RECORD.with_suffix(".md").write_text("\n".join(table(whole, {})) + "\n", encoding="utf-8")
-    RECORD.with_suffix(".svg").write_text(plot(whole), encoding="utf-8")
+    write_json(RECORD, {"machine": about, "took_s": {**before, **took_s}, "rows": whole})
+    shown = [Row(**{field.name: row[field.name] for field in dataclasses.fields(Row)}) for row in whole]
+    elsewhere: dict[str, list[str]] = {}
+    for row in earlier:
+        if row.get("machine") != here:
+            elsewhere.setdefault(row.get("machine", "a machine that is not told"), []).append(f"{row['name']} ({row['peer']})")
+    others = [f"\nOn {told}: {'; '.join(which)}." for told, which in elsewhere.items()]
+    lines = [machine.line(about), "", *table(shown, {}), *others]
+    RECORD.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    RECORD.with_suffix(".svg").write_text(plot(shown), encoding="utf-8")
 
 
 def durations() -> str:
@@ -298,7 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kept = json.loads(RECORD.read_text(encoding="utf-8"))["rows"] if RECORD.exists() else []
     record = {(row["name"], row["peer"]): row["ratio"] for row in kept}
     rows, failed, took_s = list[Row](), list[str](), dict[str, float]()
-    for name in asked.names or BENCHMARKS:
+    about, names = machine.about(), asked.names or list(BENCHMARKS)
+    for name in names:
         print(f"{name} ..." if asked.quick else f"{name} ... (about {BENCHMARKS[name].minutes:g} min)", file=sys.stderr, flush=True)
         began = time.monotonic()
         try:
@@ -311,8 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             break
         took_s[name] = round(time.monotonic() - began, 1)
         if asked.record:
-            write(rows, kept, took_s)
-    print(*table(rows, record), *failed, sep="\n")
+            write(rows, kept, took_s, about)
+    print(machine.line(about), "", *table(rows, record), *left_out(names), *failed, sep="\n")
     sys.exit(bool(failed))
 
 

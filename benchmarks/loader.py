@@ -257,7 +257,8 @@ def main() -> None:
     load_before = os.getloadavg()[0]  # others at work on the machine make the figures worthless; say so in the record
     small = sorted((asked.data / "cifar10").glob("train-*.tar"))
     if not small:
-        parser.error(f"no train-*.tar in {asked.data / 'cifar10'}: name the folder that has them by --data or PLAIT_DATA")
+        files = "tar shards of CIFAR-10, <key>.jpg and <key>.json with a label, are not part of the repository"
+        parser.error(f"no train-*.tar in {asked.data / 'cifar10'}: {files}; --data or PLAIT_DATA names the folder that has cifar10/")
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             compare("CIFAR-10 JPEG 32 px to 64 px", small, 64, asked.samples, asked.rounds),

@@ -175,6 +175,8 @@ def main() -> None:
     ]
     for row in rows:
         show(row)
+    if "Fabric" not in PEERS:
+        print("\nlightning-fabric is not installed, and its rows are left out: pip install lightning-fabric")
     installed = {d.name: d.version for d in importlib.metadata.distributions()}
     versions = {name: installed[name] for name in ("torch", "transformers", "accelerate", "lightning-fabric") if name in installed}
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), **versions}

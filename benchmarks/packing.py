@@ -2,12 +2,15 @@
 
 The peer is what a plain loop does: rows padded, and the cross-entropy of the logits of all positions. Models, samples and lengths are those
 of the tiny recipes of theworld and molmo (towers, connector and projector included). Rounds take all layouts in turn, so that a busy
-machine slows all alike. `memory` measures how much a row of theworld's tiny model holds, by its length.
+machine slows all alike. The shards are those in nlvr/ of the folder PLAIT_DATA, or of the recipes. `memory` measures how much a row of
+theworld's tiny model holds, by its length.
+
     python benchmarks/packing.py nlvr [SAMPLES] [MICRO_BATCH] [ROUNDS] [WORDS of the heads] [FAMILY ...]
     python benchmarks/packing.py memory [LENGTHS ...]
 """
 
 import io
+import os
 import resource
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -34,15 +38,26 @@ from plait.nn.losses import IGNORED
 
 RECIPES = {"theworld": Path("configs/theworld/tiny-nlvr.yaml"), "molmo": Path("configs/molmo/debug-multitask.yaml")}
 MORE = {"theworld": "model.tiny.positions=32768", "molmo": "from=null"}  # rows as long as are measured; no run to begin from
+DATA = Path(os.environ.get("PLAIT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")).resolve() / "nlvr"
 HEADS = {"theworld": "gemma.model.language_model.embed_tokens.weight", "molmo": "language.lm_head.weight"}
 LAYOUTS = {"padded to 128, all logits": "to_128", "padded, all logits": "longest", "padded": "longest", "packed": "none"}
+
+
+def shards(recipe: Path) -> list[str]:
+    """Settings that have a recipe read its shards from DATA. Exits where there are none."""
+    if not sorted(DATA.glob("train-*.tar")):
+        files = "tar shards of Cornell NLVR (v1), <key>.png and <key>.json with sentence, label and boxes, are not part of the repository"
+        sys.exit(f"no train-*.tar in {DATA}: {files}; PLAIT_DATA names the folder that has nlvr/")
+    data = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]
+    entries = [(split, i, entry) for split in ("train", "validation") for i, entry in enumerate(data[split]) if "path" in entry]
+    return [f"data.{split}.{i}.path={DATA / Path(entry['path']).name}" for split, i, entry in entries]
 
 
 def opened(folder: Path, family: str, micro_batch: int, words: int | None = None) -> tuple[ModelBundle, Any, Any]:
     """The model of a recipe, with what it trains, its configuration and its view. `words` of its head, or as many as in the recipe."""
     said = [f"run={folder / family}", f"train.micro_batch={micro_batch}", f"train.global_batch={micro_batch}"]
     said += [f"model.tiny.vocabulary={words}"] if words and family == "theworld" else []
-    resolved = open_config(RECIPES[family], [*said, MORE[family]])
+    resolved = open_config(RECIPES[family], [*said, MORE[family], *shards(RECIPES[family])])
     LANGUAGES[DEBUG]["vocab_size"] = words or LANGUAGES[DEBUG]["vocab_size"]  # of molmo, which has no setting for it
     built = build_model(resolved.config, folder / family, Ranks(0, 1, torch.device("cpu")))
     trained = optim.select(built.family.components(built.model), resolved.stages[0].config.trainable, built.family.never_trained)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import __main__ as suite
 
@@ -67,6 +68,55 @@ def test_a_record_keeps_what_was_not_measured_again(tmp_path, monkeypatch, capsy
     assert [row["name"] for row in kept] == ["seek", "bytes"]
     assert (tmp_path / "table.svg").read_text().count("<rect") == 2
     assert "| bytes | 1 | wide 4 | 4.00 | higher |  |" in (tmp_path / "table.md").read_text()
+
+
+HERE = {"processor": "P9", "cores": 8, "usable": 2, "load": 0.3, "versions": {"python": "3.13", "datasets": None}, "commit": "ab"}
+
+
+def test_a_record_names_its_machine_and_that_of_rows_that_it_keeps(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(suite, "RECORD", tmp_path / "table.json")
+    monkeypatch.setattr(suite, "measured", lambda name, quick: [suite.Row("step", "1 us", name, "1 us", 1.0, "lower")])
+    monkeypatch.setattr(suite.importlib.util, "find_spec", lambda name: None)
+    for name, processor in (("overhead", "P8"), ("bus", "P9")):
+        monkeypatch.setattr(suite.machine, "about", lambda processor=processor: HERE | {"processor": processor})
+        with pytest.raises(SystemExit):
+            suite.main([name, "--record"])
+    first, second = capsys.readouterr().out.split("P9, ")
+    assert "lightning-fabric is not installed, and its rows are left out: pip install lightning-fabric" in first
+    assert second.startswith("2 of 8 cores, load 0.3 before, python 3.13, datasets absent, commit ab\n\n| what |")
+    assert "fabric" not in second
+    record = json.loads((tmp_path / "table.json").read_text())
+    assert [row["peer"] for row in record["rows"]] == ["overhead", "bus"] and record["machine"]["processor"] == "P9"
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[0].startswith("P9, 2 of 8 cores, load 0.3 before, ")
+    assert lines[-1] == "On P8, 2 of 8 cores, python 3.13, datasets absent, commit ab: step (overhead)."
+
+
+def test_the_machine_is_told():
+    told = suite.machine.line(suite.machine.about())
+    assert "cores, load " in told and f"torch {torch.__version__}" in told and "accelerate " in told and "lightning-fabric " in told
+
+
+def test_a_record_of_nothing_is_no_fault(tmp_path, monkeypatch, capsys):
+    def measured(name, quick):
+        raise suite.Failed("no data")
+
+    monkeypatch.setattr(suite, "RECORD", tmp_path / "table.json")
+    monkeypatch.setattr(suite, "measured", measured)
+    with pytest.raises(SystemExit) as ended:
+        suite.main(["order", "--record"])
+    assert ended.value.code == 1 and "order: no data" in capsys.readouterr().out and not (tmp_path / "table.json").exists()
+    assert "<rect" not in suite.plot([])
+
+
+@pytest.mark.parametrize(("name", "folder"), [("packing", "nlvr"), ("loader", "cifar10")])
+def test_without_shards_one_line_says_where_they_come_from(tmp_path, monkeypatch, name, folder):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLAIT_DATA", "nothing")
+    with pytest.raises(suite.Failed) as failed:
+        suite.measured(name, quick=True)
+    assert f"no train-*.tar in {tmp_path}/nothing/{folder}: tar shards of" in str(failed.value)
+    assert f"PLAIT_DATA names the folder that has {folder}/" in str(failed.value) and "\n" not in str(failed.value)
 
 
 def test_a_quick_run_leaves_the_figures_as_they_were(tmp_path, monkeypatch):
