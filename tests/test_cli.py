@@ -98,7 +98,8 @@ BEGUN = {
     "train good.yaml --run=new --data.train.0.options.tasks=[colur]": "scenes: there is no task 'colur'; did you mean 'colour'?",
     "train good.yaml --run=new --data.train.0.options.objets=3": "scenes have no option 'objets'; did you mean 'objects'?",
     "train good.yaml --run=new --data.max_tokens=8": (
-        "scenes train: none of the 30 samples looked at can be used: 41 tokens: data.max_tokens 8 would cut an image or world block"
+        "scenes train: none of the 30 samples looked at can be used: 41 tokens: data.max_tokens 8 would cut an image or world block: "
+        "raise it"
     ),
     "train good.yaml --run=new --data.max_tokens=2049": (
         "data.max_tokens is 2049, but the model has 2048 positions: set it to 2048 or less"

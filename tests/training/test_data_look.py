@@ -106,6 +106,27 @@ def test_clips_with_the_text_of_a_held_out_one_are_other_samples_and_an_equal_cl
     assert found.text().endswith(": 1 held out too, 2 with a held-out clip (3 of 3 compared with 3 of 3 held out)")
 
 
+def test_where_most_samples_are_bad_that_and_the_commonest_reason_come_first(tmp_path):
+    faults = [{"image": "0.png", "caption": f"too long {i}", "broken": 1} for i in range(6)] + [{"image": "none.png", "caption": "x"}]
+    sound = {"caption": "of text alone"}
+
+    def told(*rows):
+        found = look([opened(tmp_path, [*faults, *rows])], limits=NEEDS)
+        return data_look.without_input(found, NEEDS, ["vision"])[0], data_look.unusable(found)
+
+    message, _ = told(sound)
+    assert re.fullmatch(
+        r"7 of the 8 samples looked at cannot be used, 6 for one reason, such as `RuntimeError: cannot encode \(test_data_look\.py:\d+\)`: "
+        r"mend that first\. vision trains, and of the other 1 none has images: leave vision out of trainable, or say "
+        r"guard\.no_input=continue",
+        message,
+    )
+    assert told(*[sound] * 8)[0].startswith("vision trains, but none of the 8 samples looked at has images: leave vision out of ")
+    (fault,) = told({"image": "0.png", "number": 3})[1]
+    assert fault.startswith("jsonl:a.jsonl: 7 of the 8 samples looked at cannot be used, 6 for one reason, such as `RuntimeError: cannot ")
+    assert "`: mend that first. Of the other 1 none has a caption or an answer; name its field with `columns` " in fault
+
+
 def test_samples_of_several_conversations_are_compared_by_all_of_them(tmp_path):
     def record(*answers):
         return {"image": "0.png", "annotations": [{"messages": [{"role": "assistant", "content": answer}]} for answer in answers]}

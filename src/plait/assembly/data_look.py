@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from plait.assembly import overlap
 from plait.assembly.data import open_validation
 from plait.assembly.overlap import HeldOutContent, Overlap, content_of, contents
+from plait.assembly.refusals import unusable_data
 from plait.config.schema import RunConfig
 from plait.config.sections.adapters import component_of
 from plait.data import image_files
-from plait.data.field_names import TEXTS, field_list
+from plait.data.field_names import TEXTS
 from plait.data.loading.micro_batch import Inputs, collated
 from plait.data.sources.contract import Sample, Source, read
 from plait.data.sources.filtered import filtered_text
@@ -159,13 +160,9 @@ def unusable(found: Sequence[SourceLook]) -> list[str]:
     faults = []
     for one in found:
         if one.read and not one.usable:
-            reason = one.bad.most_common(1)[0][0]
-            faults.append(f"{one.source.name}: none of the {one.read} samples looked at can be used: {reason}")
+            faults.append(f"{one.source.name}: {unusable_data.all_bad(one.bad)}")
         elif one.sizes and not one.holding["text"] and not one.source.allow_blank:
-            faults.append(
-                f"{one.source.name}: none of the {one.usable} samples looked at has a caption or an answer; name its field with `columns` "
-                f"or `template` (the records have {field_list(one.of_textless)}), or say `allow_blank: true` to train on pictures alone"
-            )
+            faults.append(f"{one.source.name}: {unusable_data.without_text(one.bad, one.usable, one.of_textless)}")
     return faults
 
 
@@ -176,15 +173,10 @@ def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequen
     faults = []
     for name, keys in limits.needs.items():
         holding = sum(one.holding[_either(keys)] for one in found)
-        setting = name.startswith("model.")
-        if usable and not holding and (setting or name in named or "*" in named):
-            which = f"none of the {usable} samples looked at has {_either(keys)}"
-            off = f"set {name} to {limits.idle.get(name, 0)}"
-            verb, cure = ("asks for them", off) if setting else ("trains", f"leave {name} out of trainable")
-            fields = dict.fromkeys(name for one in found for name in one.fields)
-            if "images" in keys and fields:
-                which += f" (the records have {field_list(fields)}; where one is the picture, name it: columns: {{image: NAME}})"
-            faults.append(f"{name} {verb}, but {which}: {cure}, or say guard.no_input=continue")
+        if usable and not holding and (name.startswith("model.") or name in named or "*" in named):
+            bad = sum((one.bad for one in found), Counter[str]())
+            fields, idle = dict.fromkeys(field for one in found for field in one.fields), limits.idle.get(name, 0)
+            faults.append(unusable_data.without_input(name, _either(keys), bad, usable, fields=fields, idle=idle))
     return faults
 
 

@@ -4,7 +4,6 @@ Read are all samples, or a random part of a large source. Only numbers are kept 
 and each frame of a clip, is decoded, small, to find out whether it is whole, unless headers are enough.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ import xxhash
 
 from plait.config.secrets import masked
 from plait.data import image_files
-from plait.data.figures import languages
+from plait.data.figures import languages, reasons
 from plait.data.figures.alike import Alike
 from plait.data.figures.content import clip_hash, content_hash
 from plait.data.figures.scripts import script_of
@@ -32,7 +31,6 @@ STORED, OTHERS = 20_000, 512
 _DECODED = (32, 32)  # a JPEG is decoded at an eighth, if it stays four times as large
 _CHUNK = 256
 _EXAMPLES = 5
-_NUMBERS, _QUOTED = re.compile(r"\d[\d,.]*(?<![,.])"), re.compile(r"'[^']*'")  # by which reasons of one kind differ
 
 CountTokens = Callable[[str], int]
 """Returns the number of tokens of a text."""
@@ -128,7 +126,7 @@ class Figures:
         """Count one sample."""
         self.read += 1
         if one.fault is not None:
-            reason = _NUMBERS.sub("N", _QUOTED.sub("'...'", one.fault))
+            reason = reasons.kind(one.fault)
             self.broken[reason] += 1
             examples = self.broken_examples.setdefault(reason, [])
             examples += [one.name] if len(examples) < _EXAMPLES else []

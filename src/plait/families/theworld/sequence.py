@@ -84,9 +84,9 @@ def fuse(spans: Sequence[Span], world_tokens: int, *, pad_id: int, max_tokens: i
 
 def _check_truncation(kinds: list[int], labels: list[int], max_tokens: int) -> None:
     if any(kind != Kind.TEXT for kind in kinds[max_tokens:]):
-        raise BadSample(f"{len(kinds)} tokens: data.max_tokens {max_tokens} would cut an image or world block")
+        raise BadSample(f"{len(kinds)} tokens: data.max_tokens {max_tokens} would cut an image or world block: raise it")
     if all(label == IGNORED for label in labels[:max_tokens]) and any(label != IGNORED for label in labels):
-        raise BadSample(f"{len(kinds)} tokens: data.max_tokens {max_tokens} would leave no token of the answer")
+        raise BadSample(f"{len(kinds)} tokens: data.max_tokens {max_tokens} would leave no token of the answer: raise it")
 
 
 def pad_rows(

@@ -81,10 +81,12 @@ def _truncate(
     if len(kept) == 1 and len(kept[0].ids) > room:
         lost = kept[0].ids[room:]
         if any(token >= text_rows for token in lost):
-            raise BadSample(f"{len(prefix) + len(kept[0].ids)} tokens: data.max_tokens {max_tokens} would cut an image")
+            raise BadSample(f"{len(prefix) + len(kept[0].ids)} tokens: data.max_tokens {max_tokens} would cut an image: raise it")
         kept[0] = Annotation(kept[0].ids[:room], kept[0].loss_weights[:room])
         if not any(kept[0].loss_weights) and any(annotations[0].loss_weights):
-            raise BadSample(f"{len(prefix) + room + len(lost)} tokens: data.max_tokens {max_tokens} would leave no token of the answer")
+            raise BadSample(
+                f"{len(prefix) + room + len(lost)} tokens: data.max_tokens {max_tokens} would leave no token of the answer: raise it"
+            )
     supervised = [sum(weight > 0 for a in group for weight in a.loss_weights) for group in (annotations, kept)]
     return kept, supervised[0] - supervised[1]
 
