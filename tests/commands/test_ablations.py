@@ -136,6 +136,20 @@ def test_an_evaluation_of_training_has_the_three_ways(trained, tmp_path, monkeyp
     assert {"eval/accuracy/world_off", "eval/accuracy/world_shuffled", "eval/loss", "eval/loss/image_off"} <= row.keys()
 
 
+@pytest.mark.parametrize(("family", "inputs"), [("theworld", "image,world"), ("molmo", "image"), ("nanodit", "text")])
+def test_a_loss_with_its_input_is_the_plain_loss_with_the_same_random_numbers(trained, tmp_path, family, inputs):
+    trained(family)
+    for words in (["--batch=1", "--out=one"], ["--batch=5", "--out=five"], [f"--ablate={inputs}", "--out=with"]):
+        assert cli.main(["eval", "run", "--bench=loss", *words]) == 0
+    assert cli.main(["eval", "run", "--bench=loss", f"--ablate={inputs}", "--against=base", "--out=against"]) == 0
+    assert cli.main(["eval", "run", "--bench=loss", "--against=base", "--out=rows"]) == 0
+    one, five = (json.loads((tmp_path / name / "metrics.json").read_text())["loss"] for name in ("one", "five"))
+    shown = [json.loads(path.read_text()) for name in ("with", "against", "rows") for path in tmp_path.glob(f"{name}*/**/metrics.json")]
+    own = [metrics for metrics in shown if metrics["checkpoint"].endswith("step-00000001")]
+    assert len(own) == 2 * len(inputs.split(",")) + 1 and {metrics["loss"] for metrics in own} == {one}, "to the bit, a sample at a time"
+    assert one == pytest.approx(five, rel=1e-5), "sums of batches are rounded otherwise"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

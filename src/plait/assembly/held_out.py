@@ -21,6 +21,7 @@ from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import offers, registry
 from plait.families.ablation import Ablation, ablated
+from plait.keys import key
 
 
 def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId, ...]:
@@ -129,17 +130,23 @@ def _nth(benches: Sequence[str], place: int) -> str:
 class ChosenSamples:
     """The samples of an `evaluate:` entry, each read when it is indexed, since a whole benchmark may not fit into memory.
 
-    `opened`: the entry's sources. `ids`: the samples chosen from them, in the order of this sequence.
+    `opened`: the entry's sources. `ids`: the samples chosen from them, in the order of this sequence. `seed`: the run's, to read them as
+    its held-out loss does, each with its key; None: without random choices.
     """
 
     opened: Sequence[Source]
     ids: Sequence[SampleId]
+    seed: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, position: int) -> Any:
-        return read(self.opened[self.ids[position].source], self.ids[position].index)
+        source, index, _ = self.ids[position]
+        if self.seed is None:
+            return read(self.opened[source], index)
+        own = key(self.seed, "sample", *self.ids[position])  # as of the loader
+        return {**read(self.opened[source], index, own), sample_losses.KEY: own}
 
     def name(self, position: int) -> str:
         """Return a name for the sample at `position`, such as "coco[17]", without reading it."""
@@ -179,4 +186,4 @@ def open_held_out(
             interrupted=stop,
         )
 
-    return HeldOut(batches, lambda entry: ChosenSamples(*held_out.of(entry)))
+    return HeldOut(batches, lambda entry: ChosenSamples(*held_out.of(entry), seed=sample_losses.seed_of(entry, config)))

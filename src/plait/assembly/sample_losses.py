@@ -5,17 +5,26 @@ from typing import Any
 
 import torch
 
+from plait.config.schema import Evaluate, RunConfig
 from plait.data.loading.micro_batch import collated
-from plait.engine.evaluation import Bench, Row, usable
+from plait.engine.evaluation import LOSS, Bench, Row, usable
 from plait.engine.held_out_loss import NoUsableSample
 from plait.engine.loss import Batch, Loss, has_targets, sums_of, weights_of
 from plait.engine.parallel import distributed
 from plait.errors import BadSample, sample_errors
 from plait.keys import key
 
+KEY = "loss_key"
+"""In a sample: the key of its random numbers. Copies of it in which an input is left out or exchanged have the same."""
+
+
+def seed_of(entry: Evaluate, config: RunConfig) -> int | None:
+    """Return the seed of the keys that the held-out loss gives samples; None for benches other than `loss`."""
+    return config.seed if entry.bench == LOSS else None
+
 
 def bench(loss: Loss) -> Bench:
-    """Return a bench of a family's loss. Each sample goes through the model by itself, with random numbers that depend on its id alone.
+    """Return a bench of a family's loss. Each sample goes through the model by itself, with the random numbers of its KEY.
 
     Rows have {"sums": {term: numerator}, "weights": {term: denominator}}; figures are `loss/TERM` (sum of numerators / sum of weights; only
     where several terms count), `loss` (coefficient x that, summed over terms), `samples`, and `bad_samples` if there are any.
@@ -48,9 +57,9 @@ def _row(loss: Loss, model: Any, sample: Any, inputs: Any) -> Row:
 
 
 def encoded(sample: Any, inputs: Any) -> Batch:
-    """Return a batch of one sample, encoded by `inputs` with random numbers that depend on its id alone. Raises BadSample if it cannot."""
+    """Return a batch of one sample, encoded by `inputs` with the random numbers of its KEY, else id. Raises BadSample if it cannot."""
     with sample_errors:
-        return collated(inputs, [inputs.encode(sample, key("sample loss", sample["id"]))])
+        return collated(inputs, [inputs.encode(sample, sample[KEY] if KEY in sample else key("sample loss", sample["id"]))])
 
 
 def row(loss: Loss, model: Any, batch: Batch) -> Row:

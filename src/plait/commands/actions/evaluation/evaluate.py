@@ -109,6 +109,7 @@ class Measurement:
             "bench": self.entry.title,
             "data": [source.fingerprint for source in self.samples.opened],
             "variant": self.options.variant,
+            **({"random_numbers": "of the held-out loss"} if self.entry.bench == evaluation.LOSS and self.bench is not None else {}),
         }
 
 
@@ -176,7 +177,7 @@ def _plan(subject: Subject, bench: str, options: EvaluateOptions, like: Measurem
         family = registry.load(config.family)
         rule = sample_losses.bench(family.Loss(family.Config.model_validate(config.model)))
     data = like.data if like is not None else HeldOutData(config)
-    samples = like.samples if like is not None else ChosenSamples(*data.of(entry))
+    samples = like.samples if like is not None else ChosenSamples(*data.of(entry), seed=sample_losses.seed_of(entry, config))
     fewer = evaluation.shortfall(entry, len(samples)) if like is None else None
     if fewer is not None:
         log.warning(fewer)
