@@ -142,6 +142,20 @@ def test_a_text_without_a_picture_passes_limits_of_pictures_where_others_have_on
     assert str(caught.value) == "data source jsonl:data.jsonl: its filter is about sizes of pictures, and no sample has a picture"
 
 
+def test_limits_of_pictures_are_those_of_the_frames_of_clips_too(tmp_path):
+    for name, size in {"wide": (90, 30), "square": (40, 40), "small": (20, 20)}.items():
+        picture = io.BytesIO()
+        Image.new("RGB", size).save(picture, "PNG")
+        (tmp_path / f"{name}.png").write_bytes(picture.getvalue())
+    clips = [["square.png", "square.png"], ["square.png", "small.png"], ["wide.png", "square.png"]]
+    rows = [{"id": str(k), "frames": frames, "caption": "x"} for k, frames in enumerate(clips)]
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = {"source": "jsonl", "path": str(tmp_path / "clips.jsonl"), "filter": {"min_side": 25, "aspect": [0.5, 2]}}
+    source = open_source(SourceEntry(**entry), seed=0)
+    assert [source[i]["id"] for i in range(len(source))] == ["0"]
+    assert source.filtered == {"min_side 25": 1, "aspect [0.5, 2]": 1}
+
+
 def test_samples_are_measured_once_and_other_limits_need_no_second_look(tmp_path, monkeypatch):
     made, looks = as_shards(tmp_path), []
     before = Conversations.peek

@@ -13,7 +13,7 @@ from plait.config.sections.expression import Condition, Undecided
 from plait.data import image_files
 
 Sample = Mapping[str, Any]
-"""A sample of a source: `id`, `images`, `messages`, `fields`, optionally `annotations`."""
+"""A sample of a source: `id`, `images`, `messages`, `fields`, optionally `frames`, `annotations`."""
 
 _ONE_BY_ONE = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Letters of scripts without blanks between words: Thai, Lao, Khmer, Japanese and Chinese."""
@@ -51,13 +51,13 @@ def answers(sample: Sample) -> Iterator[str]:
 
 
 def _sides(sample: Sample) -> Sequence[float]:
-    sizes = [image_files.size(data) for data in sample["images"]]
+    sizes = [image_files.size(data) for data in [*sample["images"], *sample.get("frames", ())]]
     ratios = [width / height for width, height in sizes]
     return min(map(min, sizes), default=math.inf), min(ratios, default=math.inf), max(ratios, default=-math.inf)
 
 
-SIDES = Measure("sides", 3, _sides, looks_at="sizes")
-"""Least side in pixels, least and greatest width / height of a sample's pictures, upright; infinite for one without pictures."""
+SIDES = Measure("sides 2", 3, _sides, looks_at="sizes")
+"""Least side in pixels, least and greatest width / height of a sample's pictures and frames, upright; infinite without any."""
 TOKENS = Measure("words 2", 1, lambda sample: [sum(map(caption_tokens, answers(sample)))], looks_at="text")
 """Words and marks of all captions and answers."""
 
