@@ -108,7 +108,7 @@ BEGUN = {
     "train good.yaml --run=mine": "mine holds letter.txt but no config.yaml: it is no run directory; give another --run",
     "train good.yaml --run=done --optim.lr=1e-2": (
         "done was begun with another configuration (optim.lr: 0.001 -> 0.01); "
-        "undo that, give another --run, or --restart (keeps the old run aside)"
+        "undo that, go on with it from here on (--allow-inexact), give another --run, or --restart (keeps the old run aside)"
     ),
     "train good.yaml --run=done --stage=second": ("stage 'second' is not one to run next: the stages are train, and the run is in train"),
     "eval nowhere --bench accuracy": f"'nowhere' does not exist; {FORMS}",

@@ -1,8 +1,12 @@
 """A start that fails leaves nothing behind: no run, no lock, no folder made for it, and nothing beside the user's data."""
 
+import sys
+
 import pytest
 
 from plait import cli
+from plait.config import signed
+from plait.engine.loop import Loop
 from plait.errors import PlaitError
 
 from .. import toy_family as toy
@@ -125,3 +129,43 @@ def test_a_restart_that_fails_leaves_the_old_run_under_its_name(recipe, tmp_path
     assert f"the start failed, and the old run is {tmp_path / 'run'} again" in capsys.readouterr().out
     assert cli.main(again) == 0
     assert (tmp_path / "run.before-1" / "metrics.jsonl").read_bytes() == body
+
+
+def settings_of(run):
+    return (run / "config.yaml").read_bytes(), (run / "migrations.jsonl").exists()
+
+
+@pytest.mark.parametrize("setting", ["--trainable=[lost]", "--optim.name=adamw8bit"])
+def test_a_continued_start_that_fails_leaves_the_settings_that_the_run_has(recipe, tmp_path, monkeypatch, capsys, setting):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    run = toy.train(recipe, tmp_path / "run", "stages=[]", "train.steps=4")
+    before, again = settings_of(run), ["train", str(recipe), f"--run={run}", "--stages=[]"]
+    assert cli.main([*again, "--train.steps=6", "--allow-inexact", setting]) == 2
+    assert f"the start ended before a step, and the configuration of {run} is the one before" in capsys.readouterr().out
+    assert settings_of(run) == before
+    assert cli.main([*again, "--train.steps=6"]) == 0, capsys.readouterr().err
+    assert b"steps: 6" in settings_of(run)[0]
+
+
+def test_settings_are_the_runs_from_the_first_step_on(recipe, tmp_path, monkeypatch):
+    """Whatever ends a start before it, a kill among them, leaves those before; a run that fails later keeps those it went on with."""
+    run = toy.train(recipe, tmp_path / "run", "stages=[]", "train.steps=4")
+    before, seen = settings_of(run)[0], []
+
+    def step(loop, *rest, usual=Loop.step, **more):
+        seen.append(settings_of(run)[0])
+        if len(seen) == 2:
+            raise RuntimeError("the device is gone")
+        return usual(loop, *rest, **more)
+
+    monkeypatch.setattr(Loop, "step", step)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        toy.train(recipe, run, "stages=[]", "train.steps=9", "checkpoint.every_steps=100")
+    assert seen[0] == before != seen[1] == settings_of(run)[0]
+    assert b"steps: 9" in seen[1] and signed.is_as_written(run / "config.yaml")
+
+
+def test_settings_of_a_start_that_has_nothing_left_to_do_are_the_runs(recipe, tmp_path):
+    run = toy.train(recipe, tmp_path / "run", "stages=[]", "train.steps=4")
+    toy.train(recipe, run, "stages=[]", "train.steps=4", "checkpoint.keep=7")
+    assert b"keep: 7" in settings_of(run)[0]

@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 _TOKENIZER_SAMPLES = 2_000
 """How many samples of each training source are read, at most, to train a tokenizer."""
 
-
 NO_NAMES: Mapping[str, str] = {}
 
 
@@ -168,8 +167,8 @@ def _texts(config: RunConfig) -> Iterator[str]:
     """Yield the messages of some samples of each training source; samples that cannot be read are left out, counted and logged."""
     for source in open_training(config).sources:
         bad: Counter[str] = Counter()
-        count = min(len(source), _TOKENIZER_SAMPLES)
-        for i, index in enumerate(np.asarray(permute(np.arange(count), max(len(source), 1), config.seed, "texts")).tolist()):
+        n = min(len(source), _TOKENIZER_SAMPLES)
+        for i, index in enumerate(np.asarray(permute(np.arange(n), max(len(source), 1), config.seed, "texts")).tolist()):
             try:
                 with sample_errors:
                     sample = source.worded(index) if source.stream is None else read(source, i, 0)  # shard by shard
@@ -178,5 +177,4 @@ def _texts(config: RunConfig) -> Iterator[str]:
                 continue
             yield from (message["content"].replace(IMAGE_MARK, "") for message in sample["messages"])
         if bad:
-            number = f"{bad.total()} of {count} samples"
-            log.warning(f"{source.name}: {number} cannot be read and the tokenizer learns without them: {counted(bad)}")
+            log.warning(f"{source.name}: {bad.total()} of {n} samples cannot be read and the tokenizer learns without them: {counted(bad)}")

@@ -4,15 +4,25 @@ A file that was edited, cut short or damaged is known by it: a damaged file can 
 default values. Each checkpoint's folder has a copy.
 """
 
+import contextlib
+import logging
+import os
 import re
 from pathlib import Path
+from types import TracebackType
 
 import xxhash
+
+from plait import files
+
+log = logging.getLogger(__name__)
 
 NAME = "config.yaml"
 """Name of the configuration in a run directory."""
 COPY = "run-config.yaml"
 """Name of the copy in a checkpoint's folder: another one, so that the folder is not taken for a run's."""
+_STARTS = "migrations.jsonl"
+"""Name of the file in a run directory with a row for each start."""
 _LAST = "# xxh3-64 of the lines above: {hash}\n"
 
 
@@ -48,3 +58,43 @@ def settings_of(run: Path) -> Path | None:
     path = run / NAME
     copy = None if is_as_written(path) else newest_copy(run)
     return copy or (path if path.is_file() else None)
+
+
+class PendingSettings:
+    """The `text` (YAML) of a start's settings, for config.yaml in `run`, which wait where it has checkpoints: call it to write them.
+
+    The run does so at its first step or checkpoint, or at its end; a second call does nothing. A start that ends before that, by a kill
+    too, leaves config.yaml as it was. A context: where its block fails before that, the rows that the start added to migrations.jsonl are
+    deleted. Only the first rank has a `text`.
+    """
+
+    def __init__(self, run: Path, text: str | None) -> None:
+        self.run, self._text = run, text
+        self._rows = 0
+        """Bytes of migrations.jsonl before the start."""
+
+    def __call__(self) -> None:
+        """Write config.yaml, if that is still to be done."""
+        text, self._text = self._text, None
+        if text is not None:
+            files.write_whole(self.run / NAME, sign(text))
+
+    def __enter__(self) -> "PendingSettings":
+        starts = self.run / _STARTS
+        self._rows = starts.stat().st_size if starts.is_file() else 0
+        if not (self.run / NAME).is_file() or not any(self.run.glob("stage-*/step-*/manifest.json")):
+            self()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and self._text is not None:
+            with contextlib.suppress(OSError):  # that error is not the one to tell
+                self._leave(self._text)
+
+    def _leave(self, text: str) -> None:
+        """Delete the rows of a failed start, and log that its settings, where they differ, are not the run's."""
+        starts, path = self.run / _STARTS, self.run / NAME
+        if starts.is_file() and starts.stat().st_size > self._rows:
+            os.truncate(starts, self._rows) if self._rows else starts.unlink()
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != sign(text):
+            log.info(f"the start ended before a step, and the configuration of {self.run} is the one before")

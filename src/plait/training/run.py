@@ -19,12 +19,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from plait import files
 from plait.assembly import overwritten
 from plait.assembly.data import check_data
 from plait.assembly.model import build_model
-from plait.config import signed
 from plait.config.resolved import Resolved, StageView
+from plait.config.signed import PendingSettings
 from plait.engine import optim
 from plait.engine.checkpoints import checkpoint, disk_errors, folders, regular_files, rundir
 from plait.engine.compilation import choice
@@ -45,7 +44,6 @@ from plait.training.stage import run_stage
 from plait.training.stage_plan import plan_stage, trained_by
 
 log = logging.getLogger(__name__)
-
 
 DEFAULT = TrainOptions()
 
@@ -91,7 +89,7 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
     """Train from the newest checkpoint, or the start, to the end. Raises Rewind where the run is to go back to that checkpoint."""
     config, run = resolved.config, Path(str(resolved.config.run))
     with (
-        locked_run_directory(run, resolved, options, ranks) as continues,
+        locked_run_directory(run, resolved, options, ranks) as (continues, accept),
         open_alerts(run, config, first=ranks.first) as told,
         _disk_errors(run, ranks),
         contextlib.closing(Heartbeat(run, ranks.rank)) as heartbeat,
@@ -101,18 +99,17 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
         if bundle.unread:
             log.info(f"base weights that the start overwrites, and that are not read: {', '.join(sorted(bundle.unread))}")
         state = State(bundle.model)
-        resumed_from = None
-        if continues:
-            resumed_from = start.resume(state, bundle, resolved.stages, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
+        inexact = options.allow_inexact
+        resumed_from = start.resume(state, bundle, resolved.stages, run=run, ranks=ranks, allow_inexact=inexact) if continues else None
         for view in resolved.stages[: state.stage - (state.stage_done is None)] if resumed_from else ():
             start.round_frozen(bundle.model, state.ever_trained, view.config.train.precision)
         if resumed_from is None and config.from_:
-            from_weights.begin_from(state, bundle, resolved.stages[0], run=run, ranks=ranks, allow_inexact=options.allow_inexact)
+            from_weights.begin_from(state, bundle, resolved.stages[0], run=run, ranks=ranks, allow_inexact=inexact)
         for view in resolved.stages:
             optim.check_optimizer(view.config.optim, trained_by(view, bundle), bundle.blocks)  # of later stages before the first
         monitors = bundle.family.monitors(bundle.section)
         tracker = open_tracker(run, config, rundir.identity(run), state, monitors, told) if ranks.first else Tracker(None, [])
-        context = RunContext(run, ranks, tracker, signals, heartbeat, resolved, options=options, resumed_from=resumed_from)
+        context = RunContext(run, ranks, tracker, signals, heartbeat, resolved, accept=accept, options=options, resumed_from=resumed_from)
         with contextlib.closing(tracker):
             for view in stages_ahead(resolved, options.only, state):
                 heartbeat.phase("stage", state.step)
@@ -124,6 +121,7 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
                 state.enter(view.index, batch, plan.steps)
                 run_stage(plan, bundle, state, context)
             heartbeat.phase("done", state.step)
+            accept()
     benches = [*(entry.bench for entry in config.evaluate), *sorted(registry.benches(config.family))]
     data = "" if resolved.stages[-1].config.data.holds_out or ":" in "".join(benches[:1]) else " --data=..."
     log.info(next_steps(run, state, [one + data for one in benches], list(bundle.section.layouts), asks=bundle.family.generate is not None))
@@ -176,12 +174,13 @@ def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[Sta
 
 
 @contextlib.contextmanager
-def locked_run_directory(run: Path, resolved: Resolved, options: TrainOptions, ranks: Ranks) -> Iterator[bool]:
-    """Lock the directory `run`; yield whether it is a run to continue. Raises PlaitError if it is locked, or its configuration differs.
+def locked_run_directory(run: Path, resolved: Resolved, options: TrainOptions, ranks: Ranks) -> Iterator[tuple[bool, PendingSettings]]:
+    """Lock the directory `run`; yield whether it is a run to continue, and its settings. Raises PlaitError if it is locked or they differ.
 
     `options`: `restart` first renames a run that is there, `fresh` refuses one. If the block fails, a new directory without results goes.
     """
     error, continues = None, False
+    settings = PendingSettings(run, resolved.yaml if ranks.first else None)
     with contextlib.ExitStack() as held:
         if ranks.first:
             held.enter_context(rundir.cleared_if_failed(run))
@@ -191,7 +190,7 @@ def locked_run_directory(run: Path, resolved: Resolved, options: TrainOptions, r
                 rundir.sweep(run)
                 if continues:
                     start.reconcile_configuration(run, resolved, options.allow_inexact)
-                files.write_whole(run / signed.NAME, signed.sign(resolved.yaml))
+                held.enter_context(settings)
             except PlaitError as raised:
                 error = str(raised)
             except OSError as raised:
@@ -199,7 +198,7 @@ def locked_run_directory(run: Path, resolved: Resolved, options: TrainOptions, r
         error, continues = ranks.agree((error, continues))
         if error is not None:
             raise PlaitError(error)
-        yield continues
+        yield continues, settings
 
 
 def _prepare_directory(run: Path, resolved: Resolved, options: TrainOptions) -> bool:

@@ -1,5 +1,6 @@
 """What the stages (parts) of a run share while it runs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all stages of a run share. `resolved`: its settings; `resumed_from`: where this process continued it, None: began it."""
+    """What all stages share. `resolved`: the run's settings; `accept` writes them. `resumed_from`: where this process went on, or None."""
 
     run: Path
     ranks: Ranks
@@ -36,5 +37,6 @@ class RunContext:
     signals: Signals
     heartbeat: Heartbeat
     resolved: Resolved
+    accept: Callable[[], None]
     options: TrainOptions
     resumed_from: Checkpoint | None

@@ -103,9 +103,8 @@ class StageRun:
         self.data_error: PlaitError | None = None
         """Why this rank cannot have its data."""
         self.evaluation = StageEvaluation(plan, bundle, state, context) if evaluates(config) else None
-        looks = config.guard.blindness and plan.steps >= FEWEST_STEPS
         keep = functools.partial(keep_failure, context, plan)
-        self.blindness = Blindness(plan, bundle, state, context, keep) if looks else None
+        self.blindness = Blindness(plan, bundle, state, context, keep) if config.guard.blindness and plan.steps >= FEWEST_STEPS else None
         self.source_losses = SourceLosses(plan, bundle, state, context, keep) if config.track.monitor else None
         self.ledger = Ledger(plan, bundle, state, context) if keeps_ledger(context.resolved.stages, config) else None
         cached, amounts = config.data.feature_cache != "off", (plan.steps - state.stage_step, sum(plan.order.sizes))
@@ -163,13 +162,13 @@ class StageRun:
             log.info(f"the data failed after step {state.step}, which is saved" if state.stage_step else "the data failed before a step")
             raise error
         if state.stage_done is None:
-            where = f"after step {state.step} of {self.stop_step}"
             reason = leaving.stopped_by(context.ranks.gather(context.signals.received))
-            raise Paused(f"stopped by {reason} {where}, all saved; the same command continues")
+            raise Paused(f"stopped by {reason} after step {state.step} of {self.stop_step}, all saved; the same command continues")
 
     def after_step(self, state: State, row: Row) -> None:
         """Compare replicas if due, record the metrics `row` of a step, evaluate and save if due. Raises Stopped where a check fails."""
         self.context.heartbeat.part("record")
+        self.context.accept()
         settings, ranks = self.plan.config, self.context.ranks
         every = settings.guard.replica_check_steps
         if every and state.stage_step % every == 0 and ranks.size > 1 and not distributed.is_sharded(state.model):
@@ -219,6 +218,7 @@ class StageRun:
         self.saved = moment
         self.context.heartbeat.phase("save", state.step)
         self._require_run()
+        self.context.accept()
         folder = checkpoint.folder_of(self.context.run, plan.view.index, plan.view.name, state.step)
         kept: dict[str, Any] = {}
         if plan.config.checkpoint.reference:

@@ -26,7 +26,8 @@ def refuse(run: Path, differences: Sequence[Difference]) -> None:
     if differences:
         shown = "; ".join(f"{key}: {before} -> {after}" for key, before, after in differences)
         raise PlaitError(
-            f"{run} was begun with another configuration ({shown}); undo that, give another --run, or --restart (keeps the old run aside)"
+            f"{run} was begun with another configuration ({shown}); undo that, go on with it from here on (--allow-inexact), "
+            "give another --run, or --restart (keeps the old run aside)"
         )
 
 
