@@ -145,6 +145,13 @@ def test_all_samples_of_both_sides_are_compared_where_they_can_be_read_quickly(t
     assert found.read == 32
 
 
+def test_samples_that_the_model_cannot_use_are_compared_as_they_are_read(tmp_path):
+    train = opened(tmp_path, [{"caption": "a", "broken": 1}, {"caption": "b", "broken": 1}])
+    train.stored = False
+    (found,) = look([train], [opened(tmp_path, [{"caption": "b"}], "b")])
+    assert found.usable == 0 and found.text().endswith(", 1 held out too (2 of 2 compared with 1 of 1 held out)")
+
+
 def test_it_is_told_of_how_many_samples_nothing_is_known(tmp_path, monkeypatch):
     train = opened(tmp_path, [{"caption": f"{i}"} for i in range(5000)])
     held = opened(tmp_path, [{"caption": f"{i}"} for i in range(200)], "b")

@@ -196,6 +196,8 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
     try:
         with sample_errors:
             sample = read(found.source, index, sample_key)
+            if found.overlap is not None and not found.source.stored:
+                found.overlap.add(content_of(sample))
             answers = _answers(sample)
             found.without_text += not answers
             found.sizes += [image_files.size(image) for image in sample["images"]]
@@ -207,8 +209,6 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
     found.of_textless |= {} if answers else dict.fromkeys(sample["fields"])
     found.empty += bool(answers) and not any(answer.strip() for answer in answers)
     found.cut += bool(sum(collated(inputs, [example]).get("cut", ())))
-    if found.overlap is not None and not found.source.stored:
-        found.overlap.add(content_of(sample))
     needs = dict.fromkeys([("images",), ("frames",), *map(tuple, found.limits.needs.values())])
     found.holding.update(_either(keys) for keys in needs if any(sample.get(name) for name in keys))
     if not sample.get("images"):
