@@ -203,7 +203,7 @@ def test_train_ends_with_where_everything_is(say, place) -> None:
         "run          done, 2 steps done",
         "metrics      done/metrics.jsonl; curves: tensorboard --logdir done",
         "checkpoint   done/stage-1-train/step-00000002",
-        "measure      plait eval done --bench accuracy",
+        "measure      plait eval done --bench loss",
         "ask          plait generate done --prompt=...",
         "export       plait export done done-export --to hf",
         "more steps   plait train done --train.steps=...",

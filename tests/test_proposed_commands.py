@@ -43,7 +43,7 @@ def test_a_run_with_a_best_checkpoint_ends_with_its_name_and_its_export(ended):
 def test_a_run_that_holds_nothing_out_asks_for_the_data_to_measure_on(ended, monkeypatch, capsys):
     folder, lines = ended
     monkeypatch.chdir(folder)
-    assert lines["plain"]["measure"] == "plait eval plain --bench accuracy --data=..."
+    assert lines["plain"]["measure"] == "plait eval plain --bench loss --data=..."
     words = shlex.split(lines["plain"]["measure"].replace("--data=...", "--data=scenes"))
     assert cli.main([*words[1:], "--samples=2"]) == 0, capsys.readouterr().err
 
@@ -92,3 +92,31 @@ def test_no_command_is_put_together_without_quotes():
 def test_a_word_is_quoted_only_where_a_shell_needs_it():
     assert command("train", "runs/demo@best", "--optim.lr=...") == "plait train runs/demo@best --optim.lr=..."
     assert command("train", Path("a b"), 3) == "plait train 'a b' 3"
+
+
+FEW = """
+family: nanodit
+model: {depth: 1, hidden: 16, heads: 2, space: pixels, patch: 8, text: words, text_dim: 16, words: 64, image_dim: 0, image_size: 32,
+        sampling: {steps: 1}}
+data:
+  train: [{source: scenes, limit: 12, options: &scenes {size: [32, 32], objects: 1, tasks: [caption]}}]
+  validation: [{source: scenes, limit: 5, options: *scenes}]
+  workers: 0
+train: {steps: 1, global_batch: 4}
+optim: {schedule: {warmup_steps: 0}}
+track: {tensorboard: false}
+"""
+
+
+def test_the_bench_that_a_run_ends_with_is_one_that_its_held_out_data_has_enough_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "few.yaml").write_text(FEW)
+    assert cli.main(["train", "few.yaml", "--run=few"]) == 0
+    measure = re.search(r"^measure +(.*)$", capsys.readouterr().out, re.MULTILINE)[1]
+    assert measure == "plait eval few --bench loss"
+    assert cli.main(shlex.split(measure)[1:]) == 0, capsys.readouterr().err
+    failed = '{"step": 1, "stage": "train", "bench": "validation", "reason": "none", "traceback": ""}\n'
+    (tmp_path / "few/bench_failures.jsonl").write_text(failed)
+    more = ["--train.steps=2", "--evaluate=[{bench: validation, every_steps: 9}]"]
+    assert cli.main(["train", "few.yaml", "--run=few", *more]) == 0
+    assert "plait eval few --bench loss\n" in capsys.readouterr().out

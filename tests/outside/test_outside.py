@@ -56,7 +56,7 @@ def test_family_is_short():
 
 def test_family_trains_and_says_what_can_be_done_next(trained):
     assert "stage 1 train: trains table 10,240, layers" in trained.printed
-    assert "measure      plait eval straight --bench first_word\nask          plait generate straight --prompt=..." in trained.printed
+    assert "measure      plait eval straight --bench loss\nask          plait generate straight --prompt=..." in trained.printed
     rows = metrics(trained.run)
     assert [row["step"] for row in rows] == list(range(1, 61))
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]

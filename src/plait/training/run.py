@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from plait import files
 from plait.assembly import overwritten
 from plait.assembly.data import check_data
 from plait.assembly.model import build_model
@@ -27,6 +28,7 @@ from plait.config.signed import PendingSettings
 from plait.engine import optim
 from plait.engine.checkpoints import checkpoint, disk_errors, folders, regular_files, rundir
 from plait.engine.compilation import choice
+from plait.engine.evaluation import LOSS
 from plait.engine.monitoring import alerts, watchdog
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.signals import Signals
@@ -37,7 +39,6 @@ from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.errors import PlaitError, Stopped, command
-from plait.families import registry
 from plait.training import from_weights, start
 from plait.training.run_context import RunContext, TrainOptions
 from plait.training.stage import run_stage
@@ -122,7 +123,8 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
                 run_stage(plan, bundle, state, context)
             heartbeat.phase("done", state.step)
             accept()
-    benches = [*(entry.bench for entry in config.evaluate), *sorted(registry.benches(config.family))]
+    failed = {row.get("bench") for row in files.read_rows(run / "bench_failures.jsonl")}
+    benches = [*(entry.bench for entry in config.evaluate if entry.title not in failed), LOSS]  # of all benches, what any data has
     data = "" if resolved.stages[-1].config.data.holds_out or ":" in "".join(benches[:1]) else " --data=..."
     log.info(next_steps(run, state, [one + data for one in benches], list(bundle.section.layouts), asks=bundle.family.generate is not None))
 
