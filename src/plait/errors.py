@@ -3,11 +3,12 @@
 import re
 import shlex
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-_NAMES_SHOWN = 5
+_NAMES_SHOWN, _REASONS_SHOWN = 5, 8
 _REASON_LENGTH = 1000  # characters
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
@@ -89,6 +90,12 @@ class Recurring(Stopped):
     """A run stopped itself for what the same command would meet again, such as too many bad samples. No launcher starts it again."""
 
     exit_code = PlaitError.exit_code
+
+
+def counted_reasons(reasons: Counter[str]) -> str:
+    """Return reasons with their counts, the most frequent first: "3 x no text; 1 x no image"."""
+    shown = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(_REASONS_SHOWN))
+    return shown + (f"; and {len(reasons) - _REASONS_SHOWN} more reasons" if len(reasons) > _REASONS_SHOWN else "")
 
 
 def first_names(names: Sequence[str]) -> str:

@@ -299,6 +299,13 @@ def test_buckets_keep_to_the_samples_that_pass():
     assert alone.groups == (12,) and [row["bucket"] for row in alone.table(4)] == ["12"]
 
 
+def test_reasons_for_which_a_condition_is_undecided_are_counted(tmp_path):
+    values = [None, "one", "two", None, None]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"caption": "a", "n": value}) + "\n" for value in values))
+    with pytest.raises(PlaitError, match=r"is undecided for all of the 5 samples looked at: 3 x .*; 2 x n is text and 3 a number$"):
+        opened({"source": "jsonl", "path": str(tmp_path / "data.jsonl")}, {"expr": "n > 3"})
+
+
 WRONG = {
     "expr: 'clip_scre > 0.28'": "filter.expr 'clip_scre > 0.28' at character 1: no column 'clip_scre': did you mean 'clip_score'? the "
     "records have id, caption, clip_score, lang, image",

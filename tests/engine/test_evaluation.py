@@ -150,7 +150,7 @@ def test_samples_that_a_bench_calls_bad_add_to_those_that_cannot_be_read():
 
 
 def test_a_bench_without_a_sample_that_can_be_used_has_no_figures():
-    with pytest.raises(evaluation.NoUsableSample, match=r"^none of 2 held-out samples can be used: torn at 0$"):
+    with pytest.raises(evaluation.NoUsableSample, match=r"^none of 2 held-out samples can be used: 1 x torn at 0; 1 x torn at 1$"):
         answered(Letters(2, torn=(0, 1)), calls := [])
     with pytest.raises(evaluation.NoUsableSample, match=r"^there are no held-out samples$"):
         answered(Letters(0), calls)
@@ -167,7 +167,7 @@ def test_figures_of_no_sample_are_absent_in_a_run_and_told():
         failed=lambda name, error: failures.append((name, reason_of(error))),
     )
     assert judge.run(make_state(make_config()), judge.entries).keys() == {"loss", "loss/error"}
-    assert failures == [("letters", "none of 2 held-out samples can be used: torn at 0")]
+    assert failures == [("letters", "none of 2 held-out samples can be used: 1 x torn at 0; 1 x torn at 1")]
 
 
 @pytest.mark.parametrize("torn", [29, 30])
@@ -179,7 +179,7 @@ def test_a_rehearsal_looks_on_until_a_sample_can_be_used(torn):
         held_out=HeldOut(lambda entry: (), lambda entry: Letters(min(30, entry.samples or 30), torn=range(torn))),
     )
     if torn == 30:
-        message = r"^bench letters cannot be run, .*: none of 30 held-out samples can be used: torn at 0$"
+        message = r"^bench letters cannot be run, .*: none of 30 held-out samples can be used: 1 x torn at 0; .*; and 22 more reasons$"
         with pytest.raises(PlaitError, match=message):
             judge.rehearse(make_state(make_config()), [])
     else:

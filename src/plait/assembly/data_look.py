@@ -21,7 +21,7 @@ from plait.data.loading.micro_batch import Inputs, collated
 from plait.data.sources.contract import Sample, Source, read
 from plait.data.sources.filtered import filtered_text
 from plait.engine.parallel.distributed import Ranks
-from plait.errors import BadSample, PlaitError, sample_errors
+from plait.errors import BadSample, PlaitError, counted_reasons, sample_errors
 from plait.families.limits import Limits
 from plait.keys import key
 
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 _SAMPLES, _ALL_SAMPLES = 32, 512
 """How many samples of one source, and of all sources together, are looked at (at most)."""
-_REASONS_SHOWN = 8
 
 
 @dataclass
@@ -67,7 +66,7 @@ class SourceLook:
     def text(self) -> str:
         """Return in one line what was found, and no zeros: "500 samples, 32 looked at: 3 bad (3 x no text)"."""
         counts = {
-            f"bad ({counted(self.bad)})": self.bad.total(),
+            f"bad ({counted_reasons(self.bad)})": self.bad.total(),
             "without text": self.without_text,
             "with empty text": self.empty,
             "cut by data.max_tokens": self.cut,
@@ -178,12 +177,6 @@ def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequen
             fields, idle = dict.fromkeys(field for one in found for field in one.fields), limits.idle.get(name, 0)
             faults.append(unusable_data.without_input(name, _either(keys), bad, usable, fields=fields, idle=idle))
     return faults
-
-
-def counted(bad: Counter[str]) -> str:
-    """Return why samples are bad, the most frequent reasons first, each with its count: "3 x no text; 1 x no image"."""
-    reasons = "; ".join(f"{count} x {reason}" for reason, count in bad.most_common(_REASONS_SHOWN))
-    return reasons + (f"; and {len(bad) - _REASONS_SHOWN} more reasons" if len(bad) > _REASONS_SHOWN else "")
 
 
 def _either(keys: Sequence[str]) -> str:

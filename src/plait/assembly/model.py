@@ -20,7 +20,6 @@ from plait import files
 from plait.assembly import checkpoint_specs, hub_start, overwritten
 from plait.assembly.adapters import layers as adapter_layers
 from plait.assembly.data import open_training
-from plait.assembly.data_look import counted
 from plait.config.schema import RunConfig
 from plait.data.loading import truncation
 from plait.data.order import permute
@@ -30,7 +29,7 @@ from plait.engine.checkpoints.folders import copy_folder
 from plait.engine.loss import Loss
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.sharding import Sharding
-from plait.errors import BadSample, sample_errors
+from plait.errors import BadSample, counted_reasons, sample_errors
 from plait.families import registry
 from plait.families.contract import Family, require_known
 from plait.families.limits import check_max_tokens
@@ -166,8 +165,7 @@ def _hash(value: torch.Tensor) -> str:
 def _texts(config: RunConfig) -> Iterator[str]:
     """Yield the messages of some samples of each training source; samples that cannot be read are left out, counted and logged."""
     for source in open_training(config).sources:
-        bad: Counter[str] = Counter()
-        n = min(len(source), _TOKENIZER_SAMPLES)
+        bad, n = Counter[str](), min(len(source), _TOKENIZER_SAMPLES)
         for i, index in enumerate(np.asarray(permute(np.arange(n), max(len(source), 1), config.seed, "texts")).tolist()):
             try:
                 with sample_errors:
@@ -177,4 +175,5 @@ def _texts(config: RunConfig) -> Iterator[str]:
                 continue
             yield from (message["content"].replace(IMAGE_MARK, "") for message in sample["messages"])
         if bad:
-            log.warning(f"{source.name}: {bad.total()} of {n} samples cannot be read and the tokenizer learns without them: {counted(bad)}")
+            told = f"{bad.total()} of {n} samples cannot be read and the tokenizer learns without them: {counted_reasons(bad)}"
+            log.warning(f"{source.name}: {told}")

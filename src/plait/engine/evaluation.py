@@ -8,6 +8,7 @@ item of the configuration's `evaluate:` list: a bench, its data and its interval
 import contextlib
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from plait.config.schema import Evaluate
-from plait.engine.held_out_loss import NoUsableSample, held_out_loss
+from plait.engine.held_out_loss import NoUsableSample, held_out_loss, none_usable
 from plait.engine.loop import StopChannel
 from plait.engine.loss import Loss, StepBatch
 from plait.engine.parallel.distributed import Ranks
@@ -170,8 +171,7 @@ def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, float]:
     Raises NoUsableSample where no sample could be used: all rows have `bad`.
     """
     if not usable(rows):
-        reason = f"none of {len(rows)} held-out samples can be used: {rows[0]['bad']}" if rows else "there are no held-out samples"
-        raise NoUsableSample(reason)
+        raise none_usable(Counter(str(row["bad"]) for row in rows))
     unread = sum(bool(row.get("unread")) for row in rows)
     figures = bench.summarise([row for row in rows if not row.get("unread")])
     return figures | ({"bad_samples": figures.get("bad_samples", 0.0) + unread} if unread else {})

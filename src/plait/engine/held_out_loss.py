@@ -1,6 +1,7 @@
 """Compute the loss of given batches without gradients. They are held-out data, or a few fixed samples that show that a restart is exact."""
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -12,11 +13,17 @@ from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.rank_failures import attempt, raise_on_all
 from plait.engine.precision import autocast
-from plait.errors import PlaitError
+from plait.errors import PlaitError, counted_reasons
 
 
 class NoUsableSample(PlaitError):
     """Raised where no sample of a bench can be used, so that there is nothing to compute figures from."""
+
+
+def none_usable(reasons: Counter[str]) -> NoUsableSample:
+    """Return the error of a bench with no usable sample. `reasons`: why each held-out sample cannot be used; none where there is none."""
+    why = counted_reasons(reasons) if len(reasons) > 1 else next(iter(reasons), "")
+    return NoUsableSample(f"none of {reasons.total()} held-out samples can be used: {why}" if reasons else "there are no held-out samples")
 
 
 @torch.no_grad()
@@ -30,7 +37,7 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[StepBatch], rank
     numerators = dict.fromkeys(loss.coefficients, 0.0)
     loss_weights = dict.fromkeys(loss.coefficients, 0.0)
     no_sums: Mapping[str, Tensor] = {}
-    bad, used, reason = 0, 0, ""
+    bad, used, reasons = 0, 0, Counter[str]()
 
     def forward(batch: Batch) -> Mapping[str, Tensor]:
         with autocast(precision, ranks.device):
@@ -39,12 +46,12 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[StepBatch], rank
     try:
         for batch in batches:
             own, failure = attempt(functools.partial(own_loss_weights, loss, batch.micro), loss_weights)
-            lost = [sample.reason for sample in batch.bad if sample.attempt == 0]
+            reasons.update(lost := [sample.reason for sample in batch.bad if sample.attempt == 0])
             usable = sum(len(micro.ids) for micro in batch.micro if not micro.padding)
             own_sums = [*(own[name] for name in loss_weights), failure is not None, len(lost), usable]
             *of_batch, failed, bad_here, used_here = sum_over_ranks(own_sums, ranks)
             raise_on_all(ranks, failure, on_any=failed > 0)
-            bad, used, reason = bad + int(bad_here), used + int(used_here), reason or next(iter(lost), "")
+            bad, used = bad + int(bad_here), used + int(used_here)
             loss_weights = {name: value + more for (name, value), more in zip(loss_weights.items(), of_batch, strict=True)}
             for micro in batch.micro:
                 sums, failure = attempt(functools.partial(forward, micro.batch), no_sums)
@@ -57,7 +64,7 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[StepBatch], rank
     totals = ranks.sum(torch.tensor([numerators[name] for name in names], dtype=torch.float64)).tolist()
     terms = {name: value / loss_weights[name] for name, value in zip(names, totals, strict=True) if loss_weights[name] > 0}
     if bad and not used:
-        raise NoUsableSample(f"none of {bad} held-out samples can be used: {next(filter(None, ranks.gather(reason)))}")
+        raise none_usable(sum(ranks.gather(reasons), Counter()))
     if not has_targets(loss, loss_weights):
         raise PlaitError("the held-out samples have nothing to predict: every loss weight is 0; look at them with `plait data inspect`")
     return {

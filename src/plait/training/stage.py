@@ -231,11 +231,10 @@ class StageRun:
             state.probe = self.probe.measure()
         self._require_finite(state.probe, self.updated)
         kept |= {"base": bundle.family.base(bundle.section), "frozen_xxh3": bundle.frozen_xxh3(state.ever_trained)}
-        spared = state.best["step"] if state.best else None
         manifest = {**self.manifest, **kept, "state": state.metadata()}
         if self.monitor is not None:
             self.monitor.keep()
-        keep, config = plan.config.checkpoint.keep, self.context.resolved.yaml
+        keep, config, spared = plan.config.checkpoint.keep, self.context.resolved.yaml, state.best["step"] if state.best else None
         state.copied = self.saver.save(folder, state.tensors(), manifest, keep=keep, spared=spared, config=config)
 
     def _require_run(self) -> None:

@@ -4,6 +4,7 @@ Which samples pass depends on the data and the filter alone. A sample that is le
 fails, and is no bad sample; one that cannot be measured, as its file is broken, is kept, and found bad when it is drawn.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -14,7 +15,7 @@ from plait.data.field_names import field_list
 from plait.data.selection import copies_file
 from plait.data.selection.measures import SIDES, TOKENS, UNDECIDED, Measure, condition
 from plait.data.selection.survey import Measured, Samples, Surveyed, measured, text_of
-from plait.errors import BadSample, PlaitError, sample_errors
+from plait.errors import BadSample, PlaitError, counted_reasons, sample_errors
 
 _PROBES = 20  # samples read, at most, to know the columns
 
@@ -56,7 +57,7 @@ def counted(counts: Mapping[str, int]) -> str:
 def _check(source: Samples, parsed: expression.Condition) -> None:
     """Look at some samples, spread over the source. Raises PlaitError for an unknown column, and a condition that none of them decides."""
     fields: dict[str, None] = {}
-    reasons: list[str] = []
+    reasons: Counter[str] = Counter()
     decided = read = 0
     for i in sorted({k * (len(source) - 1) // max(1, _PROBES - 1) for k in range(_PROBES)}):
         try:
@@ -69,7 +70,7 @@ def _check(source: Samples, parsed: expression.Condition) -> None:
             parsed.holds(record)
             decided += 1
         except expression.Undecided as error:
-            reasons.append(str(error))
+            reasons[str(error)] += 1
     if not read:
         return
     if unknown := parsed.unknown(list(fields)):
@@ -79,7 +80,8 @@ def _check(source: Samples, parsed: expression.Condition) -> None:
             f"filter.expr {parsed.text!r} at character {place}: no column {name!r}: {hint}the records have {field_list(fields)}"
         )
     if not decided:
-        raise PlaitError(f"filter.expr {parsed.text!r} is undecided for all of the {read} samples looked at: {reasons[0]}")
+        why = counted_reasons(reasons) if len(reasons) > 1 else next(iter(reasons))
+        raise PlaitError(f"filter.expr {parsed.text!r} is undecided for all of the {read} samples looked at: {why}")
 
 
 def _rules(settings: Filter, numbers: Measured) -> Iterator[tuple[str, np.ndarray]]:
