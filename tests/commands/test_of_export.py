@@ -194,5 +194,5 @@ def test_an_export_reads_own_data_as_its_run_did_and_an_older_one_says_that_it_c
     assert told.pop("reads") == [{"source": "scenes"}, {"source": "jsonl", **text}]
     (tmp_path / "hf/plait.json").write_text(json.dumps(told))
     code, said = command(capsys, "eval", tmp_path / "hf", "--bench=loss", f"--data={tmp_path / 'own.jsonl'}")
-    assert "this export does not tell the template and columns of its run (an older one): --data is read without; where the run" in said
+    assert "this export does not tell the template and columns of its run (it is an older one, " in said
     assert f"--data='[{{source: jsonl, path: {tmp_path / 'own.jsonl'}, template: " in said

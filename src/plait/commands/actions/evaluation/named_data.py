@@ -132,9 +132,10 @@ def _kind_of(path: Path) -> str | None:
 def _as_trained(source: SourceEntry, trained: Sequence[SourceEntry] | None) -> SourceEntry:
     """Return `source` with the template and columns of the first of `trained` of its kind that has any; None: it is told that none are."""
     if trained is None and not KINDS[source.source].own_text:
+        form = f"[{{source: {source.source}, path: {source.path}, template: {{user: ...}}, columns: {{...}}}}]"
         log.warning(
-            "this export does not tell the template and columns of its run (an older one): --data is read without; where the run has some, "
-            f"give them: --data='[{{source: {source.source}, path: {source.path}, template: {{user: ...}}, columns: {{...}}}}]'"
+            "this export does not tell the template and columns of its run (it is an older one, or of save_pretrained): --data is read "
+            f"without; where the run has some, give them: --data='{form}'"
         )
     for number, other in enumerate(trained or ()):
         if other.source == source.source and other.own_text is not None:
