@@ -57,7 +57,8 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
 
 def test_pages_that_messages_name_are_there():
     """In messages, help, recipes and examples, with their anchors."""
-    files = [path for folder in ("src", "configs", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.[py]*") if path.is_file()]
+    folders, kinds = ("src", "configs", "examples", "benchmarks"), {".py", ".yaml", ".json", ".ipynb"}
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
     named = {name for path in files for name in re.findall(r"docs/\w[\w./-]*\.md(?:#[\w-]+)?", path.read_text(encoding="utf-8"))}
     assert len(named) > 5
     assert broken(ROOT / "README.md", "\n".join(f"[it]({name})" for name in named)) == []
